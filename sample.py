@@ -1,0 +1,23 @@
+"""Draws pictures for captions from a checkpoint. `python sample.py --help` lists what can be set."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
+
+from t2i.command import main
+
+ABOUT = """
+python sample.py ckpt=runs/quickstart/prior/last.ckpt prompt="two red circles above a blue square" n=8 seed=0
+"""
+
+
+def run(config: dict[str, Any], overrides: list[str]) -> Any:
+    from t2i import drawing
+
+    return drawing.run(config)
+
+
+if __name__ == "__main__":
+    main("sample", run, ABOUT)

@@ -1,0 +1,282 @@
+"""CLIP as a Hugging Face folder: one way to load ours and published ones, to save, tokenise and feed it.
+
+CLIP: Radford et al. 2021, arXiv 2103.00020; the network is `transformers.CLIPModel`. Deviations for our own:
+the byte-level BPE marks the beginning of a word (as GPT-2's does) instead of its end, and has a padding token
+of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerFast
+from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
+
+START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
+# In this order: transformers takes the end token's id 2 for the mark of an old config and then pools at the
+# largest id instead of at the end token, so END must not be 2.
+SPECIAL = (START, END, PAD)
+SMALLEST_VOCABULARY = 256 + len(SPECIAL)
+
+# Of OpenAI's models, whose preprocessing a folder without preprocessor_config.json is taken to share.
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+MAX_WARNINGS = 5
+CACHED_CAPTIONS = 100_000
+
+
+class CaptionTokenizer:
+    """Captions to token ids: start, words, end, padded to the batch's longest and cut at `max_length`
+    tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, max_length: int, start: int, end: int, pad: int) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.start, self.end, self.pad = start, end, pad
+        self._cache: dict[str, list[int]] = {}
+        self._warned = 0
+
+    @classmethod
+    def from_json(cls, text: str, max_length: int) -> CaptionTokenizer:
+        """From the text of a tokenizer.json."""
+        tokenizer = Tokenizer.from_str(text)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        start, end, pad = (tokenizer.token_to_id(token) for token in SPECIAL)
+        if start is None or end is None:
+            raise ValueError(f"the tokenizer has no {START} or no {END}: it is none of CLIP's")
+        # OpenAI's vocabulary has no padding token and pads with the end token.
+        return cls(tokenizer, max_length, start, end, end if pad is None else pad)
+
+    def to_json(self) -> str:
+        return self.tokenizer.to_str()
+
+    def _ids(self, caption: str) -> list[int]:
+        if (known := self._cache.get(caption)) is not None:
+            return known
+        encoding = self.tokenizer.encode(caption, add_special_tokens=False)
+        room = self.max_length - 2
+        ids = [self.start, *encoding.ids[:room], self.end]
+        if len(encoding.ids) > room:
+            self._warn_cut(caption, encoding.offsets[room][0], len(encoding.ids))
+            return ids  # not kept, so that the same prompt warns again
+        if len(self._cache) < CACHED_CAPTIONS:
+            self._cache[caption] = ids
+        return ids
+
+    def _warn_cut(self, caption: str, at: int, length: int) -> None:
+        self._warned += 1
+        if self._warned > MAX_WARNINGS:
+            return
+        last = " (further cuts are not reported)" if self._warned == MAX_WARNINGS else ""
+        warnings.warn(
+            f"the caption has {length} tokens, the text encoder takes {self.max_length - 2}: it is cut after "
+            f"{caption[:at].strip()[-60:]!r}, and what follows is not seen: {caption[at:].strip()!r}{last}",
+            stacklevel=4,
+        )
+
+    def __call__(self, captions: list[str]) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
+        """Token ids and the mask of real tokens (start and end are real, padding is not)."""
+        rows = [self._ids(caption) for caption in captions]
+        longest = max((len(row) for row in rows), default=2)
+        ids = torch.tensor([row + [self.pad] * (longest - len(row)) for row in rows]).view(len(rows), longest)
+        lengths = torch.tensor([len(row) for row in rows])
+        return ids.long(), torch.arange(longest) < lengths[:, None]
+
+
+def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A lower-casing byte-level BPE of at most `vocab_size` entries; no text is unknown to it."""
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise ValueError(
+            f"vocab_size={vocab_size}: at least {SMALLEST_VOCABULARY} (256 bytes and the special tokens)"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    # The space before the first word makes it the same token as in the middle of a caption.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        captions,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            special_tokens=list(SPECIAL),
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        ),
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}",
+        special_tokens=[(START, SPECIAL.index(START)), (END, SPECIAL.index(END))],
+    )
+    return tokenizer
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without transformers' bars for weights that are read in a blink."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def load_clip(path: str, allow_download: bool = False) -> tuple[CLIPModel, CaptionTokenizer]:
+    """A CLIP in eval mode and float32 with its tokenizer, from a local folder or by its name on the hub.
+
+    ValueError where it is not there, is incomplete, or its tokenizer is another's.
+    """
+    is_folder = Path(path).is_dir()
+    if is_folder and not (Path(path) / "config.json").is_file():
+        raise ValueError(f"path={path!r} has no config.json: it is no Hugging Face folder of a CLIP")
+    local_only = is_folder or not allow_download
+    try:
+        with nullcontext() if not local_only else _no_bars():
+            model, report = CLIPModel.from_pretrained(
+                path, local_files_only=local_only, output_loading_info=True, dtype=torch.float32
+            )
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local_only)
+    except (OSError, ValueError) as error:
+        if is_folder:
+            raise ValueError(f"path={path!r} could not be read as a CLIP folder: {error}") from error
+        how = (
+            "the download failed"
+            if allow_download
+            else "train one (python train.py model=clip), name the folder of one, or set allow_download: true"
+        )
+        raise ValueError(
+            f"path={path!r}: no folder of that name (looked at {Path(path).absolute()}), "
+            f"and no such model in the Hugging Face cache; {how}"
+        ) from error
+    if missing := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
+        raise ValueError(
+            f"path={path!r} is no complete CLIP: {len(missing)} weights are missing, {missing[0]} the first"
+        )
+    # A reader of the model's own length; the tokenizer's stored maximum is often absent or wrong.
+    captions = CaptionTokenizer.from_json(
+        tokenizer.backend_tokenizer.to_str(), model.config.text_config.max_position_embeddings
+    )
+    check_end_token(model.config.text_config.eos_token_id, captions, path)
+    return model.eval().requires_grad_(False), captions
+
+
+def check_end_token(configured: int, captions: CaptionTokenizer, path: str) -> None:
+    """With a wrong end token every caption would get one and the same embedding."""
+    old_config = configured == 2 and captions.end == captions.tokenizer.get_vocab_size() - 1
+    if configured != captions.end and not old_config:
+        raise ValueError(
+            f"path={path!r}: the text tower pools at token {configured} (eos_token_id), "
+            f"the tokenizer ends captions with token {captions.end}"
+        )
+
+
+def image_normalisation(
+    path: str, allow_download: bool = False
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the pictures (scaled to [0, 1]) that the CLIP at `path` takes."""
+    file = Path(path) / "preprocessor_config.json"
+    if not Path(path).is_dir():
+        found = cached_file(
+            path,
+            "preprocessor_config.json",
+            local_files_only=not allow_download,
+            _raise_exceptions_for_missing_entries=False,
+        )
+        if found is None:
+            return MEAN, STD
+        file = Path(found)
+    if not file.is_file():
+        return MEAN, STD
+    numbers = json.loads(file.read_text(encoding="utf-8"))
+    return tuple(numbers["image_mean"]), tuple(numbers["image_std"])
+
+
+def save_folder(
+    model: CLIPModel,
+    tokenizer_json: str,
+    folder: str | Path,
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5),
+    std: tuple[float, ...] = (0.5, 0.5, 0.5),
+) -> None:
+    """Write the CLIP as a folder that `transformers` reads, whole or not at all; an older one is replaced."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        with _no_bars():
+            model.save_pretrained(beside)
+        tokenizer = Tokenizer.from_str(tokenizer_json)
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            bos_token=START,
+            eos_token=END,
+            pad_token=PAD if tokenizer.token_to_id(PAD) is not None else END,
+            model_max_length=model.config.text_config.max_position_embeddings,
+        ).save_pretrained(beside)
+        size = model.config.vision_config.image_size
+        numbers = {
+            "image_processor_type": "CLIPImageProcessor",
+            "do_resize": True,
+            "size": {"shortest_edge": size},
+            "resample": 3,
+            "do_center_crop": True,
+            "crop_size": {"height": size, "width": size},
+            "do_rescale": True,
+            "do_normalize": True,
+            "do_convert_rgb": True,
+            "image_mean": list(mean),
+            "image_std": list(std),
+        }
+        (beside / "preprocessor_config.json").write_text(json.dumps(numbers, indent=2), encoding="utf-8")
+        os.chmod(beside, 0o755)  # mkdtemp's folders are closed to others
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+            os.replace(folder, old / folder.name)
+            os.replace(beside, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(beside, folder)
+    finally:
+        if beside.exists():
+            shutil.rmtree(beside)
+
+
+def preprocess(
+    images: Float[Tensor, "b 3 h w"],
+    size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Float[Tensor, "b 3 s s"]:
+    """Pictures in [-1, 1] as CLIP takes them: short side to `size` (bicubic, antialiased), crop, normalised.
+
+    Differentiable; overshoot of the bicubic filter is not clipped, so that the gradient reaches every pixel.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        images = images.float()
+        h, w = images.shape[-2:]
+        if min(h, w) != size:
+            scale = size / min(h, w)
+            shape = max(size, round(h * scale)), max(size, round(w * scale))
+            images = F.interpolate(images, shape, mode="bicubic", antialias=True, align_corners=False)
+            h, w = shape
+        if h != w:
+            top, left = (h - size) // 2, (w - size) // 2
+            images = images[..., top : top + size, left : left + size]
+        centre = images.new_tensor(mean).view(3, 1, 1) * 2 - 1
+        return (images - centre) / (images.new_tensor(std).view(3, 1, 1) * 2)

@@ -1,0 +1,146 @@
+"""The only LightningDataModule: order, captions and batches as functions of (seed, epoch, index).
+
+The order of training is a stateless permutation and the loader's whole state is where it stands, so that a run
+continued in mid-epoch sees what an unbroken run sees, with any number of workers, and any number of ranks sees
+the same global batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from t2i.types import Batch, Example
+
+
+def number(*parts: object) -> int:
+    """A stable 63-bit number from anything printable: the seed of (seed, epoch, index) and the like."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()) >> 1
+
+
+class Order:
+    """Which (index, epoch) each batch holds: global batch b of an epoch is perm[b*B:(b+1)*B], and a rank takes
+    every world-th of it. Incomplete last batches are dropped in training; evaluation keeps them and does not shuffle."""
+
+    def __init__(self, size: int, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world: int = 1) -> None:
+        if shuffle and size < batch_size:
+            raise ValueError(f"data.batch_size={batch_size} is larger than the training split, which has {size} pictures")
+        if shuffle and batch_size % world:
+            raise ValueError(f"data.batch_size={batch_size} (global) is not divisible by the {world} devices")
+        self.size, self.batch_size, self.seed, self.shuffle = size, batch_size, seed, shuffle
+        self.rank, self.world, self.epoch = rank, world, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size // self.batch_size if self.shuffle else -(-self.size // self.batch_size)
+
+    def batches(self, start: int = 0) -> list[list[tuple[int, int]]]:
+        order = np.arange(self.size)
+        if self.shuffle:
+            order = np.random.default_rng(number(self.seed, "order", self.epoch)).permutation(self.size)
+        every = [order[b * self.batch_size : (b + 1) * self.batch_size] for b in range(start, len(self))]
+        return [[(int(i), self.epoch) for i in batch[self.rank :: self.world]] for batch in every]
+
+
+class Loader:
+    """Batches in the order of an `Order`, with a state to continue from."""
+
+    def __init__(self, dataset: Dataset, order: Order, collate: Callable[[list[Any]], Any], workers: int) -> None:
+        self.dataset, self.sampler, self.collate, self.workers = dataset, order, collate, workers
+        self.batch_size = order.batch_size // order.world
+        self.batch_sampler = None  # Lightning asks every loader for one
+        self.delivered = 0
+        self.resume: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Any]:
+        start = 0
+        if self.resume is not None:
+            epoch, start = self.resume
+            self.sampler.set_epoch(epoch)
+            self.resume = None
+        self.delivered = start
+        batches = DataLoader(self.dataset, batch_sampler=self.sampler.batches(start), collate_fn=self.collate,
+                             num_workers=self.workers)
+        for batch in batches:
+            self.delivered += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        order = self.sampler
+        return {"epoch": order.epoch, "delivered": self.delivered, "seed": order.seed, "batch_size": order.batch_size,
+                "size": order.size}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        order = self.sampler
+        for name, now in (("seed", order.seed), ("batch_size", order.batch_size), ("size", order.size)):
+            if state[name] != now:
+                raise ValueError(f"the checkpoint was trained with {name}={state[name]}, this run has {name}={now}:"
+                                 " the order of training would change (resume=never starts afresh)")
+        epoch, delivered = state["epoch"], state["delivered"]
+        self.resume = (epoch + 1, 0) if delivered >= len(order) else (epoch, delivered)
+
+
+class PictureCollate:
+    """Examples to a Batch: pictures scaled to [-1, 1], one caption each, chosen by f(seed, epoch, index)."""
+
+    def __call__(self, items: Sequence[tuple[Example, int]]) -> Batch:
+        image = torch.stack([example.image for example, _ in items]).float().div_(127.5).sub_(1)
+        text = [example.captions[pick % len(example.captions)] if example.captions else "" for example, pick in items]
+        return Batch(image, text, [example.key for example, _ in items])
+
+
+class Picked(Dataset):
+    """A data set whose items come with the number that picks their caption."""
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, at: tuple[int, int]) -> tuple[Example, int]:
+        index, epoch = at
+        return self.dataset[index, epoch], number(self.seed, "caption", epoch, index)
+
+
+class DataModule(pl.LightningDataModule):
+    """Training and validation loaders over two data sets.
+
+    Args:
+        train, val: `dataset[index, epoch] -> Example`, or -> what `collate` takes.
+        batch_size: global, over all ranks.
+        collate: a list of items to a batch; by default pictures with captions.
+    """
+
+    def __init__(self, train: Any, val: Any, batch_size: int, workers: int = 0, seed: int = 0,
+                 collate: Callable[[list[Any]], Any] | None = None) -> None:
+        super().__init__()
+        if batch_size < 1 or workers < 0:
+            raise ValueError(f"data.batch_size={batch_size} must be >= 1 and data.workers={workers} >= 0")
+        self.train_set, self.val_set = train, val
+        self.batch_size, self.workers, self.seed, self.collate = batch_size, workers, seed, collate
+
+    def loader(self, dataset: Any, shuffle: bool) -> Loader:
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        collate = self.collate
+        if collate is None:
+            dataset, collate = Picked(dataset, self.seed), PictureCollate()
+        order = Order(len(dataset), self.batch_size, self.seed, shuffle, rank, world)
+        return Loader(dataset, order, collate, self.workers)
+
+    def train_dataloader(self) -> Loader:
+        return self.loader(self.train_set, shuffle=True)
+
+    def val_dataloader(self) -> Loader:
+        return self.loader(self.val_set, shuffle=False)

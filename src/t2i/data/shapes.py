@@ -1,0 +1,303 @@
+"""The embedded data set: captioned scenes of coloured shapes, drawn on the fly, with the scene graph as ground truth.
+
+Scenes follow GenEval's six tasks (arXiv 2310.11513), plus a rarer "compound" kind with a relation between two groups.
+Every scene is a pure function of (seed, split, index).
+
+Which scene belongs to which split is a property of the scene, not of its index, so splits are disjoint for every seed:
+
+* `heldout`: the scene graph contains at least one of these combinations (indices into COLOURS, SHAPES, ROLES):
+  - colour x shape: (colour - 3 * shape) % 8 == 1, one colour of each shape (6 of 48 pairs);
+  - shape x relation: (shape - role) % 6 == 1, where the role is left, right, above or below (4 of 24 pairs): no square
+    is called the left one, no triangle the right one, no diamond the upper, no cross the lower one. The relation is
+    that of the graph (tasks position and compound); the layout of scenes that state none is free;
+  - colour x count: (colour + count) % 8 == 0 for two or more things of one colour (5 of 40 pairs).
+* `val`: of the others, those whose content (background, things, places) hashes to 0 modulo 10.
+* `train`: the rest.
+
+Held-out prompts name a held-out combination in their own words. The tasks `single` and `two` name shapes alone, so they
+have no held-out form and are no part of the held-out table (`HELDOUT_TASKS`). Prompts for evaluation speak of neither
+size nor background.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from hashlib import blake2b
+from random import Random
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+
+from t2i.data.phrases import describe, pick
+from t2i.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    GAP,
+    INVERSE,
+    MARGIN,
+    RADII,
+    SHAPES,
+    TASKS,
+    Caption,
+    Described,
+    Related,
+    Scene,
+    Task,
+    Thing,
+    relations,
+    render,
+)
+from t2i.types import Example
+
+Split = Literal["train", "val", "heldout"]
+
+ROLES = ("left", "right", "above", "below")
+HELDOUT_TASKS = ("colour", "count", "position", "attribution")
+TASK_WEIGHTS: dict[str, float] = {**dict.fromkeys(TASKS, 1.0), "compound": 0.5}
+CAPTIONS_PER_SCENE = 6
+COUNTS = (1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6)
+COMPOUNDS = ((2, 1), (1, 2), (2, 2), (3, 1), (1, 3), (2, 3), (3, 2))
+_COLOUR_NAMES, _BACKGROUND_NAMES = tuple(COLOURS), tuple(BACKGROUNDS)
+_COLOUR_INDEX = {name: i for i, name in enumerate(COLOURS)}
+_SHAPE_INDEX = {name: i for i, name in enumerate(SHAPES)}
+
+
+def colour_shape_held_out(colour: str, shape: str) -> bool:
+    return (_COLOUR_INDEX[colour] - 3 * _SHAPE_INDEX[shape]) % 8 == 1
+
+
+def shape_relation_held_out(shape: str, role: str) -> bool:
+    return (_SHAPE_INDEX[shape] - ROLES.index(role)) % 6 == 1
+
+
+def colour_count_held_out(colour: str, count: int) -> bool:
+    return count >= 2 and (_COLOUR_INDEX[colour] + count) % 8 == 0
+
+
+def scene_held_out(scene: Scene) -> bool:
+    """Whether the scene graph contains a held-out combination."""
+    if any(colour_shape_held_out(thing.colour, thing.shape) for thing in scene.things):
+        return True
+    counts = Counter(thing.colour for thing in scene.things)
+    if any(colour_count_held_out(colour, count) for colour, count in counts.items()):
+        return True
+    if scene.relation is None:
+        return False
+    return shape_relation_held_out(scene.things[0].shape, scene.relation) or shape_relation_held_out(
+        scene.things[-1].shape, INVERSE[scene.relation]
+    )
+
+
+def caption_held_out(caption: Caption) -> bool:
+    """Whether the caption's own clauses name a held-out combination."""
+    for clause in caption.clauses:
+        if isinstance(clause, Described) and clause.colour is not None:
+            if colour_shape_held_out(clause.colour, clause.shape):
+                return True
+            if colour_count_held_out(clause.colour, clause.count):
+                return True
+        if isinstance(clause, Related):
+            subject, target = caption.clauses[clause.subject], caption.clauses[clause.object]
+            if shape_relation_held_out(subject.shape, clause.relation):
+                return True
+            if shape_relation_held_out(target.shape, INVERSE[clause.relation]):
+                return True
+    return False
+
+
+def split_of(scene: Scene) -> Split:
+    """The one split that a scene belongs to."""
+    if scene_held_out(scene):
+        return "heldout"
+    things = sorted((t.shape, t.colour, t.size, round(t.x * 1024), round(t.y * 1024)) for t in scene.things)
+    digest = blake2b(repr((scene.background, things)).encode(), digest_size=4).digest()
+    return "val" if int.from_bytes(digest, "big") % 10 == 0 else "train"
+
+
+def _random(*key: object) -> Random:
+    return Random(int.from_bytes(blake2b(repr(key).encode(), digest_size=16).digest(), "big"))
+
+
+def _coordinate(rng: Random, low: float, lattice: int | None) -> float:
+    """A number in [low, 1 - low]: free on a grid of 1/1024 (so that a scene's content is a handful of integers), or
+    a centre of the lattice's cells."""
+    if lattice is None:
+        return round((low + (1 - 2 * low) * rng.random()) * 1024) / 1024
+    cells = [k for k in range(lattice) if low <= (k + 0.5) / lattice <= 1 - low]
+    return (pick(rng, cells) + 0.5) / lattice
+
+
+def _place(
+    rng: Random, radii: list[float], groups: tuple[int, ...], relation: str | None, lattice: int | None
+) -> list[tuple[float, float]]:
+    """Free places without overlap; with a relation every pair across the groups holds it, single pairs clearly so."""
+    axis = 0 if relation in ("left", "right") else 1
+    clear = relation is not None and len(radii) == 2
+    placed: list[tuple[float, float]] = []
+    tries = 0
+    while len(placed) < len(radii):
+        tries += 1
+        if tries > 30 * len(radii):
+            placed, tries = [], 0
+        i = len(placed)
+        place = [_coordinate(rng, MARGIN + radii[i], lattice) for _ in range(2)]
+        if relation is not None and not clear:  # groups keep to their halves: fewer tries
+            first_half = (i < groups[0]) == (relation in ("left", "above"))
+            if (place[axis] < 0.5) != first_half:
+                continue
+        x, y = place
+        if any(
+            math.hypot(x - u, y - v) < radii[i] + r + GAP for (u, v), r in zip(placed, radii, strict=False)
+        ):
+            continue
+        if relation is not None and i >= groups[0]:
+            others = list(zip(placed, radii, strict=False))[: groups[0]]
+            if any(relation not in relations(u, v, r, x, y, radii[i]) for (u, v), r in others):
+                continue
+            if clear:
+                offset = abs(x - placed[0][0]), abs(y - placed[0][1])
+                if offset[1 - axis] > 0.5 * offset[axis]:
+                    continue
+        placed.append((x, y))
+    return placed
+
+
+def _graph(rng: Random, task: Task) -> Scene:
+    """Any scene of the task, whatever its split, its things not yet placed."""
+    relation = pick(rng, ROLES) if task in ("position", "compound") else None
+    groups = {"single": (1,), "colour": (1,)}.get(task, (1, 1))
+    if task == "count":
+        groups = (pick(rng, COUNTS),)
+    elif task == "compound":
+        groups = pick(rng, COMPOUNDS)
+    shapes = list(SHAPES)
+    colours = list(_COLOUR_NAMES)
+    kinds: list[tuple[str, str, str]] = []
+    for count in groups:
+        shape = shapes.pop(int(rng.random() * len(shapes)))
+        colour = pick(rng, colours)
+        if task == "attribution":
+            colours.remove(colour)
+        size = "small" if sum(groups) > 3 else pick(rng, tuple(RADII))
+        mixed = task == "count" and rng.random() < 0.2
+        for _ in range(count):
+            if mixed:
+                colour = pick(rng, colours)
+                size = "small" if sum(groups) > 3 else pick(rng, tuple(RADII))
+            kinds.append((shape, colour, size))
+    things = tuple(Thing(shape, colour, size, 0.0, 0.0, RADII[size]) for shape, colour, size in kinds)
+    return Scene(pick(rng, _BACKGROUND_NAMES), things, task, groups, relation)
+
+
+def _scene_of(rng: Random, task: Task, split: Split, lattice: int | None = None) -> Scene:
+    scene = _graph(rng, task)
+    while scene_held_out(scene) != (split == "heldout"):
+        scene = _graph(rng, task)
+    radii = [thing.radius for thing in scene.things]
+    while True:  # the hash that parts train from val sees the places, so new places are enough
+        places = _place(rng, radii, scene.groups, scene.relation, lattice)
+        things = tuple(replace(thing, x=x, y=y) for thing, (x, y) in zip(scene.things, places, strict=True))
+        placed = replace(scene, things=things)
+        if split_of(placed) == split:
+            return placed
+
+
+class Shapes:
+    """Map-style data set; `ds[index, epoch]` is an Example, the same in every epoch.
+
+    `size` counts the train scenes, `val_size` those of `val` and of `heldout`; `tasks` weighs the kinds of scene
+    (default: the six tasks 1 each, compound 0.5; kinds left out are not drawn). With `lattice` n things stand at the
+    centres of n x n cells instead of anywhere: far fewer different patches, for the smallest budgets.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        image_size: int = 64,
+        size: int = 20000,
+        val_size: int = 2000,
+        seed: int = 0,
+        tasks: Mapping[str, float] | None = None,
+        lattice: int | None = None,
+    ) -> None:
+        if split not in get_args(Split):
+            raise ValueError(f"split={split!r} is none of {', '.join(get_args(Split))}")
+        if image_size < 16:
+            raise ValueError(
+                f"image_size={image_size}: shapes can be told apart from 32 pixels on, 16 is the least"
+            )
+        if size < 1 or val_size < 1:
+            raise ValueError(f"size={size}, val_size={val_size}: both must be at least 1")
+        weights = dict(TASK_WEIGHTS if tasks is None else tasks)
+        if unknown := sorted(set(weights) - set(TASK_WEIGHTS)):
+            raise ValueError(f"tasks names {', '.join(unknown)}; allowed are {', '.join(TASK_WEIGHTS)}")
+        if any(weight < 0 for weight in weights.values()) or not sum(weights.values()) > 0:
+            raise ValueError(f"tasks={weights}: weights must be at least 0 and not all 0")
+        if lattice is not None and lattice < 8:
+            raise ValueError(f"lattice={lattice}: at least 8 cells a side (six things must find room), or null for none")
+        self.split, self.image_size, self.seed, self.lattice = split, image_size, seed, lattice
+        self.size = size if split == "train" else val_size
+        self._kinds = [kind for kind in TASK_WEIGHTS if weights.get(kind, 0) > 0]
+        self._bounds = np.cumsum([weights[kind] for kind in self._kinds]) / sum(
+            weights[k] for k in self._kinds
+        )
+
+    def __len__(self) -> int:
+        return self.size
+
+    def scene(self, index: int) -> Scene:
+        if not 0 <= index < self.size:
+            raise IndexError(f"index {index} of {self.size} scenes")
+        rng = _random("scene", self.seed, self.split, index)
+        task = self._kinds[
+            min(int(np.searchsorted(self._bounds, rng.random(), "right")), len(self._kinds) - 1)
+        ]
+        return _scene_of(rng, task, self.split, self.lattice)
+
+    def captions(self, index: int, scene: Scene | None = None) -> list[Caption]:
+        """Several phrasings, each true of the scene (computed anew unless given), no text twice."""
+        scene = self.scene(index) if scene is None else scene
+        rng = _random("captions", self.seed, self.split, index)
+        return list({c.text: c for c in (describe(scene, rng) for _ in range(CAPTIONS_PER_SCENE))}.values())
+
+    def __getitem__(self, item: tuple[int, int]) -> Example:
+        index, _ = item
+        scene = self.scene(index)
+        image = torch.from_numpy(np.ascontiguousarray(render(scene, self.image_size).transpose(2, 0, 1)))
+        captions = tuple(caption.text for caption in self.captions(index, scene))
+        return Example(image=image, captions=captions, key=f"shapes/{self.seed}/{self.split}/{index}")
+
+
+def prompted(
+    split: Split, task: str, n: int, seed: int = 0, lattice: int | None = None
+) -> list[tuple[Caption, Scene]]:
+    """`n` captions of one task for evaluation, each with a scene that it is true of (whose render is the ceiling):
+    of seen combinations (`val`), or (`heldout`) naming a held-out one."""
+    allowed = HELDOUT_TASKS if split == "heldout" else (*TASKS, "compound")
+    if task not in allowed:
+        raise ValueError(f"task={task!r} with split={split!r}: allowed are {', '.join(allowed)}")
+    found: list[tuple[Caption, Scene]] = []
+    rng = _random("prompts", seed, split, task)
+    while len(found) < n:
+        scene = _scene_of(rng, task, split, lattice)
+        caption = describe(scene, rng, extras=False)
+        if split != "heldout" or caption_held_out(caption):
+            found.append((caption, scene))
+    return found
+
+
+def prompts(split: Split, task: str, n: int, seed: int = 0) -> list[Caption]:
+    """The captions of `prompted`."""
+    return [caption for caption, _ in prompted(split, task, n, seed)]
+
+
+def all_captions(n: int, seed: int = 0) -> Iterator[str]:
+    """The captions of `n` training scenes, for training a tokenizer of text."""
+    data = Shapes("train", size=max(n, 1), seed=seed)
+    for index in range(n):
+        for caption in data.captions(index):
+            yield caption.text

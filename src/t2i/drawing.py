@@ -1,0 +1,256 @@
+"""Draws pictures for captions with a trained checkpoint: what `sample.py` does, and `draw()` for Python.
+
+Every picture has a seed of its own, a function of (seed, number of the caption, number of the picture), so that
+neither batch size nor the other pictures change it. Everything is checked before the first picture is drawn, and
+every picture is written as soon as its batch is done.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+import unicodedata
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from t2i import checkpoint, pictures
+from t2i.data.module import number
+from t2i.sampling import check_options
+
+KINDS = ("prior",)
+GRID_LIMIT = 144  # pictures on grid.png
+SAMPLER = ("temperature", "top_k", "top_p", "guidance")
+
+
+def picture_seed(seed: int, prompt: int, picture: int, candidate: int = 0) -> int:
+    """The seed of one picture; candidate 0 of best-of-n is the picture drawn without it."""
+    return number(seed, "picture", prompt, picture, *([candidate] if candidate else []))
+
+
+def slug(text: str, most: int = 40) -> str:
+    """A file name's part: ASCII letters, digits and dashes; accents are dropped, emoji vanish."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain)[:most].strip("-") or "picture"
+
+
+def draw(
+    model: Any, prompts: Sequence[str], seeds: Sequence[int], batch_size: int = 16, given: Tensor | None = None,
+    **options: Any,
+) -> Iterator[Tensor]:
+    """Yields batches of pictures in [-1, 1] on the CPU, one picture a prompt and seed.
+
+    `given` holds the first codes of the picture to complete, (m,) or (1, m), the same for all; `options` are those
+    of `model.sample`.
+    """
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds: each picture takes one of each")
+    for start in range(0, len(prompts), batch_size):
+        text = list(prompts[start : start + batch_size])
+        extra = {} if given is None else {"given": given.reshape(1, -1).expand(len(text), -1)}
+        yield model.sample(text, seeds=list(seeds[start : start + batch_size]), **extra, **options).float().cpu()
+
+
+def read_prompts(cfg: dict[str, Any]) -> list[str]:
+    """The captions that `prompt`, `prompts` and `unconditional` ask for, in order."""
+    asked = [name for name in ("prompt", "prompts") if cfg[name] is not None]
+    if cfg["unconditional"]:
+        if asked:
+            raise ValueError(f"unconditional=true draws without a caption, but {asked[0]}= is given too; choose one")
+        return [""]
+    if len(asked) != 1:
+        raise ValueError("give prompt=\"…\" or prompts=FILE (one caption a line), one of the two;"
+                         " unconditional=true draws without a caption")
+    if asked == ["prompt"]:
+        found = [str(cfg["prompt"]).strip()]
+        if not found[0]:
+            raise ValueError('prompt="" is empty: write what to draw, or unconditional=true to draw without a caption')
+        return found
+    path = Path(cfg["prompts"])
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"prompts={path} cannot be read ({error}); it is UTF-8 text, one caption a line") from error
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise ValueError(f"prompts={path} holds no caption; it takes one a line")
+    return found
+
+
+def faults_of(cfg: dict[str, Any]) -> list[str]:
+    """What is wrong with the numbers, as far as no model is needed to tell."""
+    faults = [f"{name}={cfg[name]}: allowed are whole numbers from 1"
+              for name in ("n", "batch_size", "best_of") if not isinstance(cfg[name], int) or cfg[name] < 1]
+    if isinstance(cfg["best_of"], int) and cfg["best_of"] > 1 and not cfg["scorer"]:
+        faults.append(f"best_of={cfg['best_of']} needs scorer=, a CLIP folder or hub name that chooses"
+                      " (the checkpoint carries only CLIP's text half)")
+    image, rows = cfg["completion"]["image"], cfg["completion"]["rows"]
+    if (image is None) != (rows is None):
+        faults.append(f"completion.image={image} and completion.rows={rows}: give both or none")
+    if image is not None and not Path(image).is_file():
+        faults.append(f"completion.image={image}: no such file")
+    return faults
+
+
+def options_of(cfg: dict[str, Any], codebook_size: int) -> dict[str, Any]:
+    """The options for `model.sample`, checked: those that are not null."""
+    try:
+        check_options(codebook_size, 1.0 if cfg["temperature"] is None else cfg["temperature"], cfg["top_k"],
+                      cfg["top_p"], 1.0 if cfg["guidance"] is None else cfg["guidance"])
+    except TypeError as error:
+        given = ", ".join(f"{name}={cfg[name]!r}" for name in SAMPLER)
+        raise ValueError(f"{given}: allowed are numbers, or null") from error
+    infinite = [name for name in SAMPLER if cfg[name] is not None and not math.isfinite(cfg[name])]
+    if infinite:
+        raise ValueError(f"{infinite[0]}={cfg[infinite[0]]}: allowed are finite numbers")
+    if cfg["top_k"] is not None and not isinstance(cfg["top_k"], int):
+        raise ValueError(f"top_k={cfg['top_k']}: allowed are whole numbers from 1 to {codebook_size}, or null")
+    options = {name: cfg[name] for name in SAMPLER if cfg[name] is not None}
+    return {**options, "unconditional": True} if cfg["unconditional"] else options
+
+
+def open_folder(out: str | Path, request: dict[str, Any]) -> Path:
+    """The folder to draw into, made and tried. One that holds another drawing is left alone: `<out>-2` and so on."""
+    path, k = Path(out), 1
+    while (path / "drawing.json").is_file():
+        try:
+            if json.loads((path / "drawing.json").read_text(encoding="utf-8"))["request"] == request:
+                break
+        except (ValueError, KeyError, TypeError):
+            pass  # not one of ours, or cut off: not to be overwritten either
+        k += 1
+        path = Path(f"{out}-{k}")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(f"out={path} cannot be written: {error.strerror}; choose another with out=…") from error
+    return path
+
+
+def first_codes(model: Any, image: str | Path, rows: Any) -> Tensor:
+    """The codes of the first `rows` rows of a picture, cut to a square from its middle and resized."""
+    height, width = model.tokenizer.grid
+    if not isinstance(rows, int) or not 1 <= rows <= height:
+        raise ValueError(f"completion.rows={rows}: allowed are 1 to {height}, the rows of the tokenizer's grid")
+    size = model.tokenizer.image_size
+    try:
+        with Image.open(image) as opened:
+            held = opened.convert("RGBA")  # transparent places become white
+    except OSError as error:
+        raise ValueError(f"completion.image={image} is not a picture that can be read: {error}") from error
+    picture = Image.alpha_composite(Image.new("RGBA", held.size, "white"), held).convert("RGB")
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    square = picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1)[None].float().div(127.5).sub(1)
+    return model.tokenizer.encode(pixels.to(model.device))[:, : rows * width].clone()
+
+
+def device_of(wanted: str) -> torch.device:
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"device={wanted} is not to be had here ({why}); auto and cpu always are") from error
+    return device
+
+
+def version() -> str:
+    try:
+        return metadata.version("t2i")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def jobs(texts: Sequence[str], n: int, best_of: int, seed: int) -> tuple[list[tuple[int, int]], list[str], list[int]]:
+    """(prompt, picture), caption and seed of everything to draw; a picture's candidates stand side by side."""
+    places = [(j, i, c) for j in range(len(texts)) for i in range(n) for c in range(best_of)]
+    return ([(j, i) for j, i, _ in places], [texts[j] for j, _, _ in places],
+            [picture_seed(seed, j, i, c) for j, i, c in places])
+
+
+def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str, Any]:
+    """Draws what `conf/sample.yaml` describes and returns what it writes to `drawing.json`, with `files` and `out`.
+
+    Writes `<out>/<000>-<caption>-<i>.png`, `grid.png` and `drawing.json`. `model` and `scorer` stand in for what
+    `ckpt` and `scorer` name, for use from Python.
+    """
+    texts = read_prompts(cfg)
+    faults = faults_of(cfg)
+    if faults:
+        raise ValueError("; ".join(faults))
+    device = device_of(cfg["device"])
+    if model is None:
+        model = checkpoint.load(cfg["ckpt"], kind=KINDS)
+    model.to(device).eval()
+    if hasattr(model, "place"):
+        model.place()
+    options = options_of(cfg, model.tokenizer.codebook_size)
+    given = None
+    if cfg["completion"]["image"] is not None:
+        given = first_codes(model, cfg["completion"]["image"], cfg["completion"]["rows"])
+    if cfg["best_of"] > 1 and cfg["unconditional"]:
+        raise ValueError(f"best_of={cfg['best_of']} compares with the caption; unconditional=true has none")
+    if cfg["best_of"] > 1 and scorer is None:
+        from t2i.metrics.clip_score import CLIPScorer
+
+        scorer = CLIPScorer(cfg["scorer"]).to(device)
+    request = {
+        "prompts": texts, "n": cfg["n"], "seed": cfg["seed"], "options": options, "best_of": cfg["best_of"],
+        "scorer": str(cfg["scorer"]) if cfg["best_of"] > 1 else None,
+        "completion": {key: None if value is None else str(value) for key, value in cfg["completion"].items()},
+        "checkpoint": str(cfg["ckpt"]), "hash": checkpoint.file_hash(cfg["ckpt"]) if cfg["ckpt"] else None,
+    }
+    out = open_folder(cfg["out"], request)
+    record: dict[str, Any] = {"request": request, "t2i": version(), "torch": torch.__version__,
+                              "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "pictures": []}
+    shown: list[np.ndarray] = []
+    places, captions, seeds = jobs(texts, cfg["n"], cfg["best_of"], cfg["seed"])
+    best: dict[str, Any] = {}
+    at, started = 0, time.monotonic()
+    try:
+        for batch in draw(model, captions, seeds, cfg["batch_size"], given, **options):
+            scores = scorer.score(batch, captions[at : at + len(batch)]).tolist() if cfg["best_of"] > 1 else None
+            for k, image in enumerate(batch):
+                prompt, i = places[at + k]
+                score = scores[k] if scores is not None else None
+                if not best or (score is not None and score > best["score"]):
+                    best = {"image": image, "score": score, "seed": seeds[at + k]}
+                if at + k + 1 < len(places) and places[at + k + 1] == (prompt, i):
+                    continue  # more candidates of this picture to come
+                path = out / f"{prompt:03}-{slug(texts[prompt] or 'unconditional')}-{i}.png"
+                pixels = pictures.to_uint8(best["image"][None])
+                pictures.save(Image.fromarray(pixels[0]), path)
+                entry = {"file": path.name, "prompt": texts[prompt], "seed": best["seed"]}
+                record["pictures"].append(entry if score is None else {**entry, "score": round(best["score"], 5)})
+                if len(shown) < GRID_LIMIT:
+                    shown.append(pixels)
+                print(path)
+                best = {}
+            at += len(batch)
+    finally:  # also when stopped in between: what is drawn stays and is listed
+        record["seconds"] = round(time.monotonic() - started, 2)
+        pictures.write_bytes(out / "drawing.json", json.dumps(record, indent=1, ensure_ascii=False).encode())
+        if shown:
+            under = [entry["prompt"] or "(no caption)" for entry in record["pictures"][: len(shown)]]
+            columns = cfg["n"] if 1 < cfg["n"] <= 12 and len(texts) > 1 else None
+            pictures.save(pictures.grid(np.concatenate(shown), under, columns), out / "grid.png")
+    if len(record["pictures"]) > GRID_LIMIT:
+        print(f"grid.png shows the first {GRID_LIMIT} of {len(record['pictures'])} pictures")
+    print(out / "grid.png", out / "drawing.json", sep="\n")
+    return {**record, "out": str(out), "grid": str(out / "grid.png"),
+            "files": [str(out / entry["file"]) for entry in record["pictures"]]}

@@ -1,0 +1,129 @@
+"""What keeps a run exact and safe: seeds of every step, checkpoints, and an orderly stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from t2i import checkpoint
+from t2i.data.module import number
+
+
+class StepSeed(pl.Callback):
+    """Seeds torch before every batch by f(seed, "step", batch, rank): a continued run draws what an unbroken one
+    draws, and validation cannot disturb training."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+        torch.manual_seed(number(self.seed, "step", trainer.global_step, trainer.global_rank))
+
+
+class SelfDescribing(pl.Callback):
+    """Puts the resolved config and the module's parts into every checkpoint (`t2i.checkpoint`)."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def on_save_checkpoint(self, trainer: Any, module: Any, held: dict[str, Any]) -> None:
+        held["t2i"] = checkpoint.pack(module, self.config)
+
+
+class Checkpoints(pl.Callback):
+    """`last.ckpt` every so many batches or minutes and at the end, the one before as `previous.ckpt`, and
+    `best.ckpt` by the smallest `monitor` of validation.
+
+    Counts batches (Lightning's own callback miscounts in manual optimisation). SIGINT and SIGTERM set a flag that
+    all ranks agree on at the next batch: save, stop; `stopped` then is True. A second signal aborts at once.
+    """
+
+    def __init__(self, folder: Path, every_steps: int | None, every_minutes: float | None, monitor: str | None) -> None:
+        self.folder, self.every_steps, self.every_minutes, self.monitor = folder, every_steps, every_minutes, monitor
+        self.best = float("inf")
+        self.saved_step = -1
+        self.saved_at = time.monotonic()
+        self.asked = self.stopped = False
+        self.handlers: dict[int, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best = state["best"]
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        self.saved_at = time.monotonic()
+        self.saved_step = trainer.global_step if trainer.ckpt_path else -1
+
+        def ask(number: int, frame: Any) -> None:
+            if self.asked:
+                raise KeyboardInterrupt
+            self.asked = True
+            print("\nStopping after this batch, with a checkpoint; once more aborts at once.", flush=True)
+
+        for which in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self.handlers[which] = signal.signal(which, ask)
+            except ValueError:  # not in the main thread: whoever runs us there handles signals
+                break
+
+    def restore_handlers(self) -> None:
+        for which, handler in self.handlers.items():
+            signal.signal(which, handler)
+        self.handlers.clear()
+
+    def due(self, trainer: Any) -> bool:
+        step = trainer.global_step
+        by_steps = self.every_steps is not None and step % self.every_steps == 0
+        by_time = self.every_minutes is not None and time.monotonic() - self.saved_at >= 60 * self.every_minutes
+        if trainer.world_size > 1:  # clocks differ: ranks must agree
+            by_time = trainer.strategy.reduce_boolean_decision(by_time, all=False)
+        return by_steps or by_time
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        asked = self.asked
+        if trainer.world_size > 1:
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        if asked:
+            self.save(trainer)
+            self.stopped = trainer.global_step < trainer.max_steps
+            trainer.should_stop = True
+        elif self.due(trainer):
+            self.save(trainer)
+
+    def save(self, trainer: Any) -> None:
+        if self.saved_step == trainer.global_step:
+            return
+        last = self.folder / "last.ckpt"
+        if trainer.is_global_zero and last.is_file():
+            kept = self.folder / ".previous.tmp"
+            kept.unlink(missing_ok=True)
+            try:
+                os.link(last, kept)
+                os.replace(kept, self.folder / "previous.ckpt")
+            except OSError as error:  # a file system without hard links keeps one checkpoint, not two
+                print(f"Only last.ckpt is kept: {error}")
+        trainer.save_checkpoint(last)
+        self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
+
+    def on_validation_end(self, trainer: Any, module: Any) -> None:
+        value = trainer.callback_metrics.get(self.monitor) if self.monitor else None
+        if value is not None and not trainer.sanity_checking and float(value) < self.best:
+            self.best = float(value)
+            trainer.save_checkpoint(self.folder / "best.ckpt")
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        self.restore_handlers()
+        self.save(trainer)
+
+    def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+        self.restore_handlers()
+        if not isinstance(exception, KeyboardInterrupt):
+            trainer.save_checkpoint(self.folder / "crash.ckpt")

@@ -1,0 +1,294 @@
+"""Where metrics go: `metrics.csv` and TensorBoard in the run's folder are the truth, W&B is a mirror that may fail.
+
+Lightning labels what it logs after batch n (from 1) with n - 1; everything here says n, which is also the step of a
+checkpoint written then. What a continued run finds of later steps than its own first one comes from batches that
+are trained again, and is dropped.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import secrets
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+KINDS = ("csv", "tensorboard", "wandb")
+
+# What Lightning 2.6 says to everybody, whatever they do.
+_NEWS = (
+    "Tip:", "litlogger", "litmodels", "GPU available", "TPU available", "HPU available", "Seed set to", "LOCAL_RANK",
+    "`Trainer.fit` stopped", "Restoring states from", "Restored all states", "Using bfloat16", "Using 16bit",
+    "`Trainer(", "Loading `train_dataloader`", "Running in `fast_dev_run`",
+)
+_WARNINGS = (
+    ".*does not have many workers.*", ".*log_every_n_steps.*", ".*num_workers.*", ".*LeafSpec.*",
+    ".*in eval mode at the start of training.*", ".*mid-epoch checkpoint.*", ".*is not resumable.*",
+    ".*Checkpoint directory .* exists.*", ".*Trying to infer the `batch_size`.*", ".*pkg_resources.*",
+    ".*was configured without a `logger`.*", ".*Starting from v1.9.0.*", ".*not resume.*dataloader.*",
+    ".*The total number of parameters detected may be inaccurate.*",
+)
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    return not any(piece in record.getMessage() for piece in _NEWS)
+
+
+def quiet() -> None:
+    """Silences the adverts and warnings of Lightning that tell the user nothing; everything else still speaks."""
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.rank_zero",
+                 "lightning_fabric.utilities.seed", "pytorch_lightning.accelerators.cuda"):
+        logger = logging.getLogger(name)
+        if _says_something not in logger.filters:
+            logger.addFilter(_says_something)
+    for message in _WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+class MetricsCSV(Logger):
+    """`metrics.csv`: a row for each time something is logged, empty cells where it was not.
+
+    Rows are written at once and never kept in memory. A new metric adds a column (the file is copied once, line by
+    line). A run that continues drops the rows of its first step and later, and lines cut off by a kill.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__()
+        self.path = Path(run_dir) / "metrics.csv"
+        self.columns: list[str] | None = None
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """The config is in the run's folder already."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        batches = 0 if step is None else step + 1
+        row: dict[str, Any] = {"step": batches, **{name: float(value) for name, value in metrics.items()}}
+        if "epoch" in row:
+            row["epoch"] = int(row["epoch"])
+        first = self.columns is None
+        known = (self._header() or ["step", "epoch"]) if self.columns is None else self.columns
+        columns = list(dict.fromkeys([*known, *row]))
+        if first or columns != known:
+            self._copy(columns, before=batches if first else None)
+        self.columns = columns
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow([row.get(name, "") for name in columns])
+
+    def _header(self) -> list[str]:
+        if not self.path.is_file():
+            return []
+        with open(self.path, newline="", encoding="utf-8") as file:
+            return next(csv.reader(file), [])
+
+    def _copy(self, columns: list[str], before: int | None) -> None:
+        """Rewrites the file line by line under new columns, keeping whole rows of steps less than `before`."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_name(f".{self.path.name}.part")
+        with open(beside, "w", newline="", encoding="utf-8") as new:
+            writer = csv.writer(new)
+            writer.writerow(columns)
+            if self.path.is_file():
+                with open(self.path, newline="", encoding="utf-8") as old:
+                    reader = csv.reader(old)
+                    header = next(reader, [])
+                    for cells in reader:
+                        if len(cells) != len(header) or not cells[0].isdigit():
+                            continue
+                        if before is not None and int(cells[0]) >= before:
+                            continue
+                        kept = dict(zip(header, cells, strict=True))
+                        writer.writerow([kept.get(name, "") for name in columns])
+            new.flush()
+            os.fsync(new.fileno())
+        os.replace(beside, self.path)
+
+    def finish(self) -> None:
+        self.columns = None
+
+
+class TensorBoard(TensorBoardLogger):
+    """Events under `<run>/tb`; of a continued run, what later steps had written before is hidden."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__(save_dir=Path(run_dir), name="", version="tb", default_hp_metric=False)
+        self.started = False
+
+    @rank_zero_only
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """The config is in the run's folder already."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Flushes; unlike the parent, writes no hparams.yaml."""
+        if self._experiment is not None:
+            self._experiment.flush()
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        batches = 0 if step is None else step + 1
+        self._start(batches)
+        super().log_metrics(dict(metrics), batches)
+
+    @rank_zero_only
+    def log_image(self, name: str, image: Image.Image, step: int) -> None:
+        self._start(step)
+        self.experiment.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    def _start(self, batches: int) -> None:
+        if not self.started and batches > 1:  # Lightning opened it before anybody knew where the run goes on
+            if self._experiment is not None:
+                self._experiment.close()
+                self._experiment = None
+            self._kwargs["purge_step"] = batches
+        self.started = True
+
+    def finish(self) -> None:
+        if self._experiment is not None:
+            self._experiment.close()
+            self._experiment = None
+
+
+class WandB(Logger):
+    """A mirror at Weights & Biases: offline without a key, a new id a segment, segments grouped by run.
+
+    Nothing it does stops a training: the first failure is told once, then the mirror is off.
+    """
+
+    def __init__(self, run_dir: Path, config: dict[str, Any], name: str, group: str | None, project: str) -> None:
+        super().__init__()
+        self.run_dir, self.config, self.project = Path(run_dir), config, project
+        self.title, self.group = name, group or name
+        self.id = secrets.token_hex(4)
+        self.run: Any = None
+        self.broken = False
+
+    @property
+    def name(self) -> str:
+        return self.title
+
+    @property
+    def version(self) -> str:
+        return self.id
+
+    def _do(self, what: str, *values: Any, **options: Any) -> None:
+        if self.broken:
+            return
+        try:
+            getattr(self, what)(*values, **options)
+        except Exception as error:  # a mirror: no failure of the service, the disk or the library is worth a training
+            self.broken = True
+            warnings.warn(f"W&B is off from here on ({type(error).__name__}: {error}); metrics.csv and tb/ go on",
+                          stacklevel=2)
+
+    def _open(self) -> Any:
+        if self.run is None:
+            import wandb
+
+            mode: Any = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self.run = wandb.init(
+                project=self.project, group=self.group, name=self.title, id=self.id, dir=str(self.run_dir),
+                config=self.config, mode=mode, reinit="create_new",
+                settings=wandb.Settings(console="off", silent=True),
+            )
+            self.run.define_metric("step")
+            self.run.define_metric("*", step_metric="step")
+        return self.run
+
+    def _metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self._open().log({**{name: float(value) for name, value in metrics.items()}, "step": step})
+
+    def _image(self, name: str, image: Image.Image, step: int) -> None:
+        import wandb
+
+        self._open().log({name: wandb.Image(image), "step": step})
+
+    def _finish(self) -> None:
+        if self.run is not None:
+            self.run.finish()
+
+    @rank_zero_only
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """The config went along when the run was opened."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._do("_metrics", metrics, 0 if step is None else step + 1)
+
+    @rank_zero_only
+    def log_image(self, name: str, image: Image.Image, step: int) -> None:
+        self._do("_image", name, image, step)
+
+    @rank_zero_only
+    def finish(self) -> None:
+        """Closes this segment; what is logged later opens a new one."""
+        self._do("_finish")
+        self.run, self.id = None, secrets.token_hex(4)
+
+
+def has_key() -> bool:
+    """Whether W&B would find a key by itself; nothing is asked or printed."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    import netrc
+    from urllib.parse import urlparse
+
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(str(host)) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def make_loggers(
+    names: Iterable[str],
+    run_dir: Path,
+    config: dict[str, Any],
+    name: str,
+    group: str | None = None,
+    project: str = "t2i",
+) -> list[Logger]:
+    """The loggers of a run by name: csv, tensorboard, wandb. `config` is a plain dict."""
+    names = list(names)
+    unknown = sorted(set(names) - set(KINDS))
+    if unknown:
+        raise ValueError(f"logger.names={names}: {', '.join(unknown)} unknown; allowed are {', '.join(KINDS)}")
+    makers = {
+        "csv": lambda: MetricsCSV(run_dir),
+        "tensorboard": lambda: TensorBoard(run_dir),
+        "wandb": lambda: WandB(run_dir, config, name, group, project),
+    }
+    return [makers[kind]() for kind in dict.fromkeys(names)]
+
+
+def log_image(loggers: Iterable[Any], name: str, image: Image.Image, step: int) -> None:
+    """Shows a picture in every logger that takes pictures; `step` in batches done."""
+    for logger in loggers:
+        if hasattr(logger, "log_image"):
+            logger.log_image(name, image, step)
+
+
+def finish(loggers: Iterable[Any]) -> None:
+    """Ends every logger after a job, so that the next one of a sweep or pipeline starts its own."""
+    for logger in loggers:
+        if hasattr(logger, "finish"):
+            logger.finish()

@@ -1,0 +1,158 @@
+"""LPIPS, the learned perceptual distance on VGG16 features.
+
+Paper: The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, arXiv 1801.03924, version 0.1
+with VGG16. Deviations: nothing is downloaded: VGG's weights come from a local file in torchvision's format
+and the linear heads from the installed `lpips` package's data file, both read whole and strictly, so that
+random heads cannot go unnoticed; the normalisation has its epsilon under the root too, so that its gradient
+is finite where every feature is zero.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+_VGG_FILE = "vgg16-397923af.pth"
+_OFF = "(or train without it: model.perceptual=null)"
+# Convolution widths of VGG16 and the pools between them, and after which ReLU the five features are taken.
+_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+# Constants of LPIPS: ImageNet's mean and deviation, moved to pictures in [-1, 1].
+_SHIFT = (-0.030, -0.088, -0.188)
+_SCALE = (0.458, 0.448, 0.450)
+
+
+class VGG16Features(nn.Module):
+    """The convolutions of VGG16 (arXiv 1409.1556) under torchvision's names; gives the last ReLU of each
+    stage.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        self.taps: list[int] = []
+        current = 3
+        for widths in _STAGES:
+            if layers:
+                layers.append(nn.MaxPool2d(2))
+            for width in widths:
+                layers += [nn.Conv2d(current, width, 3, padding=1), nn.ReLU()]
+                current = width
+            self.taps.append(len(layers) - 1)
+        self.features = nn.Sequential(*layers)
+
+    def forward(self, x: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        found = []
+        for i, layer in enumerate(self.features):
+            x = layer(x)
+            if i in self.taps:
+                found.append(x)
+        return found
+
+
+class LPIPS(nn.Module):
+    """Distance of two pictures in [-1, 1], one number a picture: 0 for equal ones.
+
+    vgg_path: VGG16's weights as torchvision saves them; by default the torch hub cache. heads_path: the
+    linear heads as `lpips` ships them (v0.1/vgg.pth); by default those of the installed package. Frozen and
+    computed in float32. The owner must hold it outside its own modules (a plain list or dict), so that 58
+    MB of public weights do not enter its checkpoints, its optimiser and its DDP buckets.
+    """
+
+    def __init__(self, vgg_path: str | None = None, heads_path: str | None = None) -> None:
+        super().__init__()
+        self.vgg = VGG16Features()
+        self.vgg.load_state_dict(_vgg_weights(_find_vgg(vgg_path)))
+        self.heads = nn.ParameterList(_heads(_find_heads(heads_path)))
+        self.register_buffer("shift", torch.tensor(_SHIFT).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1))
+        self.eval().requires_grad_(False)
+
+    def _features(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        found = self.vgg((image.float() - self.shift) / self.scale)
+        return [f / (f.square().sum(1, keepdim=True) + 1e-20).sqrt().add(1e-10) for f in found]
+
+    def forward(self, image: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
+        """The gradient reaches `image` only."""
+        if image.shape != target.shape:
+            raise ValueError(f"image {tuple(image.shape)} and target {tuple(target.shape)} must have one shape")
+        if min(image.shape[-2:]) < 16:
+            raise ValueError(f"image of {image.shape[-2]}x{image.shape[-1]}: LPIPS needs at least 16 pixels a side")
+        with torch.autocast(image.device.type, enabled=False):
+            with torch.no_grad():
+                wanted = self._features(target)
+            total = image.new_zeros(image.shape[0], dtype=torch.float32)
+            for f, g, head in zip(self._features(image), wanted, self.heads, strict=True):
+                total = total + F.conv2d((f - g).square(), head).mean((1, 2, 3))
+        return total
+
+
+def _find_vgg(path: str | None) -> Path:
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / _VGG_FILE
+    found = cached if path is None else Path(path)
+    if not found.is_file():
+        where = "the torch hub cache" if path is None else f"vgg_path={path}"
+        raise ValueError(
+            f"LPIPS needs VGG16's weights; there is no file {found} ({where}). "
+            f"Put torchvision's {_VGG_FILE} there, or give its place as vgg_path {_OFF}"
+        )
+    return found
+
+
+def _find_heads(path: str | None) -> Path:
+    if path is not None:
+        if not Path(path).is_file():
+            raise ValueError(f"heads_path={path}: no such file {_OFF}")
+        return Path(path)
+    # Only the package's data file is wanted; importing it would import torchvision's models.
+    spec = importlib.util.find_spec("lpips")
+    if spec is None or spec.origin is None:
+        raise ValueError(f"LPIPS needs its linear heads: pip install lpips, or give heads_path {_OFF}")
+    found = Path(spec.origin).parent / "weights" / "v0.1" / "vgg.pth"
+    if not found.is_file():
+        raise ValueError(f"the installed lpips package has no {found}: reinstall it, or give heads_path {_OFF}")
+    return found
+
+
+def _load(path: Path) -> Mapping[str, Tensor]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable weights file (truncated, or not one at all): {error}") from error
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}, not named weights")
+    return loaded
+
+
+def _vgg_weights(path: Path) -> dict[str, Tensor]:
+    loaded = _load(path)
+    classifier = {f"classifier.{i}.{kind}" for i in (0, 3, 6) for kind in ("weight", "bias")}
+    kept = {key: value for key, value in loaded.items() if key not in classifier}
+    wanted = VGG16Features().state_dict()
+    faults = [f"missing {key}" for key in wanted if key not in kept]
+    faults += [f"unknown {key}" for key in kept if key not in wanted]
+    faults += [
+        f"{key} has shape {tuple(kept[key].shape)}, not {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in kept and kept[key].shape != value.shape
+    ]
+    if faults:
+        raise ValueError(f"{path} is not torchvision's VGG16: {'; '.join(faults[:4])} ({len(faults)} faults)")
+    return kept
+
+
+def _heads(path: Path) -> list[Float[Tensor, "1 c 1 1"]]:
+    loaded = _load(path)
+    wanted = {f"lin{i}.model.1.weight": (1, widths[-1], 1, 1) for i, widths in enumerate(_STAGES)}
+    shapes = {key: tuple(value.shape) for key, value in loaded.items()}
+    if shapes != wanted:
+        raise ValueError(f"{path} does not hold the LPIPS heads for VGG16: has {shapes}, needs {wanted}")
+    if any(bool((value < 0).any()) for value in loaded.values()):
+        raise ValueError(f"{path}: LPIPS heads must be >= 0, these are not trained heads")
+    return [loaded[key].float() for key in wanted]

@@ -1,0 +1,72 @@
+"""Metrics during training, as callbacks: they see what a validation step returns and touch no weights.
+
+They stay out of the LightningModules, so that nothing of theirs lands in a checkpoint's weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from t2i.evaluation import draw
+from t2i.data.shapes import prompts
+from t2i.metrics.composition import composition_score
+from t2i.metrics.reconstruction import CodebookUsage, psnr, ssim
+from t2i.scenes import TASKS
+
+
+class Reconstructions(pl.Callback):
+    """PSNR, SSIM and codebook usage of a tokenizer: over the epoch in training, over the split in validation."""
+
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+        self.active = module.kind == "vqgan"
+        if not self.active:
+            return
+        size = module.tokenizer.codebook_size
+        self.usage = {"train": CodebookUsage(size), "val": CodebookUsage(size)}
+        self.sums = torch.zeros(3, dtype=torch.float64)
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        if not self.active:
+            return
+        self.usage["train"].update(outputs["ids"])
+
+    def on_validation_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int, loader: int = 0
+    ) -> None:
+        if not self.active:
+            return
+        self.usage["val"].update(outputs["ids"])
+        pair = outputs["reconstruction"], outputs["image"]
+        values = [float(psnr(*pair).sum()), float(ssim(*pair).sum()), float(len(batch.text))]
+        self.sums += torch.tensor(values, dtype=torch.float64)
+
+    def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
+        if not self.active:
+            return
+        sums = trainer.strategy.reduce(self.sums.clone(), reduce_op="sum") if trainer.world_size > 1 else self.sums
+        named = {"val/psnr": float(sums[0] / sums[2]), "val/ssim": float(sums[1] / sums[2])}
+        for split, usage in self.usage.items():
+            named |= {f"{split}/codebook_{name}": float(value) for name, value in usage.compute().items()}
+        module.log_dict(named, sync_dist=False)
+        self.setup(trainer, module, "fit")
+
+
+class Composition(pl.Callback):
+    """Composition score of samples at validation, `n_per_task` pictures a task: a rough curve, not the evaluation."""
+
+    def __init__(self, n_per_task: int = 8, guidance: float = 3.0, every_n_validations: int = 1) -> None:
+        if n_per_task < 1:
+            raise ValueError(f"n_per_task={n_per_task} must be at least 1")
+        self.captions = [caption for task in TASKS for caption in prompts("val", task, n_per_task, seed=1)]
+        self.guidance, self.every, self.seen = guidance, every_n_validations, 0
+
+    def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
+        self.seen += 1
+        if self.seen % self.every:
+            return
+        pictures = draw(module, [caption.text for caption in self.captions], 1, {"guidance": self.guidance})
+        scores = composition_score(pictures.numpy(), self.captions)
+        module.log_dict({f"val/composition_{name}": value for name, value in scores.items()}, sync_dist=False)

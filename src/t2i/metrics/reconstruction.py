@@ -1,0 +1,84 @@
+"""How near a reconstruction is to its picture, and how much of the codebook a tokenizer uses.
+
+PSNR; SSIM after Wang et al. 2004 (Image Quality Assessment: From Error Visibility to Structural
+Similarity): 11x11 Gaussian window of sigma 1.5, k1 0.01, k2 0.03, borders without full window left out,
+mean over the channels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_MAX_PSNR = 100.0
+
+
+@torch.no_grad()
+def psnr(image: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
+    """Peak signal-to-noise ratio in dB of pictures in [-1, 1], one a picture; 100 where they are equal or
+    nearly.
+    """
+    error = (image.float() - target.float()).square().mean((1, 2, 3))
+    return (10 * torch.log10(4 / error)).clamp_max(_MAX_PSNR)
+
+
+@torch.no_grad()
+def ssim(image: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
+    """Structural similarity of pictures in [-1, 1], one a picture; 1 for equal ones. At least 11 pixels a
+    side.
+    """
+    if min(image.shape[-2:]) < 11:
+        raise ValueError(f"image of {image.shape[-2]}x{image.shape[-1]}: SSIM needs at least 11 pixels a side")
+    with torch.autocast(image.device.type, enabled=False):
+        b, c, h, w = image.shape
+        x = (image.float() * 0.5 + 0.5).reshape(b * c, 1, h, w)
+        y = (target.float() * 0.5 + 0.5).reshape(b * c, 1, h, w)
+        offsets = torch.arange(11, device=x.device, dtype=torch.float32) - 5
+        window = torch.exp(-(offsets**2) / (2 * 1.5**2))
+        window = window / window.sum()
+        maps = torch.cat([x, y, x * x, y * y, x * y])
+        maps = F.conv2d(F.conv2d(maps, window.view(1, 1, 11, 1)), window.view(1, 1, 1, 11))
+        mean_x, mean_y, mean_xx, mean_yy, mean_xy = maps.chunk(5)
+        c1, c2 = 0.01**2, 0.03**2
+        covariance = mean_xy - mean_x * mean_y
+        variances = (mean_xx - mean_x**2).clamp_min(0) + (mean_yy - mean_y**2).clamp_min(0)
+        luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+        value = luminance * (2 * covariance + c2) / (variances + c2)
+        return value.reshape(b, -1).mean(1)
+
+
+class CodebookUsage:
+    """Counts codes over an epoch; not a module, so that it enters no state dict.
+
+    usage: share of the codes seen at least once. perplexity: exp of the entropy of their frequencies, from
+    1 (one code) to codebook_size (all equally often). Counts are whole numbers: the result does not depend
+    on the order.
+    """
+
+    def __init__(self, codebook_size: int) -> None:
+        self.codebook_size = codebook_size
+        self.counts = torch.zeros(codebook_size, dtype=torch.long)
+
+    def update(self, ids: Int[Tensor, "..."]) -> None:
+        self.counts = self.counts.to(ids.device)
+        self.counts += torch.bincount(ids.detach().reshape(-1), minlength=self.codebook_size)
+
+    def reset(self) -> None:
+        self.counts.zero_()
+
+    def compute(self) -> dict[str, float]:
+        """`usage` and `perplexity` over all ranks (every rank must call it); zeros if nothing was counted."""
+        counts = self.counts.clone()
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(counts)
+        total = int(counts.sum())
+        if total == 0:
+            return {"usage": 0.0, "perplexity": 0.0}
+        share = counts[counts > 0].cpu().double() / total
+        return {
+            "usage": share.numel() / self.codebook_size,
+            "perplexity": float(torch.exp(-(share * share.log()).sum())),
+        }

@@ -1,0 +1,148 @@
+"""How the prior trains and draws: next-code cross-entropy under captions, some of them dropped for guidance.
+
+The second stage of arXiv 2012.09841 with captions as a prefix and classifier-free guidance (arXiv 2207.12598) as
+in LlamaGen (arXiv 2406.06525). Tokenizer and text encoder are frozen and held outside the module's state; the
+checkpoint carries them as parts, so that a prior draws from its own file alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from t2i import optim
+from t2i.models.base import check_finite, warmup_cosine
+from t2i.nets.gpt import GPT
+from t2i.sampling import check_options, generate, uniforms
+from t2i.types import Batch, CodeBatch, TextEncoder, Tokenizer
+
+
+class Prior(pl.LightningModule):
+    """A GPT over a tokenizer's codes with caption states as its prefix.
+
+    Args:
+        tokenizer: frozen; gives codebook size, grid and picture size.
+        text_encoder: frozen; gives the prefix's width and length.
+        width, num_layers, num_heads, dropout: see `t2i.nets.gpt.GPT`.
+        caption_dropout: probability with which a training caption gives way to the learned null prefix.
+        max_steps: length of training in batches, for the schedule.
+    """
+
+    kind = "prior"
+    batch = "codes"
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        text_encoder: TextEncoder,
+        max_steps: int,
+        width: int = 768,
+        num_layers: int = 12,
+        num_heads: int = 12,
+        dropout: float = 0.0,
+        caption_dropout: float = 0.1,
+        learning_rate: float = 3e-4,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.05,
+        warmup_steps: int = 100,
+        optimizer: Literal["adamw", "muon"] = "adamw",
+        muon_learning_rate: float = 0.02,
+    ) -> None:
+        super().__init__()
+        if not 0 <= caption_dropout < 1:
+            raise ValueError(f"caption_dropout={caption_dropout} is a probability, within [0, 1)")
+        self._outside = (tokenizer, text_encoder)  # a tuple: frozen parts stay out of state dict and optimiser
+        self.gpt = GPT(tokenizer.codebook_size, tokenizer.grid, text_encoder.dim, text_encoder.max_length,
+                       width, num_layers, num_heads, dropout)
+        self.caption_dropout, self.max_steps, self.warmup_steps = caption_dropout, max_steps, warmup_steps
+        self.learning_rate, self.betas, self.weight_decay = learning_rate, tuple(betas), weight_decay
+        self.optimizer, self.muon_learning_rate = optimizer, muon_learning_rate
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._outside[0]
+
+    @property
+    def text_encoder(self) -> Any:
+        return self._outside[1]
+
+    def parts(self) -> dict[str, dict[str, Any]]:
+        """What the checkpoint carries beside the GPT's weights."""
+        weights = {name: value.detach().cpu() for name, value in self.tokenizer.state_dict().items()}
+        return {"tokenizer": {"config": self.tokenizer.config, "state_dict": weights},
+                "text_encoder": self.text_encoder.part()}
+
+    def place(self) -> None:
+        """Moves the frozen parts to where the GPT is."""
+        self.tokenizer.to(self.device)
+        self.text_encoder.to(self.device)
+
+    def on_fit_start(self) -> None:
+        self.place()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = optim.make(self.gpt, self.optimizer, self.learning_rate, self.muon_learning_rate, self.betas,
+                               self.weight_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, self.warmup_steps, self.max_steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def loss(self, batch: CodeBatch, null: Tensor) -> Float[Tensor, ""]:
+        """Mean negative log-likelihood a code, in nats."""
+        text = self.text_encoder(batch.text)
+        logits = self.gpt(batch.ids, text.states, text.mask, null)
+        return F.cross_entropy(logits.float().flatten(0, 1), batch.ids.flatten())
+
+    def training_step(self, batch: CodeBatch, batch_index: int) -> Tensor:
+        null = torch.rand(len(batch.text), device=self.device) < self.caption_dropout
+        loss = self.loss(batch, null)
+        check_finite({"train/loss": loss}, self.global_step, batch.key)
+        self.log("train/loss", loss.detach(), batch_size=len(batch.text))
+        return loss
+
+    def validation_step(self, batch: CodeBatch, batch_index: int) -> None:
+        conditional = torch.zeros(len(batch.text), dtype=torch.bool, device=self.device)
+        size = len(batch.text)
+        self.log("val/loss", self.loss(batch, conditional), batch_size=size, sync_dist=True)
+        self.log("val/loss_without_caption", self.loss(batch, ~conditional), batch_size=size, sync_dist=True)
+
+    def sample(
+        self,
+        text: list[str],
+        *,
+        seeds: list[int],
+        unconditional: bool = False,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance: float = 1.0,
+        given: Int[Tensor, "b m"] | None = None,
+    ) -> Float[Tensor, "b 3 h w"]:
+        """Draws one picture a caption, in [-1, 1]; options as in `t2i.sampling.generate`."""
+        check_options(self.gpt.codebook_size, temperature, top_k, top_p, guidance)
+        if len(seeds) != len(text):
+            raise ValueError(f"{len(text)} captions but {len(seeds)} seeds; each picture takes one")
+        self.place()
+        was_training = self.training
+        self.eval()
+        try:
+            embedding = self.text_encoder(text)
+            ids = generate(self.gpt, embedding.states, embedding.mask,
+                           uniforms(seeds, self.gpt.num_codes, self.device), unconditional=unconditional,
+                           temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, given=given)
+            return self.tokenizer.decode_ids(ids.clone()).float()
+        finally:
+            self.train(was_training)
+
+    def pictures(self, batch: Batch | CodeBatch) -> dict[str, Any]:
+        """Samples for the batch's first captions, with and without guidance."""
+        text = batch.text[:8]
+        seeds = list(range(len(text)))
+        rows = [(f"guidance {scale:g}", self.sample(text, seeds=seeds, guidance=scale)) for scale in (1.0, 3.0)]
+        return {"samples": {"rows": rows, "captions": text}}

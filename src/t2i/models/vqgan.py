@@ -1,0 +1,171 @@
+"""How a VQGAN trains (Esser et al. 2020, arXiv 2012.09841): reconstruction, perceptual, quantiser and GAN losses.
+
+Deviations: one autoencoder forward a step; the discriminator starts after a fraction of training; the logits'
+hinge is chosen by name; schedules are warm-up and cosine; the commitment weight sits on the commitment term
+(see `quantizers`). The perceptual net is frozen and held outside the module's state.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from t2i import checkpoint, optim
+from t2i.losses.gan import adaptive_weight, hinge_d, hinge_g, vanilla_d, vanilla_g
+from t2i.models.base import TwoPlayers, check_finite, frozen_call
+from t2i.nets.tokenizer import ImageTokenizer
+from t2i.types import Batch
+
+
+class VQGAN(TwoPlayers):
+    """A tokenizer, its discriminator, and how the two train.
+
+    Args:
+        autoencoder, quantizer, image_size: see `t2i.nets.tokenizer.ImageTokenizer`.
+        discriminator: images -> patch logits, or None for none.
+        perceptual: (x, y) in [-1, 1] -> distance a picture, or None for none.
+        discriminator_start: fraction of `max_steps` after which the discriminator trains and is heard.
+        discriminator_weight: factor on the generator's GAN loss; times λ when `adaptive_weight`.
+        max_steps: length of training in batches, for schedules.
+    """
+
+    kind = "vqgan"
+    batch = "images"
+    training_only = ("perceptual",)  # not needed to use a checkpoint
+
+    def __init__(
+        self,
+        autoencoder: nn.Module,
+        quantizer: nn.Module,
+        image_size: int,
+        max_steps: int,
+        discriminator: nn.Module | None = None,
+        perceptual: nn.Module | None = None,
+        learning_rate: float = 4.5e-6,
+        discriminator_learning_rate: float | None = None,
+        betas: tuple[float, float] = (0.5, 0.9),
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        gradient_clip: float | None = None,
+        pixel_loss: Literal["l1", "l2", "l1+l2"] = "l1",
+        perceptual_weight: float = 1.0,
+        quantizer_weight: float = 1.0,
+        discriminator_weight: float = 0.8,
+        discriminator_start: float = 0.5,
+        adaptive_weight: bool = True,
+        gan_loss: Literal["hinge", "vanilla"] = "hinge",
+        optimizer: Literal["adamw", "muon"] = "adamw",
+        muon_learning_rate: float = 0.02,
+    ) -> None:
+        super().__init__(learning_rate, warmup_steps, max_steps, gradient_clip)
+        if not 0 <= discriminator_start <= 1:
+            raise ValueError(f"discriminator_start={discriminator_start} is a fraction of training, within [0, 1]")
+        self.tokenizer = ImageTokenizer(autoencoder, quantizer, image_size)
+        self.tokenizer.to(memory_format=torch.channels_last)
+        self.discriminator = discriminator if discriminator is not None else nn.Identity()
+        self.has_discriminator = discriminator is not None
+        self._outside = (perceptual,)  # a tuple, so that frozen weights stay out of state dict and optimisers
+        self.discriminator_learning_rate = discriminator_learning_rate or learning_rate
+        self.betas, self.weight_decay = tuple(betas), weight_decay
+        self.pixel_loss, self.perceptual_weight, self.quantizer_weight = pixel_loss, perceptual_weight, quantizer_weight
+        self.discriminator_weight, self.discriminator_start = discriminator_weight, discriminator_start
+        self.use_adaptive_weight, self.gan_loss = adaptive_weight, gan_loss
+        self.optimizer, self.muon_learning_rate = optimizer, muon_learning_rate
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """The generator's by name, AdamW for the discriminator (Muon is a generator's: a discriminator that learns
+        so fast wins)."""
+        generator = optim.make(self.tokenizer, self.optimizer, self.learning_rate, self.muon_learning_rate, self.betas,
+                               self.weight_decay)
+        spare = nn.ParameterList([nn.Parameter(torch.zeros(()))])  # no discriminator: the player moves nothing
+        judge = self.discriminator if self.has_discriminator else spare
+        return [generator, optim.make(judge, "adamw", self.discriminator_learning_rate, 0.0, self.betas, 0.0)]
+
+    def on_fit_start(self) -> None:
+        if self._outside[0] is not None:
+            self._outside[0].to(self.device)
+
+    @property
+    def discriminator_on(self) -> bool:
+        return self.has_discriminator and self.global_step >= self.discriminator_start * self.max_steps
+
+    def reconstruction_terms(self, image: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
+        with torch.autocast(image.device.type, enabled=False):
+            difference = reconstruction.float() - image.float()
+            parts = {"l1": difference.abs().mean(), "l2": difference.square().mean()}
+            pixel = sum(parts[name] for name in self.pixel_loss.split("+"))
+            terms = {"loss/pixel": pixel}
+            if self._outside[0] is not None:
+                terms["loss/perceptual"] = self._outside[0](reconstruction.float(), image.float()).mean()
+        return terms
+
+    def training_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
+        self.schedule()
+        image = batch.image.contiguous(memory_format=torch.channels_last)
+        reconstruction, quantized = self.tokenizer(image)
+        terms = self.reconstruction_terms(image, reconstruction)
+        rec = terms["loss/pixel"] + self.perceptual_weight * terms.get("loss/perceptual", torch.zeros_like(quantized.loss))
+        terms["loss/quantizer"] = quantized.loss
+        total = rec + self.quantizer_weight * quantized.loss
+        d_loss = None
+        logits: dict[str, Tensor] = {}
+        if self.discriminator_on:
+            total, extra = self.add_gan_loss(total, rec, reconstruction)
+            terms.update(extra)
+
+            def d_loss() -> Tensor:
+                real = self.discriminator(image).float()
+                fake = self.discriminator(reconstruction.detach()).float()
+                logits.update({"logits/real": real.mean().detach(), "logits/fake": fake.mean().detach()})
+                return (hinge_d if self.gan_loss == "hinge" else vanilla_d)(real, fake)
+
+        check_finite(terms, self.global_step, batch.key)
+        step_loss = self.step_both(total, d_loss)
+        if step_loss is not None:
+            terms["loss/discriminator"] = step_loss
+        named = {f"train/{name}": value.detach() for name, value in {**terms, **logits, **quantized.metrics}.items()}
+        named["train/loss"] = total.detach()
+        self.log_dict(named, batch_size=len(batch.text))
+        return {"ids": quantized.ids.detach()}
+
+    def add_gan_loss(self, total: Tensor, rec: Tensor, reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = frozen_call(self.discriminator, reconstruction).float()
+        gan = (hinge_g if self.gan_loss == "hinge" else vanilla_g)(logits)
+        weight = torch.ones_like(gan)
+        if self.use_adaptive_weight:
+            weight = adaptive_weight(rec, gan, self.tokenizer.autoencoder.last_layer)
+        total = total + self.discriminator_weight * weight * gan
+        return total, {"loss/generator": gan, "lambda": weight}
+
+    def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
+        reconstruction, quantized = self.tokenizer(batch.image.contiguous(memory_format=torch.channels_last))
+        terms = self.reconstruction_terms(batch.image, reconstruction)
+        loss = terms["loss/pixel"] + self.perceptual_weight * terms.get("loss/perceptual", torch.zeros_like(quantized.loss))
+        named = {f"val/{name}": value for name, value in terms.items()}
+        self.log_dict({**named, "val/loss": loss}, batch_size=len(batch.text), sync_dist=True)
+        return {"image": batch.image, "reconstruction": reconstruction.float().clamp(-1, 1), "ids": quantized.ids}
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> dict[str, Any]:
+        """Rows for the grid: input above reconstruction, captions below."""
+        image = batch.image[:8]
+        reconstruction = self.tokenizer.decode_ids(self.tokenizer.encode(image))
+        return {"reconstructions": {"rows": [("input", image), ("reconstruction", reconstruction.float())],
+                                    "captions": batch.text[:8]}}
+
+
+def load_tokenizer(path: str | Path) -> ImageTokenizer:
+    """The frozen tokenizer out of a VQGAN's checkpoint; it needs neither discriminator nor perceptual net."""
+    held = checkpoint.read(path, kind="vqgan")
+    model = held["t2i"]["config"]["model"]
+    config = {"_target_": "t2i.nets.tokenizer.ImageTokenizer"}
+    config |= {key: model[key] for key in ("autoencoder", "quantizer", "image_size")}
+    tokenizer = checkpoint.build(config)
+    every = checkpoint.weights(held)
+    weights = {k.removeprefix("tokenizer."): v for k, v in every.items() if k.startswith("tokenizer.")}
+    checkpoint.load_weights(tokenizer, weights, path)
+    tokenizer.config = config
+    return tokenizer.eval().requires_grad_(False)

@@ -1,0 +1,278 @@
+"""The convolutional autoencoder of VQGAN: pictures to a grid of latent vectors and back.
+
+Paper: Taming Transformers for High-Resolution Image Synthesis, arXiv 2012.09841. Residual blocks with
+GroupNorm and swish, single-head self-attention on chosen levels, strided convolutions down, nearest
+neighbour and a convolution up.
+
+Deviations: attention is placed by level and not by resolution, so that a net does not depend on the picture
+size; `num_groups` 0 leaves out the norms (GroupNorm hides the flat colours of drawings, docs/log.md) and starts
+every residual block as its shortcut; `patch_size` folds pixels into channels before the first convolution (and
+unfolds them after the last), which makes small CPU models several times cheaper; the attention of the middle can be
+left out; the group count shrinks to the largest common divisor where a level has too few channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def _norm(channels: int, num_groups: int) -> nn.Module:
+    """GroupNorm, or nothing for num_groups 0."""
+    return nn.GroupNorm(math.gcd(num_groups, channels), channels, eps=1e-6) if num_groups else nn.Identity()
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, num_groups: int) -> None:
+        super().__init__()
+        self.norm_1 = _norm(in_channels, num_groups)
+        self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm_2 = _norm(out_channels, num_groups)
+        self.conv_2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        same = in_channels == out_channels
+        self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+        if not num_groups:  # without norms a deep stack must start as its shortcuts
+            nn.init.zeros_(self.conv_2.weight)
+            nn.init.zeros_(self.conv_2.bias)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
+        h = self.conv_1(F.silu(self.norm_1(x)))
+        h = self.conv_2(F.silu(self.norm_2(h)))
+        return self.shortcut(x) + h
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over all positions, with a residual connection."""
+
+    def __init__(self, channels: int, num_groups: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels, num_groups)
+        self.query = nn.Conv2d(channels, channels, 1)
+        self.key = nn.Conv2d(channels, channels, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.output = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        b, c, h, w = x.shape
+        y = self.norm(x)
+        q, k, v = (part(y).permute(0, 2, 3, 1).reshape(b, 1, h * w, c) for part in (self.query, self.key, self.value))
+        y = F.scaled_dot_product_attention(q, k, v)
+        return x + self.output(y.reshape(b, h, w, c).permute(0, 3, 1, 2))
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        # One column right and one row below, not one all round: what the published weights were trained with.
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, each followed by attention where asked, then the change of size."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_blocks: int,
+        num_groups: int,
+        attention: bool,
+        resize: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            ResidualBlock(in_channels if i == 0 else out_channels, out_channels, num_groups) for i in range(num_blocks)
+        )
+        self.attentions = nn.ModuleList(
+            Attention(out_channels, num_groups) for _ in range(num_blocks if attention else 0)
+        )
+        self.resize = nn.Identity() if resize is None else resize
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if len(self.attentions) > 0:
+                x = self.attentions[i](x)
+        return self.resize(x)
+
+
+def _middle(channels: int, num_groups: int, attention: bool) -> nn.Sequential:
+    first = ResidualBlock(channels, channels, num_groups)
+    centre = Attention(channels, num_groups) if attention else nn.Identity()
+    return nn.Sequential(first, centre, ResidualBlock(channels, channels, num_groups))
+
+
+class _Pyramid(nn.Module):
+    """What encoder and decoder have in common: the sizes, checked. Level 0 is the finest in both."""
+
+    def __init__(
+        self,
+        channels: int,
+        multipliers: Sequence[int],
+        num_res_blocks: int,
+        attention_levels: Sequence[int],
+        patch_size: int,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("channels", channels),
+            ("num_res_blocks", num_res_blocks),
+            ("patch_size", patch_size),
+        ):
+            if value < 1:
+                raise ValueError(f"{name}={value}: at least 1 is needed")
+        if len(multipliers) == 0 or min(multipliers) < 1:
+            raise ValueError(f"multipliers={list(multipliers)}: one whole number >= 1 for each level is needed")
+        wrong = [level for level in attention_levels if not 0 <= level < len(multipliers)]
+        if wrong:
+            raise ValueError(
+                f"attention_levels={list(attention_levels)}: {wrong} not among the levels "
+                f"0..{len(multipliers) - 1} (0 is the finest; there is one for each of multipliers)"
+            )
+        self.patch_size = patch_size
+        self.widths = [channels * multiplier for multiplier in multipliers]
+        self.factor = patch_size * 2 ** (len(multipliers) - 1)
+
+
+class Encoder(_Pyramid):
+    """Pictures (b, in_channels, h, w) to latents (b, z_channels, h / factor, w / factor)."""
+
+    def __init__(
+        self,
+        channels: int = 128,
+        multipliers: Sequence[int] = (1, 1, 2, 2, 4),
+        num_res_blocks: int = 2,
+        attention_levels: Sequence[int] = (4,),
+        z_channels: int = 256,
+        in_channels: int = 3,
+        num_groups: int = 32,
+        patch_size: int = 1,
+        mid_attention: bool = True,
+    ) -> None:
+        super().__init__(channels, multipliers, num_res_blocks, attention_levels, patch_size)
+        self.z_channels = z_channels
+        self.stem = nn.Conv2d(in_channels * patch_size**2, channels, 3, padding=1)
+        self.levels = nn.ModuleList()
+        current = channels
+        for i, width in enumerate(self.widths):
+            resize = Downsample(width) if i < len(self.widths) - 1 else None
+            self.levels.append(Level(current, width, num_res_blocks, num_groups, i in attention_levels, resize))
+            current = width
+        self.middle = _middle(current, num_groups, mid_attention)
+        self.norm = _norm(current, num_groups)
+        self.head = nn.Conv2d(current, z_channels, 3, padding=1)
+
+    def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b z gh gw"]:
+        height, width = image.shape[-2:]
+        if height % self.factor or width % self.factor:
+            raise ValueError(
+                f"image of {height}x{width} (h x w): both sides must be multiples of the encoder's factor {self.factor}"
+            )
+        h = F.pixel_unshuffle(image, self.patch_size) if self.patch_size > 1 else image
+        h = self.stem(h)
+        for level in self.levels:
+            h = level(h)
+        h = self.middle(h)
+        return self.head(F.silu(self.norm(h)))
+
+
+class Decoder(_Pyramid):
+    """Latents (b, z_channels, h, w) to pictures (b, out_channels, h * factor, w * factor), not clamped.
+
+    It has one residual block more a level than the encoder, as in the paper's code. `levels` runs from the
+    finest (0) to the coarsest, like the encoder's, and is walked backwards.
+    """
+
+    def __init__(
+        self,
+        channels: int = 128,
+        multipliers: Sequence[int] = (1, 1, 2, 2, 4),
+        num_res_blocks: int = 2,
+        attention_levels: Sequence[int] = (4,),
+        z_channels: int = 256,
+        out_channels: int = 3,
+        num_groups: int = 32,
+        patch_size: int = 1,
+        mid_attention: bool = True,
+    ) -> None:
+        super().__init__(channels, multipliers, num_res_blocks, attention_levels, patch_size)
+        self.z_channels = z_channels
+        current = self.widths[-1]
+        self.stem = nn.Conv2d(z_channels, current, 3, padding=1)
+        self.middle = _middle(current, num_groups, mid_attention)
+        levels: list[Level] = []
+        for i, width in reversed(list(enumerate(self.widths))):
+            resize = Upsample(width) if i > 0 else None
+            levels.append(Level(current, width, num_res_blocks + 1, num_groups, i in attention_levels, resize))
+            current = width
+        self.levels = nn.ModuleList(reversed(levels))
+        self.norm = _norm(current, num_groups)
+        self.head = nn.Conv2d(current, out_channels * patch_size**2, 3, padding=1)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight on which the adaptive weight of the adversarial loss is measured."""
+        return self.head.weight
+
+    def forward(self, z: Float[Tensor, "b z gh gw"]) -> Float[Tensor, "b c h w"]:
+        h = self.middle(self.stem(z))
+        for level in reversed(self.levels):
+            h = level(h)
+        h = self.head(F.silu(self.norm(h)))
+        return F.pixel_shuffle(h, self.patch_size) if self.patch_size > 1 else h
+
+
+class Autoencoder(nn.Module):
+    """An encoder and the decoder that mirrors it, from one list of arguments.
+
+    `attention_levels` are indices into `multipliers`, 0 the finest; `factor` is how many pixels a side one
+    latent position covers: patch_size * 2 ** (len(multipliers) - 1).
+    """
+
+    def __init__(
+        self,
+        channels: int = 128,
+        multipliers: Sequence[int] = (1, 1, 2, 2, 4),
+        num_res_blocks: int = 2,
+        attention_levels: Sequence[int] = (4,),
+        z_channels: int = 256,
+        image_channels: int = 3,
+        num_groups: int = 32,
+        patch_size: int = 1,
+        mid_attention: bool = True,
+    ) -> None:
+        super().__init__()
+        shared = (channels, multipliers, num_res_blocks, attention_levels, z_channels, image_channels)
+        self.encoder = Encoder(*shared, num_groups, patch_size, mid_attention)
+        self.decoder = Decoder(*shared, num_groups, patch_size, mid_attention)
+        self.z_channels = z_channels
+        self.factor = self.encoder.factor
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.decoder.last_layer
+
+    def encode(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b z gh gw"]:
+        return self.encoder(image)
+
+    def decode(self, z: Float[Tensor, "b z gh gw"]) -> Float[Tensor, "b c h w"]:
+        return self.decoder(z)
+
+    def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return self.decoder(self.encoder(image))

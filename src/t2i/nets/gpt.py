@@ -1,0 +1,220 @@
+"""A GPT over a tokenizer's codes, with caption states as its prefix.
+
+After GPT-2 with the changes that small and bf16 training reward: QK-norm (LayerNorm on queries and keys,
+arXiv 2302.05442) so that attention logits stay bounded, squared ReLU (arXiv 2109.08668), no biases. The text
+prefix sees itself in both directions, codes see the prefix and the codes before them. Positions are learned,
+as the sum of a row, a column and a cell embedding. The output head is its own matrix: tying it to the input
+embedding was worse at the sizes of `experiments/quickstart` (docs/log.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+
+@dataclass
+class Cache:
+    """Keys and values of every layer, allocated once: (layers, b, heads, prefix + codes, head_dim).
+
+    `mask` is the additive mask over the prefix (b, 1, 1, prefix); `length` is how many positions are filled.
+    """
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor
+    prefix: int
+    length: int
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attention; in training on a CPU in float32, where the bf16 kernel is 4x slower (measured: docs/log.md)."""
+    if q.device.type == "cpu" and torch.is_grad_enabled():
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask.float())
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
+
+
+class Block(nn.Module):
+    """Attention and MLP with residual connections; both output projections start at zero."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.norm_attention = nn.LayerNorm(width, bias=False)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.norm_q = nn.LayerNorm(width // num_heads, bias=False)
+        self.norm_k = nn.LayerNorm(width // num_heads, bias=False)
+        self.attention_out = nn.Linear(width, width, bias=False)
+        self.norm_mlp = nn.LayerNorm(width, bias=False)
+        self.mlp_in = nn.Linear(width, 4 * width, bias=False)
+        self.mlp_out = nn.Linear(4 * width, width, bias=False)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (b, s, width) -> q, k, v, each (b, heads, s, head_dim), q and k normalised."""
+        b, s, width = x.shape
+        q, k, v = (
+            self.qkv(self.norm_attention(x)).view(b, s, 3, self.num_heads, width // self.num_heads).unbind(2)
+        )
+        q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Adds the attention's result (b, heads, s, head_dim) and the MLP to x (b, s, width)."""
+        b, s, width = x.shape
+        x = x + self.drop(self.attention_out(attended.transpose(1, 2).reshape(b, s, width)))
+        hidden = F.relu(self.mlp_in(self.norm_mlp(x)))
+        return x + self.drop(self.mlp_out(hidden * hidden))  # a product: `square` is several times slower on CPUs
+
+    def drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.training and self.dropout > 0 else x
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = self.heads(x)
+        return self.finish(x, attend(q, k, v, mask))
+
+
+class GPT(nn.Module):
+    """p(code | codes before it, caption).
+
+    Args:
+        codebook_size: number of codes K; the start token is an embedding of its own, never a code's id.
+        grid: (rows, columns) of codes in a picture.
+        text_dim: width of the caption states.
+        text_length: the longest prefix, in text tokens.
+        width, num_layers, num_heads: the transformer; `width` must be divisible by `num_heads`.
+        dropout: on both residual branches, in training.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        grid: tuple[int, int],
+        text_dim: int,
+        text_length: int,
+        width: int = 256,
+        num_layers: int = 6,
+        num_heads: int = 4,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"width={width} is not divisible by num_heads={num_heads}")
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout={dropout} is outside [0, 1)")
+        self.codebook_size, self.grid, self.text_length = codebook_size, tuple(grid), text_length
+        rows, columns = grid
+        self.num_codes = rows * columns
+        self.codes = nn.Embedding(codebook_size, width)
+        self.start = nn.Parameter(torch.zeros(width))
+        self.row = nn.Parameter(torch.zeros(rows, 1, width))
+        self.column = nn.Parameter(torch.zeros(1, columns, width))
+        self.cell = nn.Parameter(torch.zeros(rows, columns, width))
+        self.text_in = nn.Linear(text_dim, width)
+        self.text_position = nn.Parameter(torch.zeros(text_length, width))
+        self.null = nn.Parameter(torch.zeros(width))  # the caption that says nothing: learned, one position
+        self.blocks = nn.ModuleList(Block(width, num_heads, dropout) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.head = nn.Linear(width, codebook_size, bias=False)
+        self.initialise()
+
+    def initialise(self) -> None:
+        for name, parameter in self.named_parameters():
+            if "norm" in name or name.endswith("bias"):
+                continue
+            if name.endswith(("attention_out.weight", "mlp_out.weight")):
+                nn.init.zeros_(parameter)
+            elif name.endswith(("qkv.weight", "mlp_in.weight", "text_in.weight")):
+                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+            elif name == "head.weight":
+                nn.init.normal_(parameter, std=0.02)
+            else:
+                nn.init.normal_(parameter, std=0.5 if name == "codes.weight" else 0.1)
+
+    def prefix(
+        self, states: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"], null: Bool[Tensor, " b"]
+    ) -> tuple[Tensor, Tensor]:
+        """Projects caption states; where `null`, the caption gives way to the learned null prefix."""
+        if states.shape[1] > self.text_length:
+            raise ValueError(f"the prefix has {states.shape[1]} text tokens; at most {self.text_length} are allowed")
+        x = self.text_in(states) + self.text_position[: states.shape[1]]
+        first = torch.zeros_like(mask)
+        first[:, 0] = True
+        x = torch.where(null[:, None, None], self.null.to(x.dtype), x)
+        return x, torch.where(null[:, None], first, mask)
+
+    def embed(self, ids: Int[Tensor, "b m"]) -> Tensor:
+        """The start token and m codes, each with the position of the code that it predicts: (b, m + 1, width)."""
+        b, m = ids.shape
+        position = (self.row + self.column + self.cell).flatten(0, 1)
+        tokens = torch.cat([self.start.expand(b, 1, -1), self.codes(ids)], 1)
+        return tokens[:, : self.num_codes] + position[: m + 1]
+
+    def mask(self, text: Bool[Tensor, "b t"], num_codes: int, dtype: torch.dtype) -> Tensor:
+        """Additive mask (b, 1, t + n, t + n): everyone sees the real text, codes see codes up to themselves."""
+        b, t = text.shape
+        size = t + num_codes
+        allowed = torch.ones(size, size, dtype=torch.bool, device=text.device).tril()
+        allowed = allowed.expand(b, size, size).clone()
+        allowed[:, :, :t] = text[:, None, :]
+        return torch.zeros(b, 1, size, size, dtype=dtype, device=text.device).masked_fill_(~allowed[:, None], -1e4)
+
+    def forward(
+        self,
+        ids: Int[Tensor, "b n"],
+        states: Float[Tensor, "b t d"],
+        mask: Bool[Tensor, "b t"],
+        null: Bool[Tensor, " b"],
+    ) -> Float[Tensor, "b n k"]:
+        """Logits of every code given those before it; `null` marks pictures whose caption is dropped."""
+        text, mask = self.prefix(states, mask, null)
+        x = torch.cat([text, self.embed(ids[:, :-1])], 1)
+        additive = self.mask(mask, ids.shape[1], torch.float32)
+        for block in self.blocks:
+            x = block(x, additive)
+        return self.head(self.norm(x[:, text.shape[1] :]))
+
+    def prefill(
+        self,
+        states: Float[Tensor, "b t d"],
+        mask: Bool[Tensor, "b t"],
+        null: Bool[Tensor, " b"],
+        given: Int[Tensor, "b m"],
+    ) -> tuple[Float[Tensor, "b k"], Cache]:
+        """Runs the prefix, the start token and `given` codes once; returns the next code's logits and the cache."""
+        text, mask = self.prefix(states, mask, null)
+        x = torch.cat([text, self.embed(given)], 1)
+        b, t = mask.shape
+        additive = self.mask(mask, x.shape[1] - t, torch.float32)
+        cache = None
+        for layer, block in enumerate(self.blocks):
+            q, k, v = block.heads(x)
+            if cache is None:
+                size = (len(self.blocks), b, block.num_heads, t + self.num_codes, k.shape[-1])
+                cache = Cache(k.new_zeros(size), k.new_zeros(size), additive[:, :, -1:, :t].to(q.dtype), t, x.shape[1])
+            cache.keys[layer, :, :, : x.shape[1]] = k
+            cache.values[layer, :, :, : x.shape[1]] = v
+            x = block.finish(x, attend(q, k, v, additive))
+        return self.head(self.norm(x[:, -1])), cache
+
+    def step(self, ids: Int[Tensor, " b"], cache: Cache) -> Float[Tensor, "b k"]:
+        """Appends one code a picture to the cache and returns the logits of the next."""
+        index = cache.length - cache.prefix  # the cell that this step predicts
+        row, column = divmod(index, self.grid[1])
+        x = self.codes(ids) + self.row[row, 0] + self.column[0, column] + self.cell[row, column]
+        x = x[:, None]
+        end = cache.length + 1
+        mask = F.pad(cache.mask, (0, end - cache.prefix))
+        for layer, block in enumerate(self.blocks):
+            q, k, v = block.heads(x)
+            keys, values = cache.keys[layer, :, :, :end], cache.values[layer, :, :, :end]
+            keys[:, :, -1:] = k
+            values[:, :, -1:] = v
+            x = block.finish(x, attend(q, keys, values, mask))
+        cache.length = end
+        return self.head(self.norm(x[:, 0]))

@@ -1,0 +1,62 @@
+"""Pictures to codes and back: an autoencoder with a quantiser between its halves (arXiv 2012.09841).
+
+Two 1x1 convolutions fit the autoencoder's channels to the quantiser's, so that low-dimensional codes need no
+other change.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from t2i.types import Quantized
+
+
+class ImageTokenizer(nn.Module):
+    """A `t2i.types.Tokenizer`.
+
+    Args:
+        autoencoder: has `encoder`, `decoder`, `factor`, `z_channels`, `last_layer`.
+        quantizer: a `t2i.types.Quantizer`.
+        image_size: side of the square pictures, divisible by the autoencoder's factor.
+    """
+
+    def __init__(self, autoencoder: nn.Module, quantizer: nn.Module, image_size: int) -> None:
+        super().__init__()
+        if image_size % autoencoder.factor:
+            raise ValueError(
+                f"image_size={image_size} is not divisible by the autoencoder's factor {autoencoder.factor}"
+            )
+        self.autoencoder, self.quantizer, self.image_size = autoencoder, quantizer, image_size
+        self.quant_conv = nn.Conv2d(autoencoder.z_channels, quantizer.dim, 1)
+        self.post_quant_conv = nn.Conv2d(quantizer.dim, autoencoder.z_channels, 1)
+        self.codebook_size = quantizer.codebook_size
+        side = image_size // autoencoder.factor
+        self.grid = (side, side)
+        self.config: dict[str, Any] | None = None  # the node that builds this again; set by whoever loads one
+
+    def quantize(self, image: Float[Tensor, "b 3 h w"]) -> Quantized:
+        return self.quantizer(self.quant_conv(self.autoencoder.encoder(image)))
+
+    def decode(self, z_q: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 h w"]:
+        return self.autoencoder.decoder(self.post_quant_conv(z_q))
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b 3 h w"], Quantized]:
+        """The reconstruction (not clamped) and what the quantiser said."""
+        quantized = self.quantize(image)
+        return self.decode(quantized.z_q), quantized
+
+    @torch.no_grad()
+    def encode(self, image: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b n"]:
+        """Codes in raster order; images in [-1, 1] of the tokenizer's size."""
+        if image.shape[-2:] != (self.image_size, self.image_size):
+            raise ValueError(f"images are {tuple(image.shape[-2:])}; this tokenizer takes {(self.image_size,) * 2}")
+        return self.quantize(image).ids.flatten(1)
+
+    @torch.no_grad()
+    def decode_ids(self, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b 3 h w"]:
+        """Pictures in [-1, 1]; codes out of range raise ValueError."""
+        return self.decode(self.quantizer.decode_ids(ids.unflatten(1, self.grid))).clamp(-1, 1)

@@ -1,0 +1,272 @@
+"""Pictures for people: captioned grids, rows for comparison, and loss curves. Files appear whole or not at all.
+
+PIL draws the grids and matplotlib (Agg, imported on first use) the curves; the letters are matplotlib's DejaVu Sans,
+which is installed with it and knows accents, Greek and Cyrillic (an emoji becomes a box).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SMALLEST = 128  # pixels; smaller pictures are enlarged to at least this side
+MARGIN = 8
+FRAME = "#d8d8d8"  # white pictures on the white page need one
+TEXT_SIZE = 13
+LINES = 4  # of a caption; longer ones end in an ellipsis
+
+
+def to_uint8(images: Float[Tensor, "n 3 h w"]) -> np.ndarray:
+    """Pictures in [-1, 1] as bytes (n, h, w, 3), clipped and rounded."""
+    scaled = images.detach().float().clamp(-1, 1).add(1).mul(127.5).round()
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Writes beside the target, then replaces it: a reader never sees half a file, a full disk leaves the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
+
+
+def save(image: Image.Image, path: Path) -> Path:
+    """Writes a PNG whole or not at all."""
+    held = io.BytesIO()
+    image.save(held, format="PNG")
+    return write_bytes(path, held.getvalue())
+
+
+@lru_cache
+def font(size: int = TEXT_SIZE) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+
+
+def wrap(text: str, width: int, lines: int = LINES) -> list[str]:
+    """Breaks `text` at spaces (inside words that are too long) into at most `lines` lines of `width` pixels."""
+    letters = font()
+    broken: list[str] = []
+    line = ""
+    for word in text.split():
+        if line and letters.getlength(f"{line} {word}") <= width:
+            line = f"{line} {word}"
+            continue
+        if line:
+            broken.append(line)
+        while letters.getlength(word) > width and len(word) > 1:
+            fits = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or letters.getlength(word[:n]) <= width)
+            broken.append(word[:fits])
+            word = word[fits:]
+        line = word
+        if len(broken) > lines:
+            break
+    if line:
+        broken.append(line)
+    if len(broken) > lines:
+        last = broken[lines - 1]
+        while last and letters.getlength(f"{last}…") > width:
+            last = last[:-1]
+        broken = [*broken[: lines - 1], f"{last}…"]
+    return broken
+
+
+def _enlarged(pixels: np.ndarray, scale: int | None) -> np.ndarray:
+    """Bytes (n, h, w, 3), each pixel repeated `scale` times (None: so that the short side reaches SMALLEST)."""
+    factor = max(1, math.ceil(SMALLEST / min(pixels.shape[1:3]))) if scale is None else scale
+    if factor < 1:
+        raise ValueError(f"scale={scale}: allowed are whole numbers from 1")
+    return pixels.repeat(factor, 1).repeat(factor, 2)
+
+
+def _bytes(images: Tensor | np.ndarray) -> np.ndarray:
+    """Bytes (n, h, w, 3) from the same (array or tensor) or from pictures in [-1, 1]."""
+    if isinstance(images, Tensor) and images.dtype == torch.uint8:
+        images = images.cpu().numpy()
+    if isinstance(images, np.ndarray):
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(f"images {images.dtype} {images.shape}: bytes must be uint8 (n, h, w, 3)")
+        return images
+    return to_uint8(images)
+
+
+def grid(
+    images: Tensor | np.ndarray,
+    captions: Sequence[str] | None = None,
+    columns: int | None = None,
+    scale: int | None = None,
+) -> Image.Image:
+    """Pictures in rows of `columns`, each with its caption wrapped under it.
+
+    Args:
+        images: in [-1, 1], (n, 3, h, w), or bytes (n, h, w, 3).
+        columns: None for about a square.
+        scale: enlargement, whole; None makes the short side at least 128 pixels.
+    """
+    pixels = _enlarged(_bytes(images), scale)
+    n, height, width, _ = pixels.shape
+    if not n:
+        raise ValueError("images: none given, a grid takes at least one")
+    if captions is not None and len(captions) != n:
+        raise ValueError(f"{len(captions)} captions for {n} images: each takes one")
+    columns = min(n, columns or math.ceil(math.sqrt(n)))
+    row_of = [list(range(start, min(start + columns, n))) for start in range(0, n, columns)]
+    texts = [wrap(caption, width) for caption in captions] if captions is not None else [[] for _ in range(n)]
+    line_height = TEXT_SIZE + 4
+    heights = [height + line_height * max(len(texts[i]) for i in row) + MARGIN for row in row_of]
+    page = Image.new("RGB", (columns * (width + MARGIN) + MARGIN, sum(heights) + MARGIN), "white")
+    draw = ImageDraw.Draw(page)
+    top = MARGIN
+    for row, row_height in zip(row_of, heights, strict=True):
+        for column, i in enumerate(row):
+            left = MARGIN + column * (width + MARGIN)
+            page.paste(Image.fromarray(pixels[i]), (left, top))
+            draw.rectangle((left - 1, top - 1, left + width, top + height), outline=FRAME)
+            for k, line in enumerate(texts[i]):
+                draw.text((left, top + height + 2 + k * line_height), line, fill="black", font=font())
+        top += row_height
+    return page
+
+
+def rows(
+    labelled: Sequence[tuple[str, Tensor | np.ndarray]],
+    captions: Sequence[str] | None = None,
+    scale: int | None = None,
+) -> Image.Image:
+    """One row a label (input, reconstruction; model, model), the same pictures in columns, captions under the last.
+
+    All rows hold the same number of pictures; they may differ in size and are enlarged to a common one.
+    """
+    if not labelled:
+        raise ValueError("rows: none given")
+    parts = [_bytes(images) for _, images in labelled]
+    n = len(parts[0])
+    if any(len(part) != n for part in parts) or not n:
+        found = ", ".join(f"{label}: {len(part)}" for (label, _), part in zip(labelled, parts, strict=True))
+        raise ValueError(f"every row must hold the same number of pictures, at least one; found {found}")
+    if captions is not None and len(captions) != n:
+        raise ValueError(f"{len(captions)} captions for {n} columns: each takes one")
+    largest = max((_enlarged(part, scale) for part in parts), key=lambda part: part.shape[1])
+    height, width = largest.shape[1:3]
+    labels = [wrap(label, 110, lines=6) for label, _ in labelled]
+    gutter = MARGIN + max((int(font().getlength(line)) + 1 for label in labels for line in label), default=0)
+    texts = [wrap(caption, width) for caption in captions] if captions is not None else [[]]
+    line_height = TEXT_SIZE + 4
+    foot = line_height * max(len(text) for text in texts)
+    size = (gutter + n * (width + MARGIN) + MARGIN, len(parts) * (height + MARGIN) + MARGIN + foot)
+    page = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(page)
+    for r, part in enumerate(parts):
+        top = MARGIN + r * (height + MARGIN)
+        middle = top + (height - line_height * len(labels[r])) // 2
+        for k, line in enumerate(labels[r]):
+            draw.text((MARGIN // 2, middle + k * line_height), line, fill="black", font=font())
+        for i in range(n):
+            picture = Image.fromarray(part[i]).resize((width, height), Image.Resampling.NEAREST)
+            left = gutter + i * (width + MARGIN)
+            page.paste(picture, (left, top))
+            draw.rectangle((left - 1, top - 1, left + width, top + height), outline=FRAME)
+    for i, text in enumerate(texts):
+        for k, line in enumerate(text):
+            place = (gutter + i * (width + MARGIN), len(parts) * (height + MARGIN) + 4 + k * line_height)
+            draw.text(place, line, fill="black", font=font())
+    return page
+
+
+def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """The steps and values of each column of a `metrics.csv`; empty cells are skipped."""
+    series: dict[str, tuple[list[int], list[float]]] = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if not (row.get("step") or "").lstrip("-").isdigit():
+                continue  # a line cut off by a kill
+            for name, cell in row.items():
+                if name in (None, "step", "epoch") or not cell:
+                    continue
+                steps, values = series.setdefault(name, ([], []))
+                steps.append(int(row["step"]))
+                values.append(float(cell))
+    return series
+
+
+def _thinned(steps: list[int], values: list[float], most: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """Means over equal runs of points, so that a long noisy curve stays readable."""
+    every = max(1, math.ceil(len(values) / most))
+    parts = range(0, len(values), every)
+    mean = [float(np.mean(values[i : i + every])) for i in parts]
+    return np.array([float(np.mean(steps[i : i + every])) for i in parts]), np.array(mean)
+
+
+def _groups(names: Sequence[str]) -> dict[str, list[str]]:
+    """Panels by the name without its `train/` or `val/`, the total loss first."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        _, slash, rest = name.partition("/")
+        found.setdefault(rest if slash else name, []).append(name)
+    order = sorted(found, key=lambda key: (key != "loss", not key.startswith("loss"), key))
+    return {key: found[key] for key in order}
+
+
+def plot_losses(metrics_csv: Path, out_png: Path, groups: dict[str, list[str]] | None = None) -> Path | None:
+    """Curves of `metrics.csv`, one panel a group (title -> columns); None where there is nothing to draw yet.
+
+    By default a panel holds what differs only in `train/` and `val/`. The axis is logarithmic where every value
+    is positive and the largest at least twenty times the smallest.
+    """
+    series = read_metrics(metrics_csv)
+    if groups is not None:
+        unknown = sorted({name for names in groups.values() for name in names} - set(series))
+        if unknown:
+            raise ValueError(f"{metrics_csv} has no columns {', '.join(unknown)}; it has {', '.join(sorted(series))}")
+    groups = _groups(list(series)) if groups is None else groups
+    if not groups:
+        return None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(groups))
+    height = math.ceil(len(groups) / columns)
+    figure: Figure = Figure(figsize=(4.6 * columns, 2.9 * height), layout="constrained")
+    FigureCanvasAgg(figure)
+    for k, (title, names) in enumerate(groups.items()):
+        axes = figure.add_subplot(height, columns, k + 1)
+        finite: list[float] = []
+        for name in names:
+            steps, values = _thinned(*series[name])
+            finite += [float(v) for v in values if math.isfinite(v)]
+            mark = "o" if len(values) < 30 else None
+            label, _, rest = name.partition("/")
+            axes.plot(steps, values, label=label if rest else name, marker=mark, markersize=3, linewidth=1.3)
+        if finite and min(finite) > 0 and max(finite) >= 20 * min(finite):
+            axes.set_yscale("log")
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    held = io.BytesIO()
+    figure.savefig(held, format="png", dpi=100)
+    return write_bytes(out_png, held.getvalue())

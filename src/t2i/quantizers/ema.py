@@ -1,0 +1,175 @@
+"""Vector quantisation whose codebook follows running means of the latents instead of a gradient.
+
+Papers: arXiv 1711.00937, appendix A.1 (running means); k-means start and restart of dead codes as in
+SoundStream, arXiv 2107.03312. Deviations: a code is dead below a share of the uniform use, not below a count,
+so that the threshold does not depend on the batch; all random choices come from generators seeded by
+(seed, step), so that a resumed run repeats an unbroken one bit for bit and all ranks agree.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from t2i.quantizers.nearest import check_ids, nearest, straight_through
+from t2i.types import Quantized
+
+
+class EMA(nn.Module):
+    """Latents (b, dim, h, w) to the nearest of `codebook_size` running means; distances and loss in float32.
+
+    decay: of the running counts and sums, a training forward. kmeans_init: start from k-means on the first
+    batch. dead_threshold: a code used less than this share of the uniform use is replaced by a latent of
+    the batch; 0 never replaces. The codebook moves only in training mode, once a forward.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int = 1024,
+        dim: int = 256,
+        beta: float = 0.25,
+        decay: float = 0.99,
+        kmeans_init: bool = True,
+        kmeans_steps: int = 10,
+        dead_threshold: float = 0.03,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if codebook_size < 2 or dim < 1:
+            raise ValueError(f"codebook_size={codebook_size}, dim={dim}: at least 2 codes of 1 dimension are needed")
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay={decay}: a number in [0, 1) is needed")
+        if not 0 <= dead_threshold < 1:
+            raise ValueError(f"dead_threshold={dead_threshold}: a share in [0, 1) is needed (0 = never restart)")
+        self.codebook_size = codebook_size
+        self.dim = dim
+        self.beta = beta
+        self.decay = decay
+        self.kmeans_steps = kmeans_steps
+        self.dead_threshold = dead_threshold
+        self.seed = seed
+        codebook = torch.empty(codebook_size, dim).uniform_(-1 / codebook_size, 1 / codebook_size)
+        self.register_buffer("codebook", codebook)
+        self.register_buffer("counts", torch.ones(codebook_size))
+        self.register_buffer("sums", codebook.clone())
+        self.register_buffer("initialised", torch.tensor(not kmeans_init))
+        self.register_buffer("step", torch.tensor(0))
+        # Mirrors of the two scalars above, read back once after loading: asking the device every step would
+        # make the host wait for it.
+        self._ready: bool | None = None
+        self._step = 0
+        self.register_load_state_dict_post_hook(_forget)
+
+    def forward(self, z: Float[Tensor, "b d h w"]) -> Quantized:
+        b, d, h, w = z.shape
+        metrics: dict[str, Tensor] = {}
+        with torch.autocast(z.device.type, enabled=False):
+            x = z.float().permute(0, 2, 3, 1).reshape(-1, d)  # (b h w, d)
+            if self.training:
+                self._start(x.detach())
+            ids = nearest(x, self.codebook)
+            q = F.embedding(ids, self.codebook)
+            commitment = F.mse_loss(x, q)
+            passed = straight_through(x, q)
+            if self.training:
+                metrics["restarted"] = self._update(x.detach(), ids)
+        metrics["commitment"] = commitment.detach()
+        return Quantized(
+            z_q=passed.view(b, h, w, d).permute(0, 3, 1, 2),
+            ids=ids.view(b, h, w),
+            loss=self.beta * commitment,
+            metrics=metrics,
+        )
+
+    def decode_ids(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
+        check_ids(ids, self.codebook_size)
+        return F.embedding(ids, self.codebook).permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def _start(self, x: Float[Tensor, "n d"]) -> None:
+        if self._ready is None:
+            self._ready, self._step = bool(self.initialised), int(self.step)
+        if self._ready:
+            return
+        # Lloyd's iterations; a centre that loses all its vectors stays where it is.
+        centres = self._candidates(x)
+        for _ in range(self.kmeans_steps):
+            counts, sums = self._totals(x, nearest(x, centres))
+            centres = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], centres)
+        # As if every code had been used as often as the average one: none is dead before it had its chance.
+        share = self._total_of(x) / self.codebook_size
+        self.codebook.copy_(centres)
+        self.counts.fill_(share)
+        self.sums.copy_(centres * share)
+        self.initialised.fill_(True)
+        self._ready = True
+
+    @torch.no_grad()
+    def _update(self, x: Float[Tensor, "n d"], ids: Int[Tensor, "n"]) -> Float[Tensor, ""]:
+        """Moves counts, sums and codebook; returns how many dead codes were restarted."""
+        counts, sums = self._totals(x, ids)
+        total = counts.sum()
+        self.counts.lerp_(counts, 1 - self.decay)
+        self.sums.lerp_(sums, 1 - self.decay)
+        restarted = total.new_zeros(())
+        if self.dead_threshold > 0:
+            share = total / self.codebook_size
+            dead = self.counts < self.dead_threshold * share
+            candidates = self._candidates(x)
+            self.counts.copy_(torch.where(dead, share, self.counts))
+            self.sums.copy_(torch.where(dead[:, None], candidates * share, self.sums))
+            restarted = dead.sum().float()
+        self.codebook.copy_(self.sums / self.counts.clamp_min(1e-5)[:, None])
+        self._step += 1
+        self.step.add_(1)
+        return restarted
+
+    def _totals(self, x: Tensor, ids: Tensor) -> tuple[Float[Tensor, "k"], Float[Tensor, "k d"]]:
+        """How many vectors fell on each code and their sum, over all ranks."""
+        both = x.new_zeros(self.codebook_size, self.dim + 1)
+        both.index_add_(0, ids, F.pad(x, (0, 1), value=1.0))
+        if _world() > 1:
+            dist.all_reduce(both)
+        return both[:, -1].contiguous(), both[:, :-1].contiguous()
+
+    def _total_of(self, x: Tensor) -> Float[Tensor, ""]:
+        total = torch.tensor(float(x.shape[0]), device=x.device)
+        if _world() > 1:
+            dist.all_reduce(total)
+        return total
+
+    def _candidates(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "k d"]:
+        """One latent for each code, drawn from the whole batch; the same on every rank.
+
+        Rank r of w fills the rows r, r + w, ...; their sum over the ranks is complete.
+        """
+        world = _world()
+        rank = dist.get_rank() if world > 1 else 0
+        generator = torch.Generator().manual_seed(((self.seed * 1_000_003 + self._step) * 1_000_003 + rank) % 2**63)
+        rows = len(range(rank, self.codebook_size, world))
+        enough = x.shape[0] >= rows
+        draw = torch.randperm(x.shape[0], generator=generator)[:rows] if enough else None
+        if draw is None:
+            draw = torch.randint(x.shape[0], (rows,), generator=generator)
+        chosen = x[draw.to(x.device)]
+        if not enough:
+            # Fewer latents than codes: copies are told apart by noise well below the spread of the latents.
+            noise = torch.randn(chosen.shape, generator=generator).to(x.device)
+            chosen = chosen + 0.01 * x.std() * noise
+        if world == 1:
+            return chosen
+        candidates = x.new_zeros(self.codebook_size, self.dim)
+        candidates[rank::world] = chosen
+        dist.all_reduce(candidates)
+        return candidates
+
+
+def _forget(module: EMA, incompatible_keys: object) -> None:
+    module._ready = None
+
+
+def _world() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

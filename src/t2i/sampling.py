@@ -1,0 +1,132 @@
+"""From logits to codes: temperature, top-k, top-p, classifier-free guidance, and the token loop over a KV cache.
+
+Functions only. Every picture draws from uniform numbers of its own, made beforehand from its own seed, so that a
+picture depends on its caption, its seed and the options, and on nothing else in the batch; and no step waits for
+the host.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+class CachedModel(Protocol):
+    """What the loop needs of a prior; `t2i.nets.gpt.GPT` is one."""
+
+    codebook_size: int
+    num_codes: int
+
+    def prefill(self, states: Tensor, mask: Tensor, null: Tensor, given: Tensor) -> tuple[Tensor, Any]: ...
+
+    def step(self, ids: Tensor, cache: Any) -> Tensor: ...
+
+
+def check_options(
+    codebook_size: int, temperature: float, top_k: int | None, top_p: float | None, guidance: float
+) -> None:
+    """Raises ValueError, with all faults at once, for options outside what sampling allows."""
+    faults = []
+    if not temperature >= 0:
+        faults.append(f"temperature={temperature}: allowed are numbers >= 0 (0 always takes the likeliest code)")
+    if top_k is not None and not 1 <= top_k <= codebook_size:
+        faults.append(f"top_k={top_k}: allowed are 1 to {codebook_size} (the codebook's size), or null")
+    if top_p is not None and not 0 < top_p <= 1:
+        faults.append(f"top_p={top_p}: allowed are 0 < top_p <= 1, or null")
+    if not guidance >= 0:
+        faults.append(f"guidance={guidance}: allowed are numbers >= 0 (1 means none)")
+    if faults:
+        raise ValueError("; ".join(faults))
+
+
+def filter_logits(
+    logits: Float[Tensor, "b k"], temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> Float[Tensor, "b k"]:
+    """Divides by `temperature` (> 0), then sets all but the `top_k` likeliest, and all outside the smallest set
+    with probability >= `top_p` (nucleus, arXiv 1904.09751), to minus infinity. The likeliest always stays."""
+    logits = logits.float() / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        kth = logits.topk(top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if top_p is not None and top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        probabilities = ordered.softmax(-1)
+        outside = probabilities.cumsum(-1) - probabilities >= top_p
+        logits = logits.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
+    return logits
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance on logits (arXiv 2207.12598): scale 1 is the conditional model, 0 the other."""
+    return unconditional + scale * (conditional - unconditional)
+
+
+def choose(logits: Float[Tensor, "b k"], uniform: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
+    """The code at which the cumulative probability passes `uniform` in [0, 1)."""
+    cumulative = logits.softmax(-1).cumsum(-1)
+    target = uniform.to(cumulative.dtype) * cumulative[:, -1]
+    return torch.searchsorted(cumulative, target[:, None], right=True).clamp_max(logits.shape[-1] - 1)[:, 0]
+
+
+def uniforms(seeds: list[int], n: int, device: torch.device | str = "cpu") -> Float[Tensor, "b n"]:
+    """n uniform numbers in [0, 1) a seed, made on the CPU so that every device draws the same picture."""
+    rows = [torch.rand(n, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows).to(device)
+
+
+@torch.inference_mode()
+def generate(
+    model: CachedModel,
+    states: Float[Tensor, "b t d"],
+    mask: Bool[Tensor, "b t"],
+    uniform: Float[Tensor, "b n"],
+    *,
+    unconditional: bool = False,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    guidance: float = 1.0,
+    given: Int[Tensor, "b m"] | None = None,
+) -> Int[Tensor, "b n"]:
+    """Draws all codes of a batch of pictures.
+
+    Args:
+        states, mask: caption states and which of them are real.
+        uniform: one number in [0, 1) a picture and code.
+        unconditional: ignore the captions (the learned null prefix).
+        given: the first m codes, kept as they are (completion).
+
+    Returns:
+        ids in raster order. With guidance other than 1, both halves run in one batch.
+    """
+    check_options(model.codebook_size, temperature, top_k, top_p, guidance)
+    b, device = states.shape[0], states.device
+    given = torch.zeros(b, 0, dtype=torch.long, device=device) if given is None else given
+    m = given.shape[1]
+    if m and (int(given.min()) < 0 or int(given.max()) >= model.codebook_size):
+        raise ValueError(f"given codes reach from {int(given.min())} to {int(given.max())}; "
+                         f"allowed are 0 to {model.codebook_size - 1}")
+    ids = torch.empty(b, model.num_codes, dtype=torch.long, device=device)
+    ids[:, :m] = given
+    if m >= model.num_codes:
+        return ids
+    guided = guidance != 1 and not unconditional
+    null = torch.full((b,), unconditional, dtype=torch.bool, device=device)
+    if guided:
+        states, mask, given = (torch.cat([x, x]) for x in (states, mask, given))
+        null = torch.cat([null, ~null])
+    logits, cache = model.prefill(states, mask, null, given)
+    for i in range(m, model.num_codes):
+        if guided:
+            logits = guide(logits[:b].float(), logits[b:].float(), guidance)
+        if temperature == 0:
+            chosen = logits.argmax(-1)
+        else:
+            chosen = choose(filter_logits(logits, temperature, top_k, top_p), uniform[:, i])
+        ids[:, i] = chosen
+        if i + 1 < model.num_codes:
+            logits = model.step(torch.cat([chosen, chosen]) if guided else chosen, cache)
+    return ids

@@ -1,0 +1,100 @@
+"""The contracts between the rooms of the house: what travels from one part to another, and what each part must do.
+
+Images travel as float32 in [-1, 1], shape (b, 3, h, w); data sets yield uint8, which the batch assembly scales.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+
+@dataclass
+class Example:
+    """One item of a data set: the picture as bytes, every caption it has, and where it came from."""
+
+    image: UInt8[Tensor, "3 h w"]
+    captions: tuple[str, ...]
+    key: str
+
+
+@dataclass
+class Batch:
+    """Pictures in [-1, 1] with one caption each; `key` names the source of each."""
+
+    image: Float[Tensor, "b 3 h w"]
+    text: list[str]
+    key: list[str]
+
+
+@dataclass
+class CodeBatch:
+    """Codebook indices in raster order with one caption each, as the prior trains on them."""
+
+    ids: Int[Tensor, "b n"]
+    text: list[str]
+    key: list[str]
+
+
+@dataclass
+class Quantized:
+    """What every quantiser returns: `z_q` carries the gradient to the encoder, `ids` index the codebook."""
+
+    z_q: Float[Tensor, "b d h w"]
+    ids: Int[Tensor, "b h w"]
+    loss: Float[Tensor, ""]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class TextEmbedding:
+    """Caption states: `mask` is True at real positions, `pooled` is one vector a caption."""
+
+    states: Float[Tensor, "b t d"]
+    mask: Bool[Tensor, "b t"]
+    pooled: Float[Tensor, "b p"]
+
+
+@runtime_checkable
+class Quantizer(Protocol):
+    dim: int
+    codebook_size: int
+
+    def __call__(self, z: Float[Tensor, "b d h w"]) -> Quantized: ...
+
+    def decode_ids(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]: ...
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Pictures to codes and back. `grid` is (rows, columns); ids are in raster order."""
+
+    codebook_size: int
+    grid: tuple[int, int]
+    image_size: int
+
+    def encode(self, image: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b n"]: ...
+
+    def decode_ids(self, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b 3 h w"]: ...
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    dim: int
+    pooled_dim: int
+    max_length: int
+
+    def __call__(self, text: list[str]) -> TextEmbedding: ...
+
+
+@runtime_checkable
+class TextToImage(Protocol):
+    """Draws one picture a caption, each from its own integer seed, so that no picture depends on its batch.
+
+    An option that the model does not know is a ValueError.
+    """
+
+    def sample(self, text: list[str], *, seeds: list[int], **options: object) -> Float[Tensor, "b 3 h w"]: ...

@@ -1,0 +1,89 @@
+"""Who may import whom, read from the source with `ast` (docs: DESIGN's rooms)."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+FILES = sorted(p.relative_to(SOURCE).as_posix() for p in SOURCE.glob("t2i/**/*.py"))
+SHARED = {"t2i.types", "t2i.scenes", "t2i.clip_folder"}
+# Room -> what of t2i it may import beside itself; "checkpoint" is the format, which a tokenizer's loader reads.
+ROOMS: dict[str, set[str]] = {
+    "nets": SHARED,
+    "quantizers": SHARED,
+    "losses": SHARED,
+    "text": SHARED,
+    "data": SHARED,
+    "metrics": SHARED,
+    "models": SHARED | {"t2i.nets", "t2i.losses", "t2i.sampling", "t2i.metrics", "t2i.models.base", "t2i.checkpoint"},
+}
+ALONE = {
+    "t2i/sampling.py": SHARED,
+    "t2i/types.py": set(),
+    "t2i/scenes.py": set(),
+    "t2i/clip_folder.py": set(),
+    "t2i/check.py": set(),
+    "t2i/config.py": {"t2i.check"},
+    "t2i/command.py": {"t2i.check", "t2i.config"},
+    "t2i/checkpoint.py": set(),
+}
+HYDRA = {"t2i/config.py", "t2i/checkpoint.py"}
+LIGHT = {"t2i/check.py", "t2i/config.py", "t2i/command.py"}
+HEAVY = {"torch", "torchvision", "pytorch_lightning", "transformers", "numpy", "matplotlib", "hydra", "omegaconf"}
+
+
+def imports(path: str, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse((SOURCE / path).read_text(encoding="utf-8"))
+    found: set[str] = set()
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            is_package = module in ("t2i", *(f"t2i.{room}" for room in ROOMS))
+            found |= {f"{module}.{a.name}" for a in node.names} if is_package else {module}
+    return found
+
+
+def within(name: str, allowed: set[str]) -> bool:
+    return any(name == item or name.startswith(item + ".") for item in allowed)
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_import_rules(path: str) -> None:
+    names = imports(path)
+    ours = {name for name in names if name == "t2i" or name.startswith("t2i.")}
+    room = path.split("/")[1]
+    if room in ROOMS:
+        own = set() if room == "models" else {f"t2i.{room}"}
+        assert not {n for n in ours if not within(n, ROOMS[room] | own)}, f"{path} reaches into another room"
+    elif path in ALONE:
+        assert not {n for n in ours if not within(n, ALONE[path])}, f"{path} reaches into another room"
+    assert not {n for n in names if n.split(".")[0] in ("train", "sample", "evaluate")}, f"{path} imports a door"
+    if path not in HYDRA:
+        assert not {n for n in names if n.split(".")[0] in ("hydra", "omegaconf")}, f"{path} imports hydra"
+    assert "lightning" not in {n.split(".")[0] for n in names}, f"{path}: only pytorch_lightning is imported"
+
+
+@pytest.mark.parametrize("path", sorted(LIGHT))
+def test_nothing_heavy_before_the_config_is_checked(path: str) -> None:
+    assert not {n.split(".")[0] for n in imports(path, top_level_only=True)} & HEAVY
+
+
+def test_models_do_not_know_quantizers_or_each_other() -> None:
+    for path in (p for p in FILES if p.startswith("t2i/models/")):
+        bad = {n for n in imports(path) if n.startswith(("t2i.quantizers", "t2i.data", "t2i.text"))}
+        assert not bad, f"{path}: {bad} enter as constructor arguments"
+
+
+def test_packages_are_empty_and_files_small() -> None:
+    for path in FILES:
+        text = (SOURCE / path).read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 300, f"{path} has more than 300 lines"
+        assert not (path.endswith("__init__.py") and text.strip()), f"{path} is not empty"
+    rooms = {p.name for p in (SOURCE / "t2i").iterdir() if p.is_dir()}
+    assert not rooms & {"utils", "common", "components", "helpers"}

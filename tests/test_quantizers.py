@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import copy
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from t2i.quantizers.ema import EMA
+from t2i.quantizers.fsq import FSQ
+from t2i.quantizers.nearest import nearest, rotate, straight_through
+from t2i.quantizers.vq import VQ
+from t2i.types import Quantizer
+
+GOLDEN = Path(__file__).parent / "golden"
+ALL = {
+    "vq": lambda: VQ(codebook_size=40, dim=4),
+    "rotation": lambda: VQ(codebook_size=40, dim=4, gradient="rotation"),
+    "normalised": lambda: VQ(codebook_size=40, dim=4, normalize=True),
+    "ema": lambda: EMA(codebook_size=40, dim=4),
+    "fsq": lambda: FSQ(levels=(5, 2, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_contract(name: str) -> None:
+    torch.manual_seed(0)
+    quantizer = ALL[name]().eval()
+    assert isinstance(quantizer, Quantizer) and (quantizer.codebook_size, quantizer.dim) == (40, 4)
+    z = torch.randn(2, 4, 3, 5, requires_grad=True)
+    out = quantizer(z)
+    assert out.z_q.shape == z.shape and out.ids.shape == (2, 3, 5) and out.ids.dtype == torch.long
+    assert out.loss.shape == () and all(value.shape == () for value in out.metrics.values())
+    torch.testing.assert_close(out.z_q, quantizer.decode_ids(out.ids), atol=1e-6, rtol=1e-6)
+    (out.z_q.square().sum() + out.loss).backward()
+    assert z.grad.isfinite().all() and z.grad.abs().sum() > 0
+    for wrong in (40, -1):
+        with pytest.raises(ValueError, match=rf"code id {wrong} is out of range: .* 40 entries, ids 0\.\.39"):
+            quantizer.decode_ids(torch.tensor([[[0, wrong]]]))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_autocast_changes_nothing(name: str) -> None:
+    quantizer = ALL[name]().eval()
+    z = torch.randn(2, 4, 8, 8)
+    plain = quantizer(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = quantizer(z)
+    assert torch.equal(plain.ids, cast.ids) and torch.equal(plain.z_q, cast.z_q) and cast.loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("n", "k", "d"), [(1, 2, 1), (70, 65, 3), (1500, 5000, 8), (2048, 2112, 64)])
+def test_nearest_is_nearest(n: int, k: int, d: int) -> None:
+    torch.manual_seed(0)
+    x, codebook = torch.randn(n, d), torch.randn(k, d)
+    ids = nearest(x, codebook)
+    distances = torch.cdist(x.double(), codebook.double())
+    found = distances.gather(1, ids[:, None])[:, 0]
+    torch.testing.assert_close(found, distances.min(1).values, atol=1e-5, rtol=1e-5)
+    assert (ids == distances.argmin(1)).float().mean() > 0.999
+
+
+def test_nearest_takes_the_first_of_equals() -> None:
+    codebook = torch.zeros(5000, 2)
+    codebook[3000:] = 1
+    assert nearest(torch.tensor([[0.1, 0.0], [0.9, 1.2]]), codebook).tolist() == [0, 3000]
+
+
+def test_nearest_survives_what_is_not_finite() -> None:
+    ids = nearest(torch.tensor([[float("nan"), 0.0], [float("inf"), 1.0]]), torch.randn(10, 2))
+    assert ids.min() >= 0 and ids.max() < 10
+
+
+@pytest.mark.slow
+def test_nearest_never_holds_the_whole_matrix() -> None:
+    code = (
+        "import resource, torch\n"
+        "from t2i.quantizers.nearest import nearest\n"
+        "x, c = torch.randn(32768, 8), torch.randn(16384, 8)\n"
+        "nearest(x[:2000], c)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "nearest(x, c)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    root = Path(__file__).parents[1] / "src"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert int(run.stdout) < 100_000  # kB; the matrix would be 2 GB
+
+
+@pytest.mark.parametrize(
+    ("name", "normalize", "dim"), [("taming_vqgan_tiny", False, 16), ("llamagen_vq_tiny", True, 8)]
+)
+def test_reproduces_the_references(name: str, normalize: bool, dim: int) -> None:
+    golden = load_file(GOLDEN / f"{name}_quantizer.safetensors")
+    quantizer = VQ(codebook_size=64, dim=dim, normalize=normalize)
+    with torch.no_grad():
+        quantizer.codebook.copy_(golden["weight/quantize.embedding.weight"])
+        out = quantizer(golden["io/latent"])
+    assert torch.equal(out.ids.flatten(1), golden["io/indices"].view(out.ids.shape[0], -1))
+    torch.testing.assert_close(out.z_q, golden["io/quantized"], atol=1e-6, rtol=0)
+
+
+def test_vq_starts_uniform() -> None:
+    codebook = VQ(codebook_size=50, dim=64).codebook
+    assert codebook.abs().max() <= 1 / 50 and codebook.std().item() == pytest.approx(1 / 50 / math.sqrt(3), rel=0.05)
+    assert torch.allclose(VQ(codebook_size=50, dim=8, normalize=True).codebook.norm(dim=1), torch.ones(50))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_beta_weighs_the_commitment(legacy: bool) -> None:
+    quantizer = VQ(codebook_size=2, dim=1, beta=0.25, legacy_beta=legacy)
+    with torch.no_grad():
+        quantizer.codebook.copy_(torch.tensor([[0.0], [10.0]]))
+    z = torch.full((1, 1, 1, 1), 2.0, requires_grad=True)
+    out = quantizer(z)
+    assert out.loss.item() == pytest.approx(4 * 1.25) and out.metrics["commitment"].item() == pytest.approx(4)
+    out.loss.backward()
+    # d/dz (z - e)^2 = 4 and d/de = -4 at z = 2, e = 0.
+    commitment, codebook = (1.0, 0.25) if legacy else (0.25, 1.0)
+    assert z.grad.item() == pytest.approx(4 * commitment)
+    assert quantizer.codebook.grad.flatten().tolist() == pytest.approx([-4 * codebook, 0])
+
+
+def test_straight_through_passes_the_gradient() -> None:
+    z, q, g = torch.randn(5, 3, requires_grad=True), torch.randn(5, 3), torch.randn(5, 3)
+    out = straight_through(z, q)
+    out.backward(g)
+    assert torch.equal(z.grad, g)
+    torch.testing.assert_close(out.detach(), q)
+
+
+def test_rotation_turns_the_gradient_with_the_code() -> None:
+    torch.manual_seed(0)
+    z, q = torch.randn(50, 6, dtype=torch.double, requires_grad=True), torch.randn(50, 6, dtype=torch.double)
+    g = torch.randn(50, 6, dtype=torch.double)
+    out = rotate(z, q)
+    torch.testing.assert_close(out.detach(), q)
+    out.backward(g)
+    # A rotation keeps angles: the gradient stands to z as it stood to q, longer by |q| / |z|.
+    torch.testing.assert_close(F.cosine_similarity(z.grad, z.detach()), F.cosine_similarity(g, q))
+    torch.testing.assert_close(z.grad.norm(dim=1), g.norm(dim=1) * q.norm(dim=1) / z.detach().norm(dim=1))
+    # And it turns in the plane of z and q only.
+    plane = torch.linalg.qr(torch.stack([z.detach(), q], 2)).Q
+    outside = lambda v: v - (plane @ (plane.mT @ v[..., None]))[..., 0]  # noqa: E731
+    scale = (q.norm(dim=1) / z.detach().norm(dim=1))[:, None]
+    torch.testing.assert_close(outside(z.grad), outside(g) * scale)
+
+
+def test_rotation_is_finite_at_zero_and_at_the_opposite() -> None:
+    z = torch.tensor([[0.0, 0.0], [1.0, 0.0]], requires_grad=True)
+    out = rotate(z, torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+    out.sum().backward()
+    torch.testing.assert_close(out.detach(), torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+    assert z.grad.isfinite().all()
+
+
+def test_fsq_reaches_each_code_and_no_other() -> None:
+    torch.manual_seed(0)
+    quantizer = FSQ(levels=(8, 5, 5, 5))
+    assert (quantizer.codebook_size, quantizer.dim) == (1000, 4)
+    out = quantizer(torch.randn(4, 4, 64, 64) * 1.2)
+    assert out.ids.unique().tolist() == list(range(1000))
+    assert out.loss.item() == 0
+    grid = quantizer.decode_ids(torch.arange(1000).view(1, 1, 1000))
+    assert grid.min() == -1 and grid.max() == 1 and len(grid[0, 0].unique()) == 8 and len(grid[0, 1].unique()) == 5
+    assert not list(quantizer.parameters()) and not quantizer.state_dict()
+    with pytest.raises(ValueError, match=r"levels=\[8, 1\]"):
+        FSQ(levels=(8, 1))
+    with pytest.raises(ValueError, match="latent of 3 channels"):
+        quantizer(torch.zeros(1, 3, 2, 2))
+
+
+def blobs(n: int, seed: int = 0) -> torch.Tensor:
+    """Latents (1, 2, 1, n) tightly round four corners."""
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.tensor([[5.0, 5.0], [5.0, -5.0], [-5.0, 5.0], [-5.0, -5.0]])
+    x = corners[torch.arange(n) % 4] + 0.01 * torch.randn(n, 2, generator=generator)
+    return x.T.view(1, 2, 1, n)
+
+
+def test_ema_starts_from_kmeans() -> None:
+    quantizer = EMA(codebook_size=8, dim=2)
+    assert not quantizer.initialised
+    out = quantizer(blobs(400))
+    assert quantizer.initialised and out.metrics["commitment"] < 0.01
+    assert not list(quantizer.parameters())
+
+
+def test_ema_follows_running_means() -> None:
+    quantizer = EMA(codebook_size=2, dim=1, beta=0.5, decay=0.9, kmeans_init=False, dead_threshold=0)
+    quantizer.codebook.copy_(torch.tensor([[0.0], [10.0]]))
+    quantizer.sums.copy_(quantizer.codebook)
+    z = torch.tensor([1.0, 2.0, 3.0, 12.0]).view(1, 1, 2, 2).requires_grad_()
+    out = quantizer(z)
+    assert out.ids.flatten().tolist() == [0, 0, 0, 1]
+    assert out.loss.item() == pytest.approx(0.5 * (1 + 4 + 9 + 4) / 4)
+    assert quantizer.counts.tolist() == pytest.approx([0.9 + 0.3, 0.9 + 0.1])
+    assert quantizer.codebook.flatten().tolist() == pytest.approx([0.6 / 1.2, (9 + 1.2) / 1.0])
+    before = copy.deepcopy(quantizer.state_dict())
+    quantizer.eval()(z)
+    assert all(torch.equal(before[key], value) for key, value in quantizer.state_dict().items())
+
+
+def test_ema_restarts_dead_codes_from_the_batch() -> None:
+    quantizer = EMA(codebook_size=4, dim=2, decay=0.5, kmeans_init=False, dead_threshold=0.1)
+    quantizer.codebook.copy_(torch.tensor([[0.0, 0.0], [99.0, 99.0], [-99.0, 99.0], [99.0, -99.0]]))
+    quantizer.sums.copy_(quantizer.codebook)
+    restarted = 0
+    for step in range(12):
+        restarted += int(quantizer(blobs(400, step)).metrics["restarted"])
+    assert restarted >= 3 and quantizer.codebook.abs().max() < 6
+    assert quantizer(blobs(400)).ids.unique().numel() >= 3
+
+
+def test_ema_with_fewer_latents_than_codes() -> None:
+    quantizer = EMA(codebook_size=64, dim=2)
+    for step in range(3):
+        quantizer(blobs(16, step))
+    assert quantizer.codebook.isfinite().all() and len(quantizer.codebook.unique(dim=0)) == 64
+
+
+def test_ema_resumes_bit_for_bit() -> None:
+    def steps(quantizer: EMA, numbers: range) -> None:
+        for number in numbers:
+            torch.manual_seed(number)
+            quantizer(torch.randn(2, 3, 8, 8))
+            torch.rand(3)  # what else the run draws must not matter
+
+    unbroken = EMA(codebook_size=32, dim=3, dead_threshold=0.5)
+    steps(unbroken, range(6))
+    first = EMA(codebook_size=32, dim=3, dead_threshold=0.5)
+    steps(first, range(3))
+    second = EMA(codebook_size=32, dim=3, dead_threshold=0.5)
+    second.eval()(torch.randn(1, 3, 2, 2))  # a sanity check before the weights are loaded
+    second.train().load_state_dict(copy.deepcopy(first.state_dict()))
+    steps(second, range(3, 6))
+    for key, value in unbroken.state_dict().items():
+        assert torch.equal(value, second.state_dict()[key]), key
+
+
+def _rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    quantizer = EMA(codebook_size=9, dim=3, dead_threshold=0.5)
+    with torch.no_grad():
+        quantizer.codebook.copy_(torch.arange(27.0).view(9, 3))
+    for step in range(3):
+        z = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(10 * step + rank))
+        quantizer(z)
+    torch.save(quantizer.state_dict(), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ema_ranks_agree(tmp_path: Path) -> None:
+    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    # 64 latents a step over both ranks: counts start at, are restarted with, and tend to 64 in all.
+    assert first["counts"].sum() > 32 and int(first["step"]) == 3
+
+
+def test_arguments_are_checked() -> None:
+    with pytest.raises(ValueError, match="gradient='st': one of ste, rotation"):
+        VQ(gradient="st")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="codebook_size=1"):
+        VQ(codebook_size=1)
+    with pytest.raises(ValueError, match="decay=1"):
+        EMA(decay=1)
+    with pytest.raises(ValueError, match="dead_threshold=2"):
+        EMA(dead_threshold=2)

@@ -1,0 +1,135 @@
+"""Every YAML and every recipe is found, composed, held against its constructors, and built."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from t2i import checkpoint
+from t2i.config import choices, compose, groups, plan
+from t2i.models.clip import CLIP
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = choices("experiments")
+# What a choice needs beside itself before it says anything.
+BASE = {"model/quantizer": ["model=vqgan"], "text_encoder": ["model=prior"], "model": []}
+NEEDED = {
+    "model=prior": ["model.tokenizer.path=there.ckpt", "text_encoder.path=there"],
+    "data=folder": ["data.root=there"],
+}
+CHOICES = [f"{group}={choice}" for group in groups() if group != "experiments" for choice in choices(group)]
+
+
+def filled(overrides: list[str]) -> list[str]:
+    return [*overrides, *(extra for key, extras in NEEDED.items() if key in overrides for extra in extras)]
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    sizes = {"width": 16, "num_heads": 2, "num_layers": 1, "text_width": 16, "text_layers": 1, "text_heads": 2}
+    model = CLIP(image_size=16, embed_dim=16, vocab_size=270, context_length=16, **sizes)
+    model.prepare(["a red circle", "two blue squares"])
+    folder = tmp_path_factory.mktemp("clip") / "hf"
+    model.export(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("pictures")
+    lines = []
+    for split in ("train", "val"):
+        Image.new("RGB", (8, 8)).save(folder / f"{split}.png")
+        lines.append(json.dumps({"file_name": f"{split}.png", "text": "a thing", "split": split}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return str(folder)
+
+
+def build_all(config: dict[str, Any], clip_folder: str, pictures: str) -> Any:
+    """Builds data, callbacks and model; what a stage leaves for the next one is replaced by something small."""
+    data = {key: value for key, value in config["data"].items() if key not in ("batch_size", "workers")}
+    if "root" in data:
+        data["root"] = pictures
+    for split in ("train", "val"):
+        dataset = checkpoint.build(data, split=split)
+        size = data["image_size"]
+        assert dataset[0, 0].image.shape == (3, size, size)
+    for node in config["callbacks"].values():
+        if node is not None:
+            checkpoint.build(node)
+    given: dict[str, Any] = {}
+    if "tokenizer" in config["model"]:
+        size = config["data"]["image_size"]
+        autoencoder = {"_target_": "t2i.nets.autoencoder.Autoencoder", "channels": 8, "multipliers": [1],
+                       "num_res_blocks": 1, "attention_levels": [], "z_channels": 4, "num_groups": 4,
+                       "patch_size": size // 4, "mid_attention": False}  # fmt: skip
+        node = {"_target_": "t2i.nets.tokenizer.ImageTokenizer", "autoencoder": autoencoder, "image_size": size,
+                "quantizer": {"_target_": "t2i.quantizers.fsq.FSQ", "levels": [4, 4]}}  # fmt: skip
+        given["tokenizer"] = checkpoint.build(node)
+    if "text_encoder" in config["model"]:
+        given["text_encoder"] = checkpoint.build(config["model"]["text_encoder"] | {"path": clip_folder})
+    return checkpoint.build(config["model"], **given)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes(choice: str) -> None:
+    group = choice.partition("=")[0]
+    overrides = filled([*BASE.get(group, ["model=clip"]), choice])
+    config = compose(overrides, files=False)
+    json.dumps(config)
+    if group in ("trainer", "logger", "paths", "callbacks"):
+        default = compose(["model=clip"])
+        assert config[group].keys() == default[group].keys()
+
+
+@pytest.mark.parametrize("config_name", ["sample", "evaluate"])
+def test_the_other_doors_compose(config_name: str) -> None:
+    assert compose(["ckpt=there.ckpt"], config_name, files=False)["ckpt"] == "there.ckpt"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["model=clip"], *(["model=vqgan", f"model/quantizer={q}"] for q in choices("model/quantizer")), ["model=prior"],
+     ["model=clip", "data=folder"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_every_model_and_data_set_builds(overrides: list[str], clip_folder: str, pictures: str) -> None:
+    torch.manual_seed(0)
+    small = ["model.autoencoder.channels=32"] if "model=vqgan" in overrides else []
+    small += ["model.num_layers=2"] if "model=prior" in overrides else []
+    model = build_all(compose(filled(overrides) + small, files=False), clip_folder, pictures)
+    assert sum(p.numel() for p in model.parameters()) > 0
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_composes_and_builds(recipe: str, clip_folder: str, pictures: str) -> None:
+    config = compose([f"experiments={recipe}"], files=False)
+    if config["stages"] is None:
+        build_all(config, clip_folder, pictures)
+        return
+    stages = plan([f"experiments={recipe}"])
+    assert [stage.name for stage in stages] == config["stages"]
+    assert all(stage.name in RECIPES for stage in stages)
+    if config["evaluation"] is not None:
+        ours = compose(["ckpt=there.ckpt"], "evaluate", files=False)
+        assert config["evaluation"].keys() <= ours.keys()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_says_what_to_expect(recipe: str) -> None:
+    text = (ROOT / f"experiments/{recipe}.yaml").read_text(encoding="utf-8")
+    head = text.partition("\n\n")[0]
+    for word in ("Claim", "Command", "Hardware and time", "Expected"):
+        assert f"# {word}" in head, f"experiments/{recipe}.yaml: the head says no {word}"
+    assert re.search(rf"experiments={re.escape(recipe)}(\s|$)", head)
+
+
+def test_no_yaml_is_left_out() -> None:
+    found = {p.relative_to(ROOT / "conf").with_suffix("").as_posix() for p in (ROOT / "conf").rglob("*.yaml")}
+    assert found == {choice.replace("=", "/") for choice in CHOICES} | {"train", "sample", "evaluate"}

@@ -1,0 +1,30 @@
+"""Trains one model, or runs a recipe. `python train.py --help` lists what can be set."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
+
+from t2i.command import main
+from t2i.config import plan
+
+ABOUT = """
+python train.py experiments=quickstart              nothing -> captioned pictures
+python train.py model=vqgan data=shapes             one stage; runs/vqgan-shapes
+python train.py -m model/quantizer=vq,ema,fsq       a sweep
+"""
+
+
+def run(config: dict[str, Any], overrides: list[str]) -> Any:
+    if config["stages"] is not None:
+        from t2i import pipeline
+
+        return pipeline.run(config, plan(overrides))
+    from t2i import engine
+
+    return engine.run(config)
+
+
+if __name__ == "__main__":
+    main("train", run, ABOUT)
