@@ -110,14 +110,14 @@ class Checkpoints(pl.Callback):
                 os.replace(kept, self.folder / "previous.ckpt")
             except OSError as error:  # a file system without hard links keeps one checkpoint, not two
                 print(f"Only last.ckpt is kept: {error}")
-        trainer.save_checkpoint(last)
+        trainer.save_checkpoint(last, weights_only=False)
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
 
     def on_validation_end(self, trainer: Any, module: Any) -> None:
         value = trainer.callback_metrics.get(self.monitor) if self.monitor else None
         if value is not None and not trainer.sanity_checking and float(value) < self.best:
             self.best = float(value)
-            trainer.save_checkpoint(self.folder / "best.ckpt")
+            trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=False)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
         self.restore_handlers()
@@ -126,4 +126,4 @@ class Checkpoints(pl.Callback):
     def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
         self.restore_handlers()
         if not isinstance(exception, KeyboardInterrupt):
-            trainer.save_checkpoint(self.folder / "crash.ckpt")
+            trainer.save_checkpoint(self.folder / "crash.ckpt", weights_only=False)

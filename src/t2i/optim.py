@@ -86,7 +86,7 @@ class Muon(torch.optim.Optimizer):
         parameter.addcdiv_(mean, root, value=-group["lr"] / (1 - beta_1 ** state["step"]))
 
 
-OUTSIDE = ("stem", "head", "codes", "embedding", "text_in", "cell", "row", "column", "position", "start", "null")
+OUTSIDE = ("stem", "head", "codes", "codebook", "embedding", "text_in", "cell", "row", "column", "position", "start", "null")
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
@@ -108,6 +108,8 @@ def make(
 
     `muon_learning_rate` is the hidden matrices' rate with "muon", and not used with "adamw".
     """
+    if optimizer not in ("adamw", "muon"):
+        raise ValueError(f"optimizer={optimizer!r}: one of adamw, muon is needed")
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     hidden = [p for name, p in named if is_hidden_matrix(name, p)]
     others = [p for name, p in named if not is_hidden_matrix(name, p)]

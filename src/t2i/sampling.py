@@ -7,6 +7,7 @@ the host.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import torch
@@ -30,13 +31,13 @@ def check_options(
 ) -> None:
     """Raises ValueError, with all faults at once, for options outside what sampling allows."""
     faults = []
-    if not temperature >= 0:
+    if not 0 <= temperature < math.inf:
         faults.append(f"temperature={temperature}: allowed are numbers >= 0 (0 always takes the likeliest code)")
     if top_k is not None and not 1 <= top_k <= codebook_size:
         faults.append(f"top_k={top_k}: allowed are 1 to {codebook_size} (the codebook's size), or null")
     if top_p is not None and not 0 < top_p <= 1:
         faults.append(f"top_p={top_p}: allowed are 0 < top_p <= 1, or null")
-    if not guidance >= 0:
+    if not 0 <= guidance < math.inf:
         faults.append(f"guidance={guidance}: allowed are numbers >= 0 (1 means none)")
     if faults:
         raise ValueError("; ".join(faults))
@@ -106,6 +107,8 @@ def generate(
     b, device = states.shape[0], states.device
     given = torch.zeros(b, 0, dtype=torch.long, device=device) if given is None else given
     m = given.shape[1]
+    if given.shape[0] != b or m > model.num_codes:
+        raise ValueError(f"given codes have shape {tuple(given.shape)}; allowed are ({b}, m) with m <= {model.num_codes}")
     if m and (int(given.min()) < 0 or int(given.max()) >= model.codebook_size):
         raise ValueError(f"given codes reach from {int(given.min())} to {int(given.max())}; "
                          f"allowed are 0 to {model.codebook_size - 1}")

@@ -42,16 +42,35 @@ def header(tokenizer: Any, dataset_config: dict[str, Any], split: str, size: int
 def build(folder: Path, dataset: Any, tokenizer: Tokenizer, head: dict[str, Any], batch_size: int = 128,
           progress: Any = None) -> Path:
     """Encodes every picture of `dataset` into `folder`, whole or not at all; a fitting cache is left as it is."""
-    found = folder / "header.json"
-    if found.is_file() and json.loads(found.read_text()) == head:
+    if fits(folder, head):
         return folder
     scratch = folder.with_name(folder.name + f".part{os.getpid()}")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
+    try:
+        encode(scratch, dataset, tokenizer, batch_size, progress)
+        (scratch / "header.json").write_text(json.dumps(head, indent=1))
+        if not fits(folder, head):  # else another process was quicker
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def fits(folder: Path, head: dict[str, Any]) -> bool:
+    found = folder / "header.json"
+    try:
+        return found.is_file() and json.loads(found.read_text()) == head
+    except ValueError:  # a damaged header is one that does not fit
+        return False
+
+
+def encode(folder: Path, dataset: Any, tokenizer: Tokenizer, batch_size: int, progress: Any) -> None:
     rows, columns = tokenizer.grid
     kind = np.uint16 if tokenizer.codebook_size <= 2**16 else np.int32
-    codes = np.lib.format.open_memmap(scratch / "codes.npy", "w+", kind, (len(dataset), rows * columns))
-    with (scratch / "captions.jsonl").open("w", encoding="utf-8") as captions:
+    codes = np.lib.format.open_memmap(folder / "codes.npy", "w+", kind, (len(dataset), rows * columns))
+    with (folder / "captions.jsonl").open("w", encoding="utf-8") as captions:
         for start in range(0, len(dataset), batch_size):
             examples = [dataset[i, 0] for i in range(start, min(start + batch_size, len(dataset)))]
             image = torch.stack([e.image for e in examples]).float().div_(127.5).sub_(1)
@@ -62,10 +81,6 @@ def build(folder: Path, dataset: Any, tokenizer: Tokenizer, head: dict[str, Any]
             if progress is not None:
                 progress(start + len(examples), len(dataset))
     codes.flush()
-    (scratch / "header.json").write_text(json.dumps(head, indent=1))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(scratch, folder)
-    return folder
 
 
 class Codes(Dataset):
@@ -80,8 +95,12 @@ class Codes(Dataset):
         if wrong:
             raise ValueError(f"the code cache {folder} does not fit: " + "; ".join(wrong) + ". Delete it to build anew.")
         self.codes = np.load(Path(folder) / "codes.npy", mmap_mode="r")
-        lines = (Path(folder) / "captions.jsonl").read_text(encoding="utf-8").splitlines()
-        self.items = [json.loads(line) for line in lines]
+        # Not splitlines(): a caption may hold U+2028 and the like, which JSON leaves as they are.
+        lines = (Path(folder) / "captions.jsonl").read_text(encoding="utf-8").split("\n")
+        self.items = [json.loads(line) for line in lines if line]
+        if len(self.items) != len(self.codes):
+            raise ValueError(f"the code cache {folder} is damaged: {len(self.codes)} rows of codes,"
+                             f" {len(self.items)} captions. Delete it to build anew.")
 
     def __len__(self) -> int:
         return len(self.codes)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from t2i.types import Example
 
@@ -28,8 +29,13 @@ def read_metadata(root: Path) -> list[dict[str, Any]]:
         raise ValueError(f"data.root={root} is not a folder; it must hold pictures and a metadata.jsonl")
     if not path.is_file():
         raise ValueError(f"{path} is missing; each line is an object with file_name, text and split")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason})") from error
     items = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines(): a caption may hold U+2028
         if not line.strip():
             continue
         try:
@@ -39,21 +45,37 @@ def read_metadata(root: Path) -> list[dict[str, Any]]:
         missing = [key for key in REQUIRED if not isinstance(item, dict) or key not in item]
         if missing:
             raise ValueError(f"{path}, line {number}: {' and '.join(missing)} missing; wanted are file_name, text, split")
+        if fault := faulty(item):
+            raise ValueError(f"{path}, line {number}: {fault}")
         items.append(item)
     return items
+
+
+def faulty(item: dict[str, Any]) -> str:
+    """What is wrong with a line's values, or an empty string."""
+    name, text = item["file_name"], item["text"]
+    captions = [text] if isinstance(text, str) else text
+    if not isinstance(name, str) or not name:
+        return f"file_name is {name!r}; the name of a picture is wanted"
+    if not isinstance(captions, list) or not captions or not all(isinstance(c, str) and c.strip() for c in captions):
+        return f"text is {text!r}; a caption or a list of captions is wanted, none of them empty"
+    if not isinstance(item.get("split", ""), str):
+        return f"split is {item['split']!r}; train or val is wanted"
+    return ""
 
 
 def decode_image(path: Path, image_size: int) -> np.ndarray:
     """One picture as uint8 (h, w, 3): flattened on white, short side scaled to `image_size`, centre cropped."""
     try:
         with Image.open(path) as opened:
-            image = opened
+            image = ImageOps.exif_transpose(opened)  # as the camera was held
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 white = Image.new("RGBA", image.size, (255, 255, 255, 255))
                 image = Image.alpha_composite(white, image)
             image = image.convert("RGB")
-    except (FileNotFoundError, UnidentifiedImageError, OSError) as error:
+    # Damaged pictures raise a handful of types, by their format and by the place of the damage.
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
     scale = image_size / min(image.size)
     size = tuple(max(image_size, round(side * scale)) for side in image.size)
@@ -78,7 +100,8 @@ class Folder:
         stated = any("split" in item for item in items)
         self.items = [item for item in items if self.side(item, stated) == split]
         if not self.items:
-            raise ValueError(f"{self.root}/metadata.jsonl has no pictures for split={split!r}")
+            present = ", ".join(sorted({self.side(item, stated) for item in items})) or "no pictures at all"
+            raise ValueError(f"{self.root}/metadata.jsonl has no pictures for split={split!r}; it has {present}")
         self.memory: dict[int, np.ndarray] | None = {} if in_memory else None
 
     @staticmethod

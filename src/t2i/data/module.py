@@ -26,7 +26,8 @@ def number(*parts: object) -> int:
 
 class Order:
     """Which (index, epoch) each batch holds: global batch b of an epoch is perm[b*B:(b+1)*B], and a rank takes
-    every world-th of it. Incomplete last batches are dropped in training; evaluation keeps them and does not shuffle."""
+    every world-th of it. Incomplete last batches are dropped in training; evaluation keeps them (unless they have
+    fewer pictures than there are ranks) and does not shuffle."""
 
     def __init__(self, size: int, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world: int = 1) -> None:
         if shuffle and size < batch_size:
@@ -40,7 +41,8 @@ class Order:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.size // self.batch_size if self.shuffle else -(-self.size // self.batch_size)
+        full, rest = divmod(self.size, self.batch_size)
+        return full if self.shuffle else full + (rest >= self.world)
 
     def batches(self, start: int = 0) -> list[list[tuple[int, int]]]:
         order = np.arange(self.size)
@@ -78,7 +80,8 @@ class Loader:
 
     def state_dict(self) -> dict[str, int]:
         order = self.sampler
-        return {"epoch": order.epoch, "delivered": self.delivered, "seed": order.seed, "batch_size": order.batch_size,
+        epoch, delivered = self.resume if self.resume is not None else (order.epoch, self.delivered)
+        return {"epoch": epoch, "delivered": delivered, "seed": order.seed, "batch_size": order.batch_size,
                 "size": order.size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:

@@ -23,8 +23,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from random import Random
 from typing import Literal, get_args
@@ -64,6 +64,17 @@ COMPOUNDS = ((2, 1), (1, 2), (2, 2), (3, 1), (1, 3), (2, 3), (3, 2))
 _COLOUR_NAMES, _BACKGROUND_NAMES = tuple(COLOURS), tuple(BACKGROUNDS)
 _COLOUR_INDEX = {name: i for i, name in enumerate(COLOURS)}
 _SHAPE_INDEX = {name: i for i, name in enumerate(SHAPES)}
+
+
+@dataclass(frozen=True)
+class World:
+    """What scenes are made of beyond their task: where things may stand (see `_coordinate`), on what backgrounds."""
+
+    lattice: int | None = None
+    backgrounds: tuple[str, ...] = _BACKGROUND_NAMES
+
+
+EVERYWHERE = World()
 
 
 def colour_shape_held_out(colour: str, shape: str) -> bool:
@@ -133,16 +144,16 @@ def _coordinate(rng: Random, low: float, lattice: int | None) -> float:
 
 def _place(
     rng: Random, radii: list[float], groups: tuple[int, ...], relation: str | None, lattice: int | None
-) -> list[tuple[float, float]]:
-    """Free places without overlap; with a relation every pair across the groups holds it, single pairs clearly so."""
+) -> list[tuple[float, float]] | None:
+    """None where no room was found in many tries; else free places without overlap; with a relation every pair across the groups holds it, single pairs clearly so."""
     axis = 0 if relation in ("left", "right") else 1
     clear = relation is not None and len(radii) == 2
     placed: list[tuple[float, float]] = []
-    tries = 0
-    while len(placed) < len(radii):
-        tries += 1
-        if tries > 30 * len(radii):
-            placed, tries = [], 0
+    for tries in range(1, 600 * len(radii)):
+        if len(placed) == len(radii):
+            return placed
+        if tries % (30 * len(radii)) == 0:
+            placed = []
         i = len(placed)
         place = [_coordinate(rng, MARGIN + radii[i], lattice) for _ in range(2)]
         if relation is not None and not clear:  # groups keep to their halves: fewer tries
@@ -163,10 +174,10 @@ def _place(
                 if offset[1 - axis] > 0.5 * offset[axis]:
                     continue
         placed.append((x, y))
-    return placed
+    return None
 
 
-def _graph(rng: Random, task: Task) -> Scene:
+def _graph(rng: Random, task: Task, world: World) -> Scene:
     """Any scene of the task, whatever its split, its things not yet placed."""
     relation = pick(rng, ROLES) if task in ("position", "compound") else None
     groups = {"single": (1,), "colour": (1,)}.get(task, (1, 1))
@@ -190,20 +201,24 @@ def _graph(rng: Random, task: Task) -> Scene:
                 size = "small" if sum(groups) > 3 else pick(rng, tuple(RADII))
             kinds.append((shape, colour, size))
     things = tuple(Thing(shape, colour, size, 0.0, 0.0, RADII[size]) for shape, colour, size in kinds)
-    return Scene(pick(rng, _BACKGROUND_NAMES), things, task, groups, relation)
+    return Scene(pick(rng, world.backgrounds), things, task, groups, relation)
 
 
-def _scene_of(rng: Random, task: Task, split: Split, lattice: int | None = None) -> Scene:
-    scene = _graph(rng, task)
-    while scene_held_out(scene) != (split == "heldout"):
-        scene = _graph(rng, task)
-    radii = [thing.radius for thing in scene.things]
-    while True:  # the hash that parts train from val sees the places, so new places are enough
-        places = _place(rng, radii, scene.groups, scene.relation, lattice)
-        things = tuple(replace(thing, x=x, y=y) for thing, (x, y) in zip(scene.things, places, strict=True))
-        placed = replace(scene, things=things)
-        if split_of(placed) == split:
-            return placed
+def _scene_of(rng: Random, task: Task, split: Split, world: World = EVERYWHERE) -> Scene:
+    """A scene of the task and split; one that finds no room, or no place of its split, gives way to another."""
+    while True:
+        scene = _graph(rng, task, world)
+        if scene_held_out(scene) != (split == "heldout"):
+            continue
+        radii = [thing.radius for thing in scene.things]
+        for _ in range(100):  # the hash that parts train from val sees the places, so new places are enough
+            places = _place(rng, radii, scene.groups, scene.relation, world.lattice)
+            if places is None:
+                break
+            things = tuple(replace(thing, x=x, y=y) for thing, (x, y) in zip(scene.things, places, strict=True))
+            placed = replace(scene, things=things)
+            if split_of(placed) == split:
+                return placed
 
 
 class Shapes:
@@ -211,7 +226,8 @@ class Shapes:
 
     `size` counts the train scenes, `val_size` those of `val` and of `heldout`; `tasks` weighs the kinds of scene
     (default: the six tasks 1 each, compound 0.5; kinds left out are not drawn). With `lattice` n things stand at the
-    centres of n x n cells instead of anywhere: far fewer different patches, for the smallest budgets.
+    centres of n x n cells instead of anywhere, and `backgrounds` names those to draw from: fewer different patches,
+    for the smallest budgets.
     """
 
     def __init__(
@@ -223,6 +239,7 @@ class Shapes:
         seed: int = 0,
         tasks: Mapping[str, float] | None = None,
         lattice: int | None = None,
+        backgrounds: Sequence[str] | None = None,
     ) -> None:
         if split not in get_args(Split):
             raise ValueError(f"split={split!r} is none of {', '.join(get_args(Split))}")
@@ -237,9 +254,12 @@ class Shapes:
             raise ValueError(f"tasks names {', '.join(unknown)}; allowed are {', '.join(TASK_WEIGHTS)}")
         if any(weight < 0 for weight in weights.values()) or not sum(weights.values()) > 0:
             raise ValueError(f"tasks={weights}: weights must be at least 0 and not all 0")
-        if lattice is not None and lattice < 8:
-            raise ValueError(f"lattice={lattice}: at least 8 cells a side (six things must find room), or null for none")
-        self.split, self.image_size, self.seed, self.lattice = split, image_size, seed, lattice
+        if lattice is not None and lattice < 12:
+            raise ValueError(f"lattice={lattice}: at least 12 cells a side (six things must find room), or null for none")
+        if unknown := sorted(set(backgrounds or ()) - set(BACKGROUNDS)):
+            raise ValueError(f"backgrounds names {', '.join(unknown)}; allowed are {', '.join(BACKGROUNDS)}, or null")
+        self.split, self.image_size, self.seed = split, image_size, seed
+        self.world = World(lattice, tuple(backgrounds or BACKGROUNDS))
         self.size = size if split == "train" else val_size
         self._kinds = [kind for kind in TASK_WEIGHTS if weights.get(kind, 0) > 0]
         self._bounds = np.cumsum([weights[kind] for kind in self._kinds]) / sum(
@@ -256,7 +276,7 @@ class Shapes:
         task = self._kinds[
             min(int(np.searchsorted(self._bounds, rng.random(), "right")), len(self._kinds) - 1)
         ]
-        return _scene_of(rng, task, self.split, self.lattice)
+        return _scene_of(rng, task, self.split, self.world)
 
     def captions(self, index: int, scene: Scene | None = None) -> list[Caption]:
         """Several phrasings, each true of the scene (computed anew unless given), no text twice."""
@@ -273,7 +293,7 @@ class Shapes:
 
 
 def prompted(
-    split: Split, task: str, n: int, seed: int = 0, lattice: int | None = None
+    split: Split, task: str, n: int, seed: int = 0, world: World = EVERYWHERE
 ) -> list[tuple[Caption, Scene]]:
     """`n` captions of one task for evaluation, each with a scene that it is true of (whose render is the ceiling):
     of seen combinations (`val`), or (`heldout`) naming a held-out one."""
@@ -283,7 +303,7 @@ def prompted(
     found: list[tuple[Caption, Scene]] = []
     rng = _random("prompts", seed, split, task)
     while len(found) < n:
-        scene = _scene_of(rng, task, split, lattice)
+        scene = _scene_of(rng, task, split, world)
         caption = describe(scene, rng, extras=False)
         if split != "heldout" or caption_held_out(caption):
             found.append((caption, scene))

@@ -78,9 +78,10 @@ class TwoPlayers(pl.LightningModule):
         return "16-mixed" != self.trainer.precision
 
     def step_both(
-        self, generator_loss: Tensor, discriminator_loss: Callable[[], Tensor] | None
+        self, generator_loss: Tensor, discriminator_loss: Callable[[], Tensor] | None, keys: list[str]
     ) -> Tensor | None:
-        """One step of each player. `discriminator_loss` is None while the discriminator waits.
+        """One step of each player. `discriminator_loss` is None while the discriminator waits;
+        `keys` are the batch's, for the message of a loss that is not finite.
 
         Returns the discriminator's loss. Everything is checked for NaN by the caller through `check_finite`
         before this is called, but for the discriminator's loss, which is checked here.
@@ -94,13 +95,13 @@ class TwoPlayers(pl.LightningModule):
             return None
         if self.fused:
             d_loss = discriminator_loss()
-            check_finite({"loss/discriminator": d_loss}, self.global_step, [])
+            check_finite({"loss/discriminator": d_loss}, self.global_step, keys)
             self.manual_backward(generator_loss + d_loss)
             generator.step()
             discriminator.step()
         else:
             d_loss = discriminator_loss()
-            check_finite({"loss/discriminator": d_loss}, self.global_step, [])
+            check_finite({"loss/discriminator": d_loss}, self.global_step, keys)
             self.manual_backward(generator_loss)
             generator.step()
             self.manual_backward(d_loss)

@@ -68,7 +68,8 @@ class VQGAN(TwoPlayers):
         self.discriminator = discriminator if discriminator is not None else nn.Identity()
         self.has_discriminator = discriminator is not None
         self._outside = (perceptual,)  # a tuple, so that frozen weights stay out of state dict and optimisers
-        self.discriminator_learning_rate = discriminator_learning_rate or learning_rate
+        same = discriminator_learning_rate is None
+        self.discriminator_learning_rate = learning_rate if same else discriminator_learning_rate
         self.betas, self.weight_decay = tuple(betas), weight_decay
         self.pixel_loss, self.perceptual_weight, self.quantizer_weight = pixel_loss, perceptual_weight, quantizer_weight
         self.discriminator_weight, self.discriminator_start = discriminator_weight, discriminator_start
@@ -123,7 +124,7 @@ class VQGAN(TwoPlayers):
                 return (hinge_d if self.gan_loss == "hinge" else vanilla_d)(real, fake)
 
         check_finite(terms, self.global_step, batch.key)
-        step_loss = self.step_both(total, d_loss)
+        step_loss = self.step_both(total, d_loss, batch.key)
         if step_loss is not None:
             terms["loss/discriminator"] = step_loss
         named = {f"train/{name}": value.detach() for name, value in {**terms, **logits, **quantized.metrics}.items()}

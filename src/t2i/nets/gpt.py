@@ -103,6 +103,8 @@ class GPT(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if num_heads < 1 or num_layers < 1:
+            raise ValueError(f"num_heads={num_heads} and num_layers={num_layers} must be at least 1")
         if width % num_heads:
             raise ValueError(f"width={width} is not divisible by num_heads={num_heads}")
         if not 0.0 <= dropout < 1.0:
