@@ -55,11 +55,20 @@ def reconstructed(tokenizer: Any, pictures: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def composition(model: Any, n_per_task: int, seed: int, options: dict[str, Any], progress: Any = None) -> dict[str, Any]:
+def world_of(data: dict[str, Any]) -> shapes.World:
+    """The world that a config's data set draws its scenes from; for other data sets all of it."""
+    if not data["_target_"].startswith("t2i.data.shapes."):
+        return shapes.World()
+    return shapes.World(data["lattice"], tuple(data["backgrounds"] or shapes.World().backgrounds))
+
+
+def composition(
+    model: Any, n_per_task: int, seed: int, options: dict[str, Any], world: shapes.World, progress: Any = None
+) -> dict[str, Any]:
     """Scores with ceilings and floor, for `seen` and `heldout`; `examples` holds pictures of the first of each task."""
     result: dict[str, Any] = {}
     for name, split, tasks in (("seen", "val", TASKS), ("heldout", "heldout", shapes.HELDOUT_TASKS)):
-        chosen = [pair for task in tasks for pair in shapes.prompted(split, task, n_per_task, seed)]
+        chosen = [pair for task in tasks for pair in shapes.prompted(split, task, n_per_task, seed, world)]
         captions = [caption for caption, _ in chosen]
         truth = torch.stack([torch.from_numpy(render(scene, model.tokenizer.image_size)) for _, scene in chosen])
         pictures = draw(model, [caption.text for caption in captions], seed, options, progress)
@@ -107,7 +116,7 @@ def evaluate(config: dict[str, Any], progress: Any = None) -> tuple[dict[str, An
     examples: dict[str, Any] = {}
     options = {key: config[key] for key in ("temperature", "top_k", "top_p", "guidance")}
     if "composition" in config["metrics"]:
-        found = composition(model, config["n_per_task"], config["seed"], options, progress)
+        found = composition(model, config["n_per_task"], config["seed"], options, world_of(held["data"]), progress)
         examples = {split: found[split].pop("examples") for split in found}
         scores["composition"] = found
     if "reconstruction" in config["metrics"]:

@@ -86,7 +86,8 @@ class Muon(torch.optim.Optimizer):
         parameter.addcdiv_(mean, root, value=-group["lr"] / (1 - beta_1 ** state["step"]))
 
 
-OUTSIDE = ("stem", "head", "codes", "codebook", "embedding", "text_in", "cell", "row", "column", "position", "start", "null")
+OUTSIDE = ("stem", "head", "codes", "codebook", "embedding", "text_in", "cell", "row", "column", "position", "start",
+           "null")
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:

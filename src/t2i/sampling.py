@@ -108,7 +108,8 @@ def generate(
     given = torch.zeros(b, 0, dtype=torch.long, device=device) if given is None else given
     m = given.shape[1]
     if given.shape[0] != b or m > model.num_codes:
-        raise ValueError(f"given codes have shape {tuple(given.shape)}; allowed are ({b}, m) with m <= {model.num_codes}")
+        raise ValueError(f"given codes have shape {tuple(given.shape)};"
+                         f" allowed are ({b}, m), m up to {model.num_codes}")
     if m and (int(given.min()) < 0 or int(given.max()) >= model.codebook_size):
         raise ValueError(f"given codes reach from {int(given.min())} to {int(given.max())}; "
                          f"allowed are 0 to {model.codebook_size - 1}")

@@ -93,7 +93,7 @@ class Codes(Dataset):
         found = json.loads(path.read_text())
         wrong = [f"{k}: cache {found.get(k)!r}, expected {v!r}" for k, v in expected.items() if found.get(k) != v]
         if wrong:
-            raise ValueError(f"the code cache {folder} does not fit: " + "; ".join(wrong) + ". Delete it to build anew.")
+            raise ValueError(f"the code cache {folder} does not fit: {'; '.join(wrong)}. Delete it to build anew.")
         self.codes = np.load(Path(folder) / "codes.npy", mmap_mode="r")
         # Not splitlines(): a caption may hold U+2028 and the like, which JSON leaves as they are.
         lines = (Path(folder) / "captions.jsonl").read_text(encoding="utf-8").split("\n")

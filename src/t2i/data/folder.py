@@ -44,7 +44,8 @@ def read_metadata(root: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
         missing = [key for key in REQUIRED if not isinstance(item, dict) or key not in item]
         if missing:
-            raise ValueError(f"{path}, line {number}: {' and '.join(missing)} missing; wanted are file_name, text, split")
+            raise ValueError(f"{path}, line {number}: {' and '.join(missing)} missing;"
+                             " wanted are file_name, text, split")
         if fault := faulty(item):
             raise ValueError(f"{path}, line {number}: {fault}")
         items.append(item)

@@ -31,7 +31,8 @@ class Order:
 
     def __init__(self, size: int, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world: int = 1) -> None:
         if shuffle and size < batch_size:
-            raise ValueError(f"data.batch_size={batch_size} is larger than the training split, which has {size} pictures")
+            raise ValueError(f"data.batch_size={batch_size} is larger than the training split, which has"
+                             f" {size} pictures")
         if shuffle and batch_size % world:
             raise ValueError(f"data.batch_size={batch_size} (global) is not divisible by the {world} devices")
         self.size, self.batch_size, self.seed, self.shuffle = size, batch_size, seed, shuffle

@@ -19,7 +19,7 @@ def check_finite(terms: dict[str, Tensor], step: int, keys: list[str]) -> None:
     """Raises NonFiniteLoss, before any optimiser has stepped, if a term is not finite."""
     if all(bool(torch.isfinite(value).all()) for value in terms.values()):
         return
-    listed = ", ".join(f"{name}={float(value):g}" for name, value in terms.items())
+    listed = ", ".join(f"{name}={float(value.detach()):g}" for name, value in terms.items())
     shown = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
     raise NonFiniteLoss(
         f"a loss is not finite at step {step}: {listed}. The batch: {shown}. No weight was changed by this batch."
@@ -75,7 +75,7 @@ class TwoPlayers(pl.LightningModule):
 
     @property
     def fused(self) -> bool:
-        return "16-mixed" != self.trainer.precision
+        return self.trainer.precision != "16-mixed"
 
     def step_both(
         self, generator_loss: Tensor, discriminator_loss: Callable[[], Tensor] | None, keys: list[str]

@@ -103,12 +103,17 @@ class VQGAN(TwoPlayers):
                 terms["loss/perceptual"] = self._outside[0](reconstruction.float(), image.float()).mean()
         return terms
 
+    def weighed(self, terms: dict[str, Tensor]) -> Tensor:
+        """The reconstruction loss as it is minimised: pixels, and the perceptual distance where there is one."""
+        pixel = terms["loss/pixel"]
+        return pixel + self.perceptual_weight * terms["loss/perceptual"] if "loss/perceptual" in terms else pixel
+
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         self.schedule()
         image = batch.image.contiguous(memory_format=torch.channels_last)
         reconstruction, quantized = self.tokenizer(image)
         terms = self.reconstruction_terms(image, reconstruction)
-        rec = terms["loss/pixel"] + self.perceptual_weight * terms.get("loss/perceptual", torch.zeros_like(quantized.loss))
+        rec = self.weighed(terms)
         terms["loss/quantizer"] = quantized.loss
         total = rec + self.quantizer_weight * quantized.loss
         d_loss = None
@@ -144,9 +149,8 @@ class VQGAN(TwoPlayers):
     def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         reconstruction, quantized = self.tokenizer(batch.image.contiguous(memory_format=torch.channels_last))
         terms = self.reconstruction_terms(batch.image, reconstruction)
-        loss = terms["loss/pixel"] + self.perceptual_weight * terms.get("loss/perceptual", torch.zeros_like(quantized.loss))
         named = {f"val/{name}": value for name, value in terms.items()}
-        self.log_dict({**named, "val/loss": loss}, batch_size=len(batch.text), sync_dist=True)
+        self.log_dict({**named, "val/loss": self.weighed(terms)}, batch_size=len(batch.text), sync_dist=True)
         return {"image": batch.image, "reconstruction": reconstruction.float().clamp(-1, 1), "ids": quantized.ids}
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ embedding was worse at the sizes of `experiments/quickstart` (docs/log.md).
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 class Cache:
     """Keys and values of every layer, allocated once: (layers, b, heads, prefix + codes, head_dim).
 
-    `mask` is the additive mask over the prefix (b, 1, 1, prefix); `length` is how many positions are filled.
+    In float32 on a CPU (see `attend`), elsewhere in the precision of the net. `mask` is additive, (b, 1, 1, prefix +
+    codes), over positions to come too; `length` is how many positions are filled.
     """
 
     keys: Tensor
@@ -32,11 +34,20 @@ class Cache:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Attention; in training on a CPU in float32, where the bf16 kernel is 4x slower (measured: docs/log.md)."""
-    if q.device.type == "cpu" and torch.is_grad_enabled():
+    """Attention; on a CPU in float32 in training, where the bf16 kernel is 4x slower, and for single queries over a
+    float32 cache, where it is twice as slow (measured: docs/log.md)."""
+    if q.device.type == "cpu" and (torch.is_grad_enabled() or k.dtype == torch.float32):
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask.float())
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
+
+
+def matrix_vector(x: Tensor) -> AbstractContextManager[None]:
+    """For one bf16 vector a matrix on a CPU, torch's own kernel: it streams the weights, where oneDNN's strides
+    through them at a fraction of the memory's speed (measured: benchmarks/run.py decoding)."""
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and len(x) == 1:
+        return torch.backends.mkldnn.flags(enabled=False)
+    return nullcontext()
 
 
 class Block(nn.Module):
@@ -77,6 +88,18 @@ class Block(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         q, k, v = self.heads(x)
         return self.finish(x, attend(q, k, v, mask))
+
+    def step(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """One position a picture, x (b, width), over cached keys and values (b, heads, s, head_dim), of which the
+        last are filled in. As `forward`, in fewer and smaller operations: at batch 1 their number counts."""
+        b, width = x.shape
+        q, k, v = self.qkv(self.norm_attention(x)).view(b, 3, self.num_heads, width // self.num_heads).unbind(1)
+        keys[:, :, -1] = self.norm_k(k)
+        values[:, :, -1] = v
+        attended = attend(self.norm_q(q)[:, :, None], keys, values, mask)
+        x = x + self.attention_out(attended.to(v.dtype).view(b, width))
+        hidden = F.relu(self.mlp_in(self.norm_mlp(x)))
+        return x + self.mlp_out(hidden * hidden)
 
 
 class GPT(nn.Module):
@@ -144,7 +167,7 @@ class GPT(nn.Module):
         """Projects caption states; where `null`, the caption gives way to the learned null prefix."""
         if states.shape[1] > self.text_length:
             raise ValueError(f"the prefix has {states.shape[1]} text tokens; at most {self.text_length} are allowed")
-        x = self.text_in(states) + self.text_position[: states.shape[1]]
+        x = self.text_in(states.to(self.text_in.weight.dtype)) + self.text_position[: states.shape[1]]
         first = torch.zeros_like(mask)
         first[:, 0] = True
         x = torch.where(null[:, None, None], self.null.to(x.dtype), x)
@@ -198,7 +221,9 @@ class GPT(nn.Module):
             q, k, v = block.heads(x)
             if cache is None:
                 size = (len(self.blocks), b, block.num_heads, t + self.num_codes, k.shape[-1])
-                cache = Cache(k.new_zeros(size), k.new_zeros(size), additive[:, :, -1:, :t].to(q.dtype), t, x.shape[1])
+                dtype = torch.float32 if k.device.type == "cpu" else k.dtype
+                after = F.pad(additive[:, :, -1:, :t], (0, self.num_codes)).to(dtype)
+                cache = Cache(k.new_zeros(size, dtype=dtype), k.new_zeros(size, dtype=dtype), after, t, x.shape[1])
             cache.keys[layer, :, :, : x.shape[1]] = k
             cache.values[layer, :, :, : x.shape[1]] = v
             x = block.finish(x, attend(q, k, v, additive))
@@ -208,15 +233,11 @@ class GPT(nn.Module):
         """Appends one code a picture to the cache and returns the logits of the next."""
         index = cache.length - cache.prefix  # the cell that this step predicts
         row, column = divmod(index, self.grid[1])
-        x = self.codes(ids) + self.row[row, 0] + self.column[0, column] + self.cell[row, column]
-        x = x[:, None]
+        x = self.codes(ids) + (self.row[row, 0] + self.column[0, column] + self.cell[row, column])
         end = cache.length + 1
-        mask = F.pad(cache.mask, (0, end - cache.prefix))
-        for layer, block in enumerate(self.blocks):
-            q, k, v = block.heads(x)
-            keys, values = cache.keys[layer, :, :, :end], cache.values[layer, :, :, :end]
-            keys[:, :, -1:] = k
-            values[:, :, -1:] = v
-            x = block.finish(x, attend(q, keys, values, mask))
-        cache.length = end
-        return self.head(self.norm(x[:, 0]))
+        mask = cache.mask[..., :end]
+        with matrix_vector(x):
+            for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
+                x = block.step(x, keys[:, :, :end], values[:, :, :end], mask)
+            cache.length = end
+            return self.head(self.norm(x))

@@ -23,7 +23,9 @@ class EMA(nn.Module):
 
     decay: of the running counts and sums, a training forward. kmeans_init: start from k-means on the first
     batch. dead_threshold: a code used less than this share of the uniform use is replaced by a latent of
-    the batch; 0 never replaces. The codebook moves only in training mode, once a forward.
+    the batch, drawn in proportion to its squared error; 0 never replaces. warmup_steps: so many training forwards
+    pass the latents on as they are, before k-means starts from the next batch: an autoencoder learns faster with no
+    quantiser in its way, and its latents are worth clustering then. The codebook moves only in training mode, once a forward.
     """
 
     def __init__(
@@ -35,9 +37,12 @@ class EMA(nn.Module):
         kmeans_init: bool = True,
         kmeans_steps: int = 10,
         dead_threshold: float = 0.03,
+        warmup_steps: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if warmup_steps < 0 or (warmup_steps and not kmeans_init):
+            raise ValueError(f"warmup_steps={warmup_steps}: 0, or with kmeans_init a number of training forwards")
         if codebook_size < 2 or dim < 1:
             raise ValueError(f"codebook_size={codebook_size}, dim={dim}: at least 2 codes of 1 dimension are needed")
         if not 0 <= decay < 1:
@@ -50,6 +55,7 @@ class EMA(nn.Module):
         self.decay = decay
         self.kmeans_steps = kmeans_steps
         self.dead_threshold = dead_threshold
+        self.warmup_steps = warmup_steps
         self.seed = seed
         codebook = torch.empty(codebook_size, dim).uniform_(-1 / codebook_size, 1 / codebook_size)
         self.register_buffer("codebook", codebook)
@@ -70,12 +76,14 @@ class EMA(nn.Module):
             x = z.float().permute(0, 2, 3, 1).reshape(-1, d)  # (b h w, d)
             if self.training:
                 self._start(x.detach())
+            if not self._is_ready():
+                return self._unquantised(z, x)
             ids = nearest(x, self.codebook)
             q = F.embedding(ids, self.codebook)
             commitment = F.mse_loss(x, q)
             passed = straight_through(x, q)
             if self.training:
-                metrics["restarted"] = self._update(x.detach(), ids)
+                metrics["restarted"] = self._update(x.detach(), ids, (x - q).detach().square().sum(1))
         metrics["commitment"] = commitment.detach()
         return Quantized(
             z_q=passed.view(b, h, w, d).permute(0, 3, 1, 2),
@@ -88,14 +96,29 @@ class EMA(nn.Module):
         check_ids(ids, self.codebook_size)
         return F.embedding(ids, self.codebook).permute(0, 3, 1, 2)
 
+    def _is_ready(self) -> bool:
+        if self._ready is None:
+            self._ready, self._step = bool(self.initialised), int(self.step)
+        return self._ready or not self.warmup_steps
+
+    def _unquantised(self, z: Tensor, x: Tensor) -> Quantized:
+        """During the warm-up: the latents as they are."""
+        if self.training:
+            self._step += 1
+            self.step.add_(1)
+        b, _, h, w = z.shape
+        zero = x.new_zeros(())
+        ids = nearest(x.detach(), self.codebook).view(b, h, w)
+        return Quantized(z.float(), ids, zero, {"restarted": zero, "commitment": zero})
+
     @torch.no_grad()
     def _start(self, x: Float[Tensor, "n d"]) -> None:
         if self._ready is None:
             self._ready, self._step = bool(self.initialised), int(self.step)
-        if self._ready:
+        if self._ready or self._step < self.warmup_steps:
             return
         # Lloyd's iterations; a centre that loses all its vectors stays where it is.
-        centres = self._candidates(x)
+        centres = self._candidates(x, (x - x.mean(0)).square().sum(1))
         for _ in range(self.kmeans_steps):
             counts, sums = self._totals(x, nearest(x, centres))
             centres = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], centres)
@@ -108,7 +131,9 @@ class EMA(nn.Module):
         self._ready = True
 
     @torch.no_grad()
-    def _update(self, x: Float[Tensor, "n d"], ids: Int[Tensor, "n"]) -> Float[Tensor, ""]:
+    def _update(
+        self, x: Float[Tensor, "n d"], ids: Int[Tensor, "n"], error: Float[Tensor, "n"]
+    ) -> Float[Tensor, ""]:
         """Moves counts, sums and codebook; returns how many dead codes were restarted."""
         counts, sums = self._totals(x, ids)
         total = counts.sum()
@@ -118,7 +143,7 @@ class EMA(nn.Module):
         if self.dead_threshold > 0:
             share = total / self.codebook_size
             dead = self.counts < self.dead_threshold * share
-            candidates = self._candidates(x)
+            candidates = self._candidates(x, error)
             self.counts.copy_(torch.where(dead, share, self.counts))
             self.sums.copy_(torch.where(dead[:, None], candidates * share, self.sums))
             restarted = dead.sum().float()
@@ -141,8 +166,8 @@ class EMA(nn.Module):
             dist.all_reduce(total)
         return total
 
-    def _candidates(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "k d"]:
-        """One latent for each code, drawn from the whole batch; the same on every rank.
+    def _candidates(self, x: Float[Tensor, "n d"], weights: Float[Tensor, "n"]) -> Float[Tensor, "k d"]:
+        """One latent for each code, drawn from the whole batch in proportion to `weights`; the same on every rank.
 
         Rank r of w fills the rows r, r + w, ...; their sum over the ranks is complete.
         """
@@ -151,9 +176,8 @@ class EMA(nn.Module):
         generator = torch.Generator().manual_seed(((self.seed * 1_000_003 + self._step) * 1_000_003 + rank) % 2**63)
         rows = len(range(rank, self.codebook_size, world))
         enough = x.shape[0] >= rows
-        draw = torch.randperm(x.shape[0], generator=generator)[:rows] if enough else None
-        if draw is None:
-            draw = torch.randint(x.shape[0], (rows,), generator=generator)
+        weights = weights.double().cpu() + 1e-12 + 1e-6 * weights.double().mean().cpu()
+        draw = torch.multinomial(weights, rows, replacement=not enough, generator=generator)
         chosen = x[draw.to(x.device)]
         if not enough:
             # Fewer latents than codes: copies are told apart by noise well below the spread of the latents.

@@ -1,0 +1,171 @@
+"""Whole runs on tiny settings: folders, resume, stop, crash, the pipeline."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from t2i import checkpoint, engine, pipeline
+from t2i.config import ROOT, compose, plan
+from t2i.guards import Checkpoints
+from t2i.models.vqgan import VQGAN
+
+DATA = ["data.image_size=32", "data.size=96", "data.val_size=16", "data.batch_size=8"]
+TRAINER = ["trainer=cpu", "trainer.precision=32-true", "trainer.val_every_steps=4", "trainer.limit_val_batches=1",
+           "trainer.checkpoint_every_steps=2", "logger=csv"]
+VQ = ["model=vqgan", "model.autoencoder.channels=8", "model.autoencoder.multipliers=[1]",
+      "model.autoencoder.attention_levels=[]", "model.autoencoder.mid_attention=false",
+      "model.autoencoder.patch_size=8", "model.autoencoder.z_channels=8", "model.autoencoder.num_groups=0",
+      "model.quantizer.codebook_size=16", "model.quantizer.dim=4", "model.discriminator.channels=4",
+      "model.discriminator.num_layers=2", "model.discriminator_start=0.25"]
+CLIP = ["model=clip", "model.patch_size=8", "model.width=16", "model.num_layers=1", "model.num_heads=2",
+        "model.text_width=16", "model.text_layers=1", "model.text_heads=2", "model.embed_dim=8"]
+PRIOR = ["model=prior", "model.width=16", "model.num_layers=1", "model.num_heads=2", "model.dropout=0.1"]
+
+
+def config(folder: Path, model: list[str], *more: str, steps: int = 8) -> dict[str, Any]:
+    paths = [f"paths.runs={folder / 'runs'}", f"paths.cache={folder / 'cache'}"]
+    return compose([*model, *DATA, *TRAINER, *paths, f"trainer.max_steps={steps}", *more])
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.read(run_dir / "last.ckpt")["state_dict"]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_finished_run_says_so_and_another_config_is_refused(tmp_path: Path, capsys: Any) -> None:
+    first = engine.run(config(tmp_path, VQ, "name=x"))
+    run_dir = tmp_path / "runs/x"
+    assert first["steps"] == 8
+    assert {"config.json", "last.ckpt", "best.ckpt", "metrics.csv", "finished.json"} <= {p.name for p in run_dir.iterdir()}
+    before = weights(run_dir)
+    engine.run(config(tmp_path, VQ, "name=x"))
+    assert "is finished (8 steps)" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"learning_rate: 0\.0001 -> 0\.5"):
+        engine.run(config(tmp_path, VQ, "name=x", "model.learning_rate=0.5"))
+    engine.run(config(tmp_path, VQ, "name=x", "resume=never"))
+    assert same(before, weights(run_dir))  # the same seed, the same weights
+    assert len(list((tmp_path / "runs").glob("x.old*"))) == 1
+    rows = (run_dir / "metrics.csv").read_text().splitlines()
+    assert rows[-1].split(",")[rows[0].split(",").index("step")] == "8"  # logged steps are batches, with two optimisers
+
+
+@pytest.mark.parametrize("at", [3, 8, 12])
+def test_stopping_and_continuing_equals_an_unbroken_run(tmp_path: Path, monkeypatch: Any, at: int) -> None:
+    """In mid-epoch, just before and at the end of an epoch (12 batches)."""
+    engine.run(config(tmp_path, VQ, "name=whole", steps=20))
+    original = Checkpoints.on_train_batch_end
+
+    def interrupting(self: Checkpoints, trainer: Any, *rest: Any) -> None:
+        if trainer.global_step == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, trainer, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "on_train_batch_end", interrupting)
+        with pytest.raises(SystemExit) as stopped:
+            engine.run(config(tmp_path, VQ, "name=broken", steps=20))
+    assert stopped.value.code == engine.STOPPED
+    held = checkpoint.read(tmp_path / "runs/broken/last.ckpt")
+    assert held["global_step"] == at
+    engine.run(config(tmp_path, VQ, "name=broken", steps=20))
+    assert same(weights(tmp_path / "runs/whole"), weights(tmp_path / "runs/broken"))
+
+
+def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(tmp_path: Path, capsys: Any) -> None:
+    engine.run(config(tmp_path, VQ, "name=whole"))
+    engine.run(config(tmp_path, VQ, "name=x"))
+    run_dir = tmp_path / "runs/x"
+    (run_dir / "finished.json").unlink()
+    (run_dir / "last.ckpt").write_bytes((run_dir / "last.ckpt").read_bytes()[:1000])
+    engine.run(config(tmp_path, VQ, "name=x"))
+    assert "cut off" in capsys.readouterr().out
+    assert same(weights(tmp_path / "runs/whole"), weights(run_dir))
+
+
+def test_a_non_finite_loss_saves_the_state_beside_the_last_checkpoint(tmp_path: Path, monkeypatch: Any) -> None:
+    original = VQGAN.reconstruction_terms
+
+    def broken(self: VQGAN, *images: torch.Tensor) -> dict[str, torch.Tensor]:
+        terms = original(self, *images)
+        if self.global_step == 5:
+            terms["loss/pixel"] = terms["loss/pixel"] * math.nan
+        return terms
+
+    monkeypatch.setattr(VQGAN, "reconstruction_terms", broken)
+    with pytest.raises(ValueError, match=r"not finite at step 5: loss/pixel=nan.*shapes/0/train/.*crash\.ckpt"):
+        engine.run(config(tmp_path, VQ, "name=x"))
+    assert checkpoint.read(tmp_path / "runs/x/last.ckpt")["global_step"] == 4
+    crashed = checkpoint.read(tmp_path / "runs/x/crash.ckpt")["state_dict"]
+    assert all(bool(torch.isfinite(value).all()) for value in crashed.values())
+
+
+def test_resume_must_and_unwritable_folders(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="resume=must"):
+        engine.run(config(tmp_path, VQ, "name=x", "resume=must"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot be written.*paths\.runs"):
+        engine.open_run(config(tmp_path, VQ, "name=x"), tmp_path / "file/run")
+
+
+def recipe(tmp_path: Path) -> list[str]:
+    return [f"paths.runs={tmp_path / 'runs'}", f"paths.cache={tmp_path / 'cache'}"]
+
+
+def test_the_three_stages_and_their_report(tmp_path: Path, capsys: Any) -> None:
+    """What experiments/quickstart does, at a few steps a stage; twice: the second time nothing is done again."""
+    engine.run(config(tmp_path, CLIP, "name=clip"))
+    engine.run(config(tmp_path, VQ, "name=vqgan"))
+    needs = [f"model.tokenizer.path={tmp_path / 'runs/vqgan/last.ckpt'}", f"text_encoder.path={tmp_path / 'runs/clip/hf'}"]
+    result = engine.run(config(tmp_path, PRIOR, "name=prior", *needs))
+    assert result["metrics"]["val/loss"] < 1.2 * math.log(16)
+    settings = {"metrics": ["composition", "reconstruction"], "n_per_task": 2, "guidance": 2.0}
+    out = tmp_path / "runs/all"
+    scored = pipeline.evaluated(settings, tmp_path / "runs/prior/last.ckpt", out)
+    assert scored["scores"]["composition"]["seen"]["ceiling_renders"]["overall"] == 1.0
+    assert set(scored["scores"]["composition"]["heldout"]["score"]) == {"colour", "count", "position", "attribution", "overall"}
+    assert (out / "evaluation-seen.png").is_file()
+    capsys.readouterr()
+    assert pipeline.evaluated(settings, tmp_path / "runs/prior/last.ckpt", out)["scores"] == scored["scores"]
+    assert "already there" in capsys.readouterr().out
+
+
+def test_a_pipeline_composes_its_stages_under_one_group(tmp_path: Path) -> None:
+    stages = plan(["experiments=quickstart", "name=mine", *recipe(tmp_path)])
+    assert [stage.name for stage in stages] == ["quickstart/clip", "quickstart/vqgan", "quickstart/prior"]
+    prior = compose(stages[-1].overrides, files=False)
+    assert prior["name"] == "mine/prior" and prior["model"]["tokenizer"]["path"].endswith("runs/mine/vqgan/last.ckpt")
+    assert all(stage.command.startswith("python train.py experiments=quickstart/") for stage in stages)
+
+
+@pytest.mark.slow
+def test_kill_9_then_the_same_command_gives_the_unbroken_weights(tmp_path: Path) -> None:
+    """About 40 s: three processes."""
+    words = [*VQ, *DATA, *TRAINER, "trainer.max_steps=60", f"paths.runs={tmp_path / 'runs'}", f"paths.cache={tmp_path / 'cache'}"]
+    command = [sys.executable, str(ROOT / "train.py"), *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "name=whole"], check=True, env=environment, cwd=tmp_path, capture_output=True)
+    process = subprocess.Popen([*command, "name=broken"], env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    killed = tmp_path / "runs/broken/previous.ckpt"
+    while not killed.is_file():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "runs/broken/finished.json").exists()
+    subprocess.run([*command, "name=broken"], check=True, env=environment, cwd=tmp_path, capture_output=True)
+    assert json.loads((tmp_path / "runs/broken/finished.json").read_text())["steps"] == 60
+    assert same(weights(tmp_path / "runs/whole"), weights(tmp_path / "runs/broken"))

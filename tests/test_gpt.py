@@ -1,0 +1,122 @@
+"""The GPT: its cache, its mask, its null prefix, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from t2i.nets.gpt import GPT
+
+CODES, GRID, TEXT, LENGTH = 11, (2, 3), 5, 4
+
+
+def tiny(**changes) -> GPT:
+    """Two layers; what starts at zero is drawn too, so that every path is heard."""
+    torch.manual_seed(0)
+    net = GPT(CODES, GRID, TEXT, LENGTH, **{"width": 16, "num_layers": 2, "num_heads": 2, **changes})
+    for name, parameter in net.named_parameters():
+        if name.endswith(("attention_out.weight", "mlp_out.weight")):
+            torch.nn.init.normal_(parameter, std=0.3)
+    return net.eval()
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(CODES, (3, GRID[0] * GRID[1]), generator=generator)
+    states = torch.randn(3, LENGTH, TEXT, generator=generator)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]]).bool()
+    return ids, states, mask, torch.tensor([False, False, True])
+
+
+@pytest.mark.parametrize("given", [0, 1, 3, 5])
+def test_cached_logits_are_the_uncached_ones(inputs, given: int) -> None:
+    net, (ids, states, mask, null) = tiny(), inputs
+    with torch.no_grad():
+        expected = net(ids, states, mask, null)
+        logits, cache = net.prefill(states, mask, null, ids[:, :given])
+        place = cache.keys.data_ptr()
+        found = [logits]
+        for i in range(given, ids.shape[1] - 1):
+            found.append(net.step(ids[:, i], cache))
+    torch.testing.assert_close(torch.stack(found, 1), expected[:, given:], atol=1e-5, rtol=1e-5)
+    assert cache.keys.data_ptr() == place and cache.keys.shape == (2, 3, 2, LENGTH + 6, 8)  # allocated once
+
+
+def test_a_code_sees_only_those_before_it(inputs) -> None:
+    net, (ids, states, mask, null) = tiny(), inputs
+    changed = ids.clone()
+    changed[:, 3] = (changed[:, 3] + 1) % CODES
+    before, after = net(ids, states, mask, null), net(changed, states, mask, null)
+    assert torch.equal(before[:, :4], after[:, :4])
+    assert all((before[:, i] - after[:, i]).abs().max() > 1e-3 for i in (4, 5))
+
+
+def test_padding_of_the_prefix_does_not_matter(inputs) -> None:
+    net, (ids, states, mask, _) = tiny(), inputs
+    no = torch.zeros(1, dtype=torch.bool)
+    short = net(ids[1:2], states[1:2, :2], mask[1:2, :2], no)
+    other = torch.where(mask[1:2, :, None], states[1:2], torch.full_like(states[1:2], 9.0))
+    torch.testing.assert_close(net(ids[1:2], states[1:2], mask[1:2], no), short, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(net(ids[1:2], other, mask[1:2], no), short, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        padded = net.prefill(states[1:2], mask[1:2], no, ids[1:2, :2])[0]
+        torch.testing.assert_close(padded, short[:, 2], atol=1e-5, rtol=1e-5)
+
+
+def test_the_prefix_is_heard_and_the_null_prefix_hides_it(inputs) -> None:
+    net, (ids, states, mask, _) = tiny(), inputs
+    same, mask = ids[:1].expand(3, -1), torch.ones_like(mask)
+    told = net(same, states, mask, torch.zeros(3, dtype=torch.bool))
+    assert (told[0] - told[1]).abs().max() > 1e-3
+    hidden = net(same, states, mask, torch.ones(3, dtype=torch.bool))
+    torch.testing.assert_close(hidden[0].expand_as(hidden), hidden)
+    hidden.sum().backward()
+    assert net.null.grad.abs().sum() > 0 and net.text_in.weight.grad.abs().sum() == 0
+
+
+def test_a_fresh_one_guesses_evenly() -> None:
+    torch.manual_seed(0)
+    net = GPT(64, (4, 4), TEXT, LENGTH, width=32, num_layers=1, num_heads=2)
+    ids = torch.randint(64, (8, 16))
+    logits = net(ids, torch.randn(8, 2, TEXT), torch.ones(8, 2).bool(), torch.zeros(8).bool())
+    loss = F.cross_entropy(logits.flatten(0, 1), ids.flatten()).item()
+    assert loss == pytest.approx(math.log(64), abs=0.05)
+
+
+def test_dropout_is_for_training_only(inputs) -> None:
+    net = tiny(dropout=0.5)
+    assert torch.equal(net(*inputs), net(*inputs))
+    net.train()
+    assert not torch.equal(net(*inputs), net(*inputs))
+
+
+def test_training_on_a_cpu_gives_what_inference_gives(inputs) -> None:
+    net = tiny()
+    with torch.no_grad():
+        quiet = net(*inputs)
+    torch.testing.assert_close(net(*inputs), quiet, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"width": 18, "num_heads": 4}, "width=18 is not divisible by num_heads=4"),
+        ({"num_heads": 0}, "num_heads=0 and num_layers=2 must be at least 1"),
+        ({"num_layers": 0}, "num_layers=0 must be at least 1"),
+        ({"dropout": 1.0}, r"dropout=1.0 is outside \[0, 1\)"),
+        ({"dropout": -0.1}, r"dropout=-0.1 is outside \[0, 1\)"),
+    ],
+)
+def test_impossible_sizes_are_refused(changes, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny(**changes)
+
+
+def test_a_prefix_that_is_too_long_is_refused(inputs) -> None:
+    ids, _, _, null = inputs
+    with pytest.raises(ValueError, match="the prefix has 5 text tokens; at most 4 are allowed"):
+        tiny()(ids, torch.zeros(3, 5, TEXT), torch.ones(3, 5).bool(), null)
