@@ -17,6 +17,7 @@ import torch
 
 from t2i import checkpoint, engine, pipeline
 from t2i.config import ROOT, compose, plan
+from t2i.data.shapes import HELDOUT_TASKS
 from t2i.guards import Checkpoints
 from t2i.models.vqgan import VQGAN
 
@@ -50,7 +51,8 @@ def test_a_finished_run_says_so_and_another_config_is_refused(tmp_path: Path, ca
     first = engine.run(config(tmp_path, VQ, "name=x"))
     run_dir = tmp_path / "runs/x"
     assert first["steps"] == 8
-    assert {"config.json", "last.ckpt", "best.ckpt", "metrics.csv", "finished.json"} <= {p.name for p in run_dir.iterdir()}
+    wanted = {"config.json", "last.ckpt", "best.ckpt", "metrics.csv", "finished.json"}
+    assert wanted <= {path.name for path in run_dir.iterdir()}
     before = weights(run_dir)
     engine.run(config(tmp_path, VQ, "name=x"))
     assert "is finished (8 steps)" in capsys.readouterr().out
@@ -129,14 +131,15 @@ def test_the_three_stages_and_their_report(tmp_path: Path, capsys: Any) -> None:
     """What experiments/quickstart does, at a few steps a stage; twice: the second time nothing is done again."""
     engine.run(config(tmp_path, CLIP, "name=clip"))
     engine.run(config(tmp_path, VQ, "name=vqgan"))
-    needs = [f"model.tokenizer.path={tmp_path / 'runs/vqgan/last.ckpt'}", f"text_encoder.path={tmp_path / 'runs/clip/hf'}"]
+    runs = tmp_path / "runs"
+    needs = [f"model.tokenizer.path={runs / 'vqgan/last.ckpt'}", f"text_encoder.path={runs / 'clip/hf'}"]
     result = engine.run(config(tmp_path, PRIOR, "name=prior", *needs))
     assert result["metrics"]["val/loss"] < 1.2 * math.log(16)
     settings = {"metrics": ["composition", "reconstruction"], "n_per_task": 2, "guidance": 2.0}
     out = tmp_path / "runs/all"
     scored = pipeline.evaluated(settings, tmp_path / "runs/prior/last.ckpt", out)
     assert scored["scores"]["composition"]["seen"]["ceiling_renders"]["overall"] == 1.0
-    assert set(scored["scores"]["composition"]["heldout"]["score"]) == {"colour", "count", "position", "attribution", "overall"}
+    assert set(scored["scores"]["composition"]["heldout"]["score"]) == {*HELDOUT_TASKS, "overall"}
     assert (out / "evaluation-seen.png").is_file()
     capsys.readouterr()
     assert pipeline.evaluated(settings, tmp_path / "runs/prior/last.ckpt", out)["scores"] == scored["scores"]
@@ -154,7 +157,7 @@ def test_a_pipeline_composes_its_stages_under_one_group(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_kill_9_then_the_same_command_gives_the_unbroken_weights(tmp_path: Path) -> None:
     """About 40 s: three processes."""
-    words = [*VQ, *DATA, *TRAINER, "trainer.max_steps=60", f"paths.runs={tmp_path / 'runs'}", f"paths.cache={tmp_path / 'cache'}"]
+    words = [*VQ, *DATA, *TRAINER, "trainer.max_steps=60", *recipe(tmp_path)]
     command = [sys.executable, str(ROOT / "train.py"), *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, "name=whole"], check=True, env=environment, cwd=tmp_path, capture_output=True)

@@ -166,7 +166,8 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     try:
         trainer.fit(model, data, ckpt_path=resume, weights_only=True)
     except NonFiniteLoss as error:
-        raise ValueError(f"{error} The state is in {run_dir / 'crash.ckpt'}; {run_dir / 'last.ckpt'} is as it was.") from error
+        kept = f"The state is in {run_dir / 'crash.ckpt'}; {run_dir / 'last.ckpt'} is as it was."
+        raise ValueError(f"{error} {kept}") from error
     finally:
         loggers.finish(trainer.loggers)
     if saver.stopped:

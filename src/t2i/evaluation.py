@@ -142,7 +142,7 @@ def table(scores: dict[str, Any]) -> str:
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
-    """What `evaluate.py` does: scores, prints the tables, writes `evaluation.json` beside the checkpoint or in `out`."""
+    """What `evaluate.py` does: scores, tables, and `evaluation.json` beside the checkpoint or in `out`."""
     from t2i.loggers import quiet
     from t2i.progress import counter
 

@@ -2,8 +2,8 @@
 
 Muon steps along the nearest semi-orthogonal matrix to the momentum, found by five Newton-Schulz iterations; a
 convolution's kernel counts as the matrix (out, in · h · w). What is no matrix of a hidden layer (embeddings, heads,
-stems, norms, biases) takes AdamW's step. One optimiser holds both, so that Lightning sees one. At the short
-budgets of the recipes here it reaches in 200 steps what AdamW does not in 800 (docs/log.md).
+stems, norms, biases) takes AdamW's step. One optimiser holds both, so that Lightning sees one. At short budgets it
+is far ahead: 23.9 against 20.1 dB after 200 steps of the small autoencoder (docs/log.md).
 """
 
 from __future__ import annotations

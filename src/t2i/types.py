@@ -80,6 +80,8 @@ class Tokenizer(Protocol):
 
     def decode_ids(self, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b 3 h w"]: ...
 
+    def codebook(self) -> Float[Tensor, "k d"]: ...
+
 
 @runtime_checkable
 class TextEncoder(Protocol):

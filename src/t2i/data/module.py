@@ -54,12 +54,17 @@ class Order:
 
 
 class Loader:
-    """Batches in the order of an `Order`, with a state to continue from."""
+    """Batches in the order of an `Order`, with a state to continue from.
+
+    It counts training's epochs itself: Lightning's own count moves on when a run ends in mid-epoch, and its
+    `set_epoch` would then skip one. Evaluation is epoch 0 always, so that every validation sees the same captions.
+    """
 
     def __init__(self, dataset: Dataset, order: Order, collate: Callable[[list[Any]], Any], workers: int) -> None:
         self.dataset, self.sampler, self.collate, self.workers = dataset, order, collate, workers
         self.batch_size = order.batch_size // order.world
         self.batch_sampler = None  # Lightning asks every loader for one
+        self.epoch, self.started = 0, False
         self.delivered = 0
         self.resume: tuple[int, int] | None = None
 
@@ -69,9 +74,11 @@ class Loader:
     def __iter__(self) -> Iterator[Any]:
         start = 0
         if self.resume is not None:
-            epoch, start = self.resume
-            self.sampler.set_epoch(epoch)
-            self.resume = None
+            (self.epoch, start), self.resume = self.resume, None
+        elif self.started and self.sampler.shuffle:
+            self.epoch += 1
+        self.started = True
+        self.sampler.set_epoch(self.epoch)
         self.delivered = start
         batches = DataLoader(self.dataset, batch_sampler=self.sampler.batches(start), collate_fn=self.collate,
                              num_workers=self.workers)
@@ -81,7 +88,7 @@ class Loader:
 
     def state_dict(self) -> dict[str, int]:
         order = self.sampler
-        epoch, delivered = self.resume if self.resume is not None else (order.epoch, self.delivered)
+        epoch, delivered = self.resume if self.resume is not None else (self.epoch, self.delivered)
         return {"epoch": epoch, "delivered": delivered, "seed": order.seed, "batch_size": order.batch_size,
                 "size": order.size}
 

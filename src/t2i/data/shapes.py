@@ -21,7 +21,6 @@ size nor background.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,12 +32,11 @@ import numpy as np
 import torch
 
 from t2i.data.phrases import describe, pick
+from t2i.data.places import place
 from t2i.scenes import (
     BACKGROUNDS,
     COLOURS,
-    GAP,
     INVERSE,
-    MARGIN,
     RADII,
     SHAPES,
     TASKS,
@@ -48,7 +46,6 @@ from t2i.scenes import (
     Scene,
     Task,
     Thing,
-    relations,
     render,
 )
 from t2i.types import Example
@@ -68,7 +65,7 @@ _SHAPE_INDEX = {name: i for i, name in enumerate(SHAPES)}
 
 @dataclass(frozen=True)
 class World:
-    """What scenes are made of beyond their task: where things may stand (see `_coordinate`), on what backgrounds."""
+    """What scenes are made of beyond their task: where things may stand (`places.coordinate`), on what backgrounds."""
 
     lattice: int | None = None
     backgrounds: tuple[str, ...] = _BACKGROUND_NAMES
@@ -133,50 +130,6 @@ def _random(*key: object) -> Random:
     return Random(int.from_bytes(blake2b(repr(key).encode(), digest_size=16).digest(), "big"))
 
 
-def _coordinate(rng: Random, low: float, lattice: int | None) -> float:
-    """A number in [low, 1 - low]: free on a grid of 1/1024 (so that a scene's content is a handful of integers), or
-    a centre of the lattice's cells."""
-    if lattice is None:
-        return round((low + (1 - 2 * low) * rng.random()) * 1024) / 1024
-    cells = [k for k in range(lattice) if low <= (k + 0.5) / lattice <= 1 - low]
-    return (pick(rng, cells) + 0.5) / lattice
-
-
-def _place(
-    rng: Random, radii: list[float], groups: tuple[int, ...], relation: str | None, lattice: int | None
-) -> list[tuple[float, float]] | None:
-    """None where no room was found in many tries; else free places without overlap; with a relation every pair across the groups holds it, single pairs clearly so."""
-    axis = 0 if relation in ("left", "right") else 1
-    clear = relation is not None and len(radii) == 2
-    placed: list[tuple[float, float]] = []
-    for tries in range(1, 600 * len(radii)):
-        if len(placed) == len(radii):
-            return placed
-        if tries % (30 * len(radii)) == 0:
-            placed = []
-        i = len(placed)
-        place = [_coordinate(rng, MARGIN + radii[i], lattice) for _ in range(2)]
-        if relation is not None and not clear:  # groups keep to their halves: fewer tries
-            first_half = (i < groups[0]) == (relation in ("left", "above"))
-            if (place[axis] < 0.5) != first_half:
-                continue
-        x, y = place
-        if any(
-            math.hypot(x - u, y - v) < radii[i] + r + GAP for (u, v), r in zip(placed, radii, strict=False)
-        ):
-            continue
-        if relation is not None and i >= groups[0]:
-            others = list(zip(placed, radii, strict=False))[: groups[0]]
-            if any(relation not in relations(u, v, r, x, y, radii[i]) for (u, v), r in others):
-                continue
-            if clear:
-                offset = abs(x - placed[0][0]), abs(y - placed[0][1])
-                if offset[1 - axis] > 0.5 * offset[axis]:
-                    continue
-        placed.append((x, y))
-    return None
-
-
 def _graph(rng: Random, task: Task, world: World) -> Scene:
     """Any scene of the task, whatever its split, its things not yet placed."""
     relation = pick(rng, ROLES) if task in ("position", "compound") else None
@@ -212,7 +165,7 @@ def _scene_of(rng: Random, task: Task, split: Split, world: World = EVERYWHERE) 
             continue
         radii = [thing.radius for thing in scene.things]
         for _ in range(100):  # the hash that parts train from val sees the places, so new places are enough
-            places = _place(rng, radii, scene.groups, scene.relation, world.lattice)
+            places = place(rng, radii, scene.groups, scene.relation, world.lattice)
             if places is None:
                 break
             things = tuple(replace(thing, x=x, y=y) for thing, (x, y) in zip(scene.things, places, strict=True))
@@ -255,7 +208,7 @@ class Shapes:
         if any(weight < 0 for weight in weights.values()) or not sum(weights.values()) > 0:
             raise ValueError(f"tasks={weights}: weights must be at least 0 and not all 0")
         if lattice is not None and lattice < 12:
-            raise ValueError(f"lattice={lattice}: at least 12 cells a side (six things must find room), or null for none")
+            raise ValueError(f"lattice={lattice}: at least 12 cells a side, so that six things find room, or null")
         if unknown := sorted(set(backgrounds or ()) - set(BACKGROUNDS)):
             raise ValueError(f"backgrounds names {', '.join(unknown)}; allowed are {', '.join(BACKGROUNDS)}, or null")
         self.split, self.image_size, self.seed = split, image_size, seed

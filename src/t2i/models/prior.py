@@ -59,6 +59,7 @@ class Prior(pl.LightningModule):
         self._outside = (tokenizer, text_encoder)  # a tuple: frozen parts stay out of state dict and optimiser
         self.gpt = GPT(tokenizer.codebook_size, tokenizer.grid, text_encoder.dim, text_encoder.max_length,
                        width, num_layers, num_heads, dropout)
+        self.gpt.start_from(tokenizer.codebook())
         self.caption_dropout, self.max_steps, self.warmup_steps = caption_dropout, max_steps, warmup_steps
         self.learning_rate, self.betas, self.weight_decay = learning_rate, tuple(betas), weight_decay
         self.optimizer, self.muon_learning_rate = optimizer, muon_learning_rate
@@ -123,8 +124,12 @@ class Prior(pl.LightningModule):
         top_p: float | None = None,
         guidance: float = 1.0,
         given: Int[Tensor, "b m"] | None = None,
+        **unknown: object,
     ) -> Float[Tensor, "b 3 h w"]:
         """Draws one picture a caption, in [-1, 1]; options as in `t2i.sampling.generate`."""
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)} is no option of the prior; allowed are unconditional, temperature,"
+                             " top_k, top_p, guidance, given")
         check_options(self.gpt.codebook_size, temperature, top_k, top_p, guidance)
         if len(seeds) != len(text):
             raise ValueError(f"{len(text)} captions but {len(seeds)} seeds; each picture takes one")

@@ -3,8 +3,9 @@
 After GPT-2 with the changes that small and bf16 training reward: QK-norm (LayerNorm on queries and keys,
 arXiv 2302.05442) so that attention logits stay bounded, squared ReLU (arXiv 2109.08668), no biases. The text
 prefix sees itself in both directions, codes see the prefix and the codes before them. Positions are learned,
-as the sum of a row, a column and a cell embedding. The output head is its own matrix: tying it to the input
-embedding was worse at the sizes of `experiments/quickstart` (docs/log.md).
+as the sum of a row, a column and a cell embedding. A position's input names not only the code before it but also
+those above and above to the right of the cell that it predicts (gated copies of one embedding), which attention would
+first have to find; a small gain (docs/log.md). The output head is its own matrix; both may start from the codebook.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Cache:
     keys: Tensor
     values: Tensor
     mask: Tensor
+    ids: Tensor
     prefix: int
     length: int
 
@@ -136,6 +138,8 @@ class GPT(nn.Module):
         rows, columns = grid
         self.num_codes = rows * columns
         self.codes = nn.Embedding(codebook_size, width)
+        self.above = nn.Parameter(torch.zeros(width))
+        self.above_right = nn.Parameter(torch.zeros(width))
         self.start = nn.Parameter(torch.zeros(width))
         self.row = nn.Parameter(torch.zeros(rows, 1, width))
         self.column = nn.Parameter(torch.zeros(1, columns, width))
@@ -174,11 +178,27 @@ class GPT(nn.Module):
         return x, torch.where(null[:, None], first, mask)
 
     def embed(self, ids: Int[Tensor, "b m"]) -> Tensor:
-        """The start token and m codes, each with the position of the code that it predicts: (b, m + 1, width)."""
-        b, m = ids.shape
+        """The start token and m codes, each with what is known around the code that it predicts: (b, m + 1, width)."""
+        (b, m), columns = ids.shape, self.grid[1]
         position = (self.row + self.column + self.cell).flatten(0, 1)
-        tokens = torch.cat([self.start.expand(b, 1, -1), self.codes(ids)], 1)
-        return tokens[:, : self.num_codes] + position[: m + 1]
+        codes = self.codes(ids)
+        tokens = torch.cat([self.start.expand(b, 1, -1), codes], 1)[:, : self.num_codes] + position[: m + 1]
+        if m < columns:
+            return tokens
+        count = tokens.shape[1] - columns  # cells below the first row
+        inside = (torch.arange(count, device=ids.device) % columns < columns - 1)[:, None]
+        around = self.above * codes[:, :count]
+        around = around + self.above_right * inside * codes[:, 1 : count + 1]
+        return torch.cat([tokens[:, :columns], tokens[:, columns:] + around], 1)
+
+    @torch.no_grad()
+    def start_from(self, vectors: Float[Tensor, "k d"]) -> None:
+        """Initialises embedding and head by one random projection of the codebook's vectors, so that codes which
+        look alike start alike and what is learned of one holds for the others."""
+        vectors = (vectors - vectors.mean(0)) / vectors.std(0).clamp_min(1e-6)
+        projected = vectors.float() @ torch.randn(vectors.shape[1], self.codes.embedding_dim) * vectors.shape[1] ** -0.5
+        self.codes.weight.copy_(0.5 * projected + 0.1 * torch.randn_like(projected))
+        self.head.weight.copy_(0.04 * projected + 0.01 * torch.randn_like(projected))
 
     def mask(self, text: Bool[Tensor, "b t"], num_codes: int, dtype: torch.dtype) -> Tensor:
         """Additive mask (b, 1, t + n, t + n): everyone sees the real text, codes see codes up to themselves."""
@@ -223,7 +243,9 @@ class GPT(nn.Module):
                 size = (len(self.blocks), b, block.num_heads, t + self.num_codes, k.shape[-1])
                 dtype = torch.float32 if k.device.type == "cpu" else k.dtype
                 after = F.pad(additive[:, :, -1:, :t], (0, self.num_codes)).to(dtype)
-                cache = Cache(k.new_zeros(size, dtype=dtype), k.new_zeros(size, dtype=dtype), after, t, x.shape[1])
+                ids = torch.zeros(b, self.num_codes, dtype=torch.long, device=x.device)
+                ids[:, : given.shape[1]] = given
+                cache = Cache(k.new_zeros(size, dtype=dtype), k.new_zeros(size, dtype=dtype), after, ids, t, x.shape[1])
             cache.keys[layer, :, :, : x.shape[1]] = k
             cache.values[layer, :, :, : x.shape[1]] = v
             x = block.finish(x, attend(q, k, v, additive))
@@ -233,7 +255,12 @@ class GPT(nn.Module):
         """Appends one code a picture to the cache and returns the logits of the next."""
         index = cache.length - cache.prefix  # the cell that this step predicts
         row, column = divmod(index, self.grid[1])
+        cache.ids[:, index - 1] = ids
         x = self.codes(ids) + (self.row[row, 0] + self.column[0, column] + self.cell[row, column])
+        if row:
+            x = x + self.above * self.codes(cache.ids[:, index - self.grid[1]])
+            if column < self.grid[1] - 1:
+                x = x + self.above_right * self.codes(cache.ids[:, index - self.grid[1] + 1])
         end = cache.length + 1
         mask = cache.mask[..., :end]
         with matrix_vector(x):

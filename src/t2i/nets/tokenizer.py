@@ -60,3 +60,9 @@ class ImageTokenizer(nn.Module):
     def decode_ids(self, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b 3 h w"]:
         """Pictures in [-1, 1]; codes out of range raise ValueError."""
         return self.decode(self.quantizer.decode_ids(ids.unflatten(1, self.grid))).clamp(-1, 1)
+
+    @torch.no_grad()
+    def codebook(self) -> Float[Tensor, "k d"]:
+        """The vector of every code."""
+        ids = torch.arange(self.codebook_size, device=self.quant_conv.weight.device)
+        return self.quantizer.decode_ids(ids.view(1, 1, -1))[0, :, 0].T.float()

@@ -25,7 +25,8 @@ class EMA(nn.Module):
     batch. dead_threshold: a code used less than this share of the uniform use is replaced by a latent of
     the batch, drawn in proportion to its squared error; 0 never replaces. warmup_steps: so many training forwards
     pass the latents on as they are, before k-means starts from the next batch: an autoencoder learns faster with no
-    quantiser in its way, and its latents are worth clustering then. The codebook moves only in training mode, once a forward.
+    quantiser in its way, and its latents are worth clustering then.
+    The codebook moves only in training mode, once a forward.
     """
 
     def __init__(

@@ -1,0 +1,41 @@
+"""The benchmarks run, at sizes whose figures mean nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import run
+
+
+@pytest.mark.parametrize("name", ["vqgan", "prior", "decoding"])
+def test_a_benchmark_prints_its_rows(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run.main(["--quick", "--threads", "1", name])
+    lines = capsys.readouterr().out.splitlines()
+    assert "torch" in lines[0]
+    assert "threads" in lines[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[4:]]
+    assert len(rows) == (2 if name == "decoding" else 1)
+    assert all(len(row) == 5 and float(row[-1]) >= 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_quantizer_is_measured_in_processes_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    run.main(["--quick", "--threads", "1", "quantizer"])
+    rows = capsys.readouterr().out.splitlines()[4:]
+    assert [row.split("|")[1].strip() for row in rows] == ["quantizer: nearest", "quantizer: vq step"]
+
+
+def test_both_ways_to_step_a_vqgan_move_the_autoencoder_alike() -> None:
+    """What is compared must be the same work: from equal starts the generator ends equal, up to rounding."""
+    ends = []
+    for way in ("fused", "naive"):
+        players = run.Players(quick=True)
+        getattr(players, way)()
+        ends.append([p.detach().clone() for p in players.tokenizer.parameters()])
+    assert all((a - b).abs().max() < 3e-4 for a, b in zip(*ends, strict=True))
+
+
+def test_an_unknown_name_is_an_error_with_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run.main(["quantiser"])
+    assert "quantizer, vqgan, prior, decoding" in capsys.readouterr().err
