@@ -60,15 +60,22 @@ def measure(method: str, vectors: int, codes: int, dim: int, repeats: int) -> di
 
 
 def run(
-    vectors: int = 65536, codes: int = 16384, dims: tuple[int, ...] = (8, 256), repeats: int = 3
+    vectors: int = 65536,
+    codes: int = 16384,
+    dims: tuple[int, ...] = (8, 256),
+    repeats: int = 3,
+    apart: bool = True,
 ) -> list[dict[str, object]]:
     """Rows: method, dim, vectors, codes, seconds, vectors_per_second, extra_mb, speedup (over the faster
-    naive form).
+    naive form). Without `apart` all run in this process, and peaks mean nothing.
     """
     rows: list[dict[str, object]] = []
     for dim in dims:
         found: dict[str, dict[str, float]] = {}
         for method in METHODS:
+            if not apart:
+                found[method] = measure(method, vectors, codes, dim, repeats)
+                continue
             call = [
                 sys.executable,
                 __file__,

@@ -23,14 +23,14 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
 import torch.nn.functional as F
+from benchmarks import quantizer as quantizer_rows
 from torch import Tensor, nn
 
-from benchmarks import quantizer as quantizer_rows
 from t2i.losses.gan import hinge_d, hinge_g
 from t2i.models.base import frozen_call
 from t2i.nets.autoencoder import Autoencoder
@@ -39,7 +39,8 @@ from t2i.nets.patchgan import PatchGAN
 from t2i.nets.tokenizer import ImageTokenizer
 from t2i.quantizers.vq import VQ
 
-DTYPE = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+MIXED = torch.cpu._is_avx512_bf16_supported()
+DTYPE = torch.bfloat16 if MIXED else torch.float32
 NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
@@ -74,7 +75,8 @@ def quantizer(quick: bool, whole: bool = False) -> list[Row]:
     vectors, codes, dims = (1024, 256, (8,)) if quick else (65536, 16384, (8, 256))
     rows = []
     for dim in dims:
-        found = {str(row["method"]): row for row in quantizer_rows.run(vectors, codes, (dim,), 1 if quick else 2)}
+        measured = quantizer_rows.run(vectors, codes, (dim,), repeats=1 if quick else 2, apart=not quick)
+        found = {str(row["method"]): row for row in measured}
         naive = [row for method, row in found.items() if method in ("cdist", "matrix")]
         fastest = min(naive, key=lambda row: row["seconds"], default=None)
         for method in ("nearest", "vq step"):
@@ -111,7 +113,7 @@ class Players:
         return hinge_d(self.discriminator(self.image), self.discriminator(fake.detach()))
 
     def fused(self) -> None:
-        with torch.autocast("cpu", DTYPE, enabled=DTYPE != torch.float32):
+        with torch.autocast("cpu", DTYPE, enabled=MIXED):
             fake, loss = self.forward()
             loss = loss + (fake - self.image).abs().mean() + 0.1 * hinge_g(frozen_call(self.discriminator, fake))
             judged = self.judge(fake)
@@ -124,13 +126,13 @@ class Players:
     def naive(self) -> None:
         """Each player its own forward, as in code with one `training_step` an optimiser."""
         self.g.zero_grad()
-        with torch.autocast("cpu", DTYPE, enabled=DTYPE != torch.float32):
+        with torch.autocast("cpu", DTYPE, enabled=MIXED):
             fake, loss = self.forward()
             loss = loss + (fake - self.image).abs().mean() + 0.1 * hinge_g(self.discriminator(fake))
         loss.backward()
         self.g.step()
         self.d.zero_grad()
-        with torch.autocast("cpu", DTYPE, enabled=DTYPE != torch.float32):
+        with torch.autocast("cpu", DTYPE, enabled=MIXED):
             judged = self.judge(self.forward()[0])
         judged.backward()
         self.d.step()
@@ -157,7 +159,7 @@ def prior(quick: bool, whole: bool = False) -> list[Row]:
     a, b = torch.randn(n, n, dtype=DTYPE), torch.randn(n, n, dtype=DTYPE)
 
     def step() -> None:
-        with torch.autocast("cpu", DTYPE, enabled=DTYPE != torch.float32):
+        with torch.autocast("cpu", DTYPE, enabled=MIXED):
             logits = gpt(ids, states, mask, null)
         loss = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
         optimizer.zero_grad()

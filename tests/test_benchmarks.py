@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from benchmarks import run
+from benchmarks import quantizer, run
 
 
 @pytest.mark.parametrize("name", ["vqgan", "prior", "decoding"])
@@ -18,11 +17,18 @@ def test_a_benchmark_prints_its_rows(name: str, capsys: pytest.CaptureFixture[st
     assert all(len(row) == 5 and float(row[-1]) >= 0 for row in rows)
 
 
-@pytest.mark.slow
-def test_the_quantizer_is_measured_in_processes_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_quantizer_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     run.main(["--quick", "--threads", "1", "quantizer"])
     rows = capsys.readouterr().out.splitlines()[4:]
     assert [row.split("|")[1].strip() for row in rows] == ["quantizer: nearest", "quantizer: vq step"]
+
+
+@pytest.mark.slow
+def test_the_quantizers_peak_is_taken_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantizer, "METHODS", ("nearest",))
+    (row,) = quantizer.run(vectors=512, codes=64, dims=(8,), repeats=1)
+    assert row["method"] == "nearest"
+    assert row["seconds"] > 0
 
 
 def test_both_ways_to_step_a_vqgan_move_the_autoencoder_alike() -> None:

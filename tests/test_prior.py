@@ -92,7 +92,10 @@ def test_the_loss_falls_and_the_captions_draw_their_codes(made, toy, tmp_path, o
     trainer, losses = fit(model, tmp_path, [toy] * 40, 40)
     assert trainer.global_step == len(losses) == 40
     assert losses[0] == pytest.approx(torch.tensor(16.0).log().item(), abs=0.2) and losses[-1] < 0.3
-    assert trainer.callback_metrics["val/loss"] < 0.3 < 1 < trainer.callback_metrics["val/loss_without_caption"]
+    metrics = trainer.callback_metrics
+    assert metrics["val/loss"] < 0.3
+    # Only the first code is in doubt without a caption: log(4) / 16 more at least.
+    assert metrics["val/loss_without_caption"] > metrics["val/loss"] + 0.08
     drawn = model.sample(TEXT, seeds=[0, 1, 2, 3], temperature=0.0)
     assert torch.equal(drawn, model.tokenizer.decode_ids(toy.ids))
 

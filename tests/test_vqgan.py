@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from t2i import checkpoint, loggers
+from t2i.data.module import DataModule
 from t2i.losses.gan import hinge_d, hinge_g
 from t2i.models.base import NonFiniteLoss, check_finite, frozen_call, warmup_cosine
 from t2i.models.vqgan import VQGAN, load_tokenizer
@@ -57,7 +58,9 @@ def fit(model: VQGAN, folder, data=None, steps: int = 6, logger=False, callbacks
         num_sanity_val_steps=0, default_root_dir=folder, enable_checkpointing=False, enable_model_summary=False,
         enable_progress_bar=False, use_distributed_sampler=False, callbacks=list(callbacks),
     )  # fmt: skip
-    trainer.fit(model, DataLoader(data, batch_size=None), weights_only=True, **options)
+    loader = {"datamodule": data} if isinstance(data, DataModule) else {
+        "train_dataloaders": DataLoader(data, batch_size=None)}
+    trainer.fit(model, **loader, weights_only=True, **options)
     return trainer
 
 
@@ -190,15 +193,35 @@ def test_warmup_cosine() -> None:
     assert warmup_cosine(0, 0, 10) == 1.0 and warmup_cosine(10, 0, 10, floor=0.05) == pytest.approx(0.05)
 
 
-@pytest.mark.parametrize("stop", [2, 4])
-def test_a_resumed_run_ends_with_the_same_weights(tmp_path, stop: int) -> None:
-    whole, first, rest = vqgan(discriminator_start=0.5), vqgan(discriminator_start=0.5), vqgan(discriminator_start=0.5)
-    fit(whole, tmp_path)
-    fit(first, tmp_path, data=batches()[:stop], steps=stop).save_checkpoint(tmp_path / "half.ckpt")
-    trainer = fit(rest, tmp_path, data=batches()[stop:], ckpt_path=tmp_path / "half.ckpt")
-    assert trainer.global_step == 6
-    expected = weights(whole)
-    assert all(torch.equal(expected[name], value) for name, value in weights(rest).items())
+class Whole:
+    """Batches as the items of a data set."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, at: tuple[int, int]) -> Batch:
+        return batches(4)[at[0]]
+
+
+class Saves(pl.Callback):
+    def __init__(self, folder) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
+        trainer.save_checkpoint(self.folder / f"at{trainer.global_step}.ckpt")
+
+
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path) -> None:
+    def run(callbacks=(), **options) -> dict[str, torch.Tensor]:
+        model = vqgan(discriminator_start=0.5, optimizer="muon")
+        data = DataModule(Whole(), Whole(), batch_size=1, collate=lambda items: items[0])
+        assert fit(model, tmp_path, data=data, callbacks=callbacks, **options).global_step == 6
+        return weights(model)
+
+    expected = run([Saves(tmp_path)])
+    for stop in (2, 4, 5):  # before the discriminator starts, at an epoch's end, in the next
+        found = run(ckpt_path=tmp_path / f"at{stop}.ckpt")
+        assert all(torch.equal(expected[name], value) for name, value in found.items()), stop
 
 
 def test_the_tokenizer_comes_out_of_the_checkpoint_alone(tmp_path) -> None:

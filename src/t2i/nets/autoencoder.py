@@ -27,12 +27,13 @@ def _norm(channels: int, num_groups: int) -> nn.Module:
 
 
 class ResidualBlock(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, num_groups: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, num_groups: int, kernel_size: int = 3) -> None:
         super().__init__()
+        padding = kernel_size // 2
         self.norm_1 = _norm(in_channels, num_groups)
-        self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv_1 = nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding)
         self.norm_2 = _norm(out_channels, num_groups)
-        self.conv_2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_2 = nn.Conv2d(out_channels, out_channels, kernel_size, padding=padding)
         same = in_channels == out_channels
         self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
         if not num_groups:  # without norms a deep stack must start as its shortcuts
@@ -94,10 +95,12 @@ class Level(nn.Module):
         num_groups: int,
         attention: bool,
         resize: nn.Module | None,
+        kernel_size: int = 3,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            ResidualBlock(in_channels if i == 0 else out_channels, out_channels, num_groups) for i in range(num_blocks)
+            ResidualBlock(in_channels if i == 0 else out_channels, out_channels, num_groups, kernel_size)
+            for i in range(num_blocks)
         )
         self.attentions = nn.ModuleList(
             Attention(out_channels, num_groups) for _ in range(num_blocks if attention else 0)
@@ -112,10 +115,10 @@ class Level(nn.Module):
         return self.resize(x)
 
 
-def _middle(channels: int, num_groups: int, attention: bool) -> nn.Sequential:
-    first = ResidualBlock(channels, channels, num_groups)
+def _middle(channels: int, num_groups: int, attention: bool, kernel_size: int = 3) -> nn.Sequential:
+    first = ResidualBlock(channels, channels, num_groups, kernel_size)
     centre = Attention(channels, num_groups) if attention else nn.Identity()
-    return nn.Sequential(first, centre, ResidualBlock(channels, channels, num_groups))
+    return nn.Sequential(first, centre, ResidualBlock(channels, channels, num_groups, kernel_size))
 
 
 class _Pyramid(nn.Module):
@@ -164,19 +167,26 @@ class Encoder(_Pyramid):
         num_groups: int = 32,
         patch_size: int = 1,
         mid_attention: bool = True,
+        local: bool = False,
     ) -> None:
         super().__init__(channels, multipliers, num_res_blocks, attention_levels, patch_size)
+        if local and (len(multipliers) > 1 or len(attention_levels) > 0 or mid_attention or num_groups):
+            raise ValueError(
+                "local_encoder=true sees one patch at a time: it goes with multipliers of one level (patch_size is the"
+                " factor), attention_levels=[], mid_attention=false and num_groups=0"
+            )
+        kernel_size = 1 if local else 3
         self.z_channels = z_channels
-        self.stem = nn.Conv2d(in_channels * patch_size**2, channels, 3, padding=1)
+        self.stem = nn.Conv2d(in_channels * patch_size**2, channels, kernel_size, padding=kernel_size // 2)
         self.levels = nn.ModuleList()
         current = channels
         for i, width in enumerate(self.widths):
             resize = Downsample(width) if i < len(self.widths) - 1 else None
-            self.levels.append(Level(current, width, num_res_blocks, num_groups, i in attention_levels, resize))
+            self.levels.append(Level(current, width, num_res_blocks, num_groups, i in attention_levels, resize, kernel_size))
             current = width
-        self.middle = _middle(current, num_groups, mid_attention)
+        self.middle = _middle(current, num_groups, mid_attention, kernel_size)
         self.norm = _norm(current, num_groups)
-        self.head = nn.Conv2d(current, z_channels, 3, padding=1)
+        self.head = nn.Conv2d(current, z_channels, kernel_size, padding=kernel_size // 2)
 
     def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b z gh gw"]:
         height, width = image.shape[-2:]
@@ -242,7 +252,9 @@ class Autoencoder(nn.Module):
     """An encoder and the decoder that mirrors it, from one list of arguments.
 
     `attention_levels` are indices into `multipliers`, 0 the finest; `factor` is how many pixels a side one
-    latent position covers: patch_size * 2 ** (len(multipliers) - 1).
+    latent position covers: patch_size * 2 ** (len(multipliers) - 1). With `local_encoder` the encoder's convolutions
+    are 1x1: a code says what its own patch shows and nothing else, so that equal patches have equal codes; a prior
+    learns such codes several times faster (docs/log.md). The decoder still sees the neighbours.
     """
 
     def __init__(
@@ -256,10 +268,11 @@ class Autoencoder(nn.Module):
         num_groups: int = 32,
         patch_size: int = 1,
         mid_attention: bool = True,
+        local_encoder: bool = False,
     ) -> None:
         super().__init__()
         shared = (channels, multipliers, num_res_blocks, attention_levels, z_channels, image_channels)
-        self.encoder = Encoder(*shared, num_groups, patch_size, mid_attention)
+        self.encoder = Encoder(*shared, num_groups, patch_size, mid_attention, local_encoder)
         self.decoder = Decoder(*shared, num_groups, patch_size, mid_attention)
         self.z_channels = z_channels
         self.factor = self.encoder.factor

@@ -10,7 +10,8 @@ first have to find; a small gain (docs/log.md). The output head is its own matri
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -44,12 +45,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
 
 
-def matrix_vector(x: Tensor) -> AbstractContextManager[None]:
+@contextmanager
+def matrix_vector(x: Tensor) -> Iterator[None]:
     """For one bf16 vector a matrix on a CPU, torch's own kernel: it streams the weights, where oneDNN's strides
     through them at a fraction of the memory's speed (measured: benchmarks/run.py decoding)."""
-    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and len(x) == 1:
-        return torch.backends.mkldnn.flags(enabled=False)
-    return nullcontext()
+    one = x.device.type == "cpu" and x.dtype == torch.bfloat16 and len(x) == 1
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = before and not one
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
 
 
 class Block(nn.Module):
