@@ -148,3 +148,22 @@ def test_wrong_sizes_are_named() -> None:
     net = Encoder(channels=8, multipliers=(1, 2), num_res_blocks=1, attention_levels=(), z_channels=4)
     with pytest.raises(ValueError, match=r"15x16 .* factor 2"):
         net(torch.zeros(1, 3, 15, 16))
+
+
+def test_a_local_encoder_gives_equal_codes_to_equal_patches() -> None:
+    torch.manual_seed(0)
+    small = {"channels": 8, "multipliers": (1,), "num_res_blocks": 1, "attention_levels": (), "z_channels": 4,
+             "num_groups": 0, "patch_size": 4, "mid_attention": False}
+    net = Autoencoder(**small, local_encoder=True)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    image = torch.randn(1, 3, 4, 4).repeat(1, 1, 3, 3)
+    image[..., :4, :4] += 1  # one patch of nine differs
+    z = net.encode(image).flatten(2)[0].T
+    assert torch.allclose(z[1:], z[1:2].expand(8, -1), atol=1e-6)
+    assert not torch.allclose(z[0], z[1])
+    assert net(image).shape == image.shape
+    with pytest.raises(ValueError, match="local_encoder=true"):
+        Autoencoder(**{**small, "multipliers": (1, 2)}, local_encoder=True)
+    start = Autoencoder(**small)  # without norms every block starts as its shortcut
+    assert all(float(p.abs().max()) == 0 for name, p in start.named_parameters() if "conv_2" in name)

@@ -18,7 +18,8 @@ ROOMS: dict[str, set[str]] = {
     "text": SHARED,
     "data": SHARED,
     "metrics": SHARED,
-    "models": SHARED | {"t2i.nets", "t2i.losses", "t2i.sampling", "t2i.metrics", "t2i.models.base", "t2i.checkpoint", "t2i.optim"},
+    "models": SHARED
+    | {"t2i.nets", "t2i.losses", "t2i.sampling", "t2i.metrics", "t2i.models.base", "t2i.checkpoint", "t2i.optim"},
 }
 ALONE = {
     "t2i/sampling.py": SHARED,

@@ -85,7 +85,7 @@ class Checkpoints(pl.Callback):
         by_time = self.every_minutes is not None and time.monotonic() - self.saved_at >= 60 * self.every_minutes
         if trainer.world_size > 1:  # clocks differ: ranks must agree
             by_time = trainer.strategy.reduce_boolean_decision(by_time, all=False)
-        return by_steps or by_time
+        return by_steps or by_time or step == trainer.max_steps  # here, where Lightning's epoch count is exact
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
         asked = self.asked

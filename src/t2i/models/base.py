@@ -22,7 +22,7 @@ def check_finite(terms: dict[str, Tensor], step: int, keys: list[str]) -> None:
     listed = ", ".join(f"{name}={float(value.detach()):g}" for name, value in terms.items())
     shown = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
     raise NonFiniteLoss(
-        f"a loss is not finite at step {step}: {listed}. The batch: {shown}. No weight was changed by this batch."
+        f"a loss is not finite at step {step}: {listed}. The batch: {shown}. No optimiser stepped on this batch."
         " Try a smaller learning rate (model.learning_rate) or trainer.precision=32-true."
     )
 

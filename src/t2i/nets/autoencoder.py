@@ -177,16 +177,18 @@ class Encoder(_Pyramid):
             )
         kernel_size = 1 if local else 3
         self.z_channels = z_channels
-        self.stem = nn.Conv2d(in_channels * patch_size**2, channels, kernel_size, padding=kernel_size // 2)
+        padding = kernel_size // 2
+        self.stem = nn.Conv2d(in_channels * patch_size**2, channels, kernel_size, padding=padding)
         self.levels = nn.ModuleList()
         current = channels
         for i, width in enumerate(self.widths):
             resize = Downsample(width) if i < len(self.widths) - 1 else None
-            self.levels.append(Level(current, width, num_res_blocks, num_groups, i in attention_levels, resize, kernel_size))
+            attention = i in attention_levels
+            self.levels.append(Level(current, width, num_res_blocks, num_groups, attention, resize, kernel_size))
             current = width
         self.middle = _middle(current, num_groups, mid_attention, kernel_size)
         self.norm = _norm(current, num_groups)
-        self.head = nn.Conv2d(current, z_channels, kernel_size, padding=kernel_size // 2)
+        self.head = nn.Conv2d(current, z_channels, kernel_size, padding=padding)
 
     def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b z gh gw"]:
         height, width = image.shape[-2:]
