@@ -273,3 +273,8 @@ def test_paths_are_relative_to_the_users_folder(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     assert compose(["model=clip"])["paths"]["runs"] == "runs"
     assert os.listdir(tmp_path) == []
+
+
+def test_a_typo_in_the_name_of_a_needed_group_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"modle: there is no such key \(did you mean model\?\)"):
+        compose(["modle=vqgan"])

@@ -6,6 +6,7 @@ aside before, and put in after composing. Nothing heavy is imported here, so tha
 
 from __future__ import annotations
 
+import difflib
 import re
 import shlex
 from collections.abc import Mapping
@@ -117,7 +118,7 @@ def _compose_or_explain(overrides: list[str], config_name: str) -> tuple[dict[st
         except ConfigCompositionException as error:
             text = str(error)
             if needed := re.search(r"You must specify '(\w+)'", text):
-                raise ConfigError(_no_choice(needed[1])) from error
+                raise ConfigError(_no_choice(needed[1], remaining)) from error
             key = re.search(r"Could not (?:override|delete|append)[^']*'([^'=]+)", text)
             culprits = [o for o in remaining if key and o.partition("=")[0].lstrip("+~") == key[1].partition("@")[0]]
             if not culprits:
@@ -132,7 +133,11 @@ def _compose_or_explain(overrides: list[str], config_name: str) -> tuple[dict[st
     return config, chosen
 
 
-def _no_choice(group: str) -> str:
+def _no_choice(group: str, overrides: list[str]) -> str:
+    for override in overrides:  # a typo in the group's own name
+        key = override.partition("=")[0]
+        if key not in groups() and group in difflib.get_close_matches(key, groups(), 1, 0.7):
+            return f"{key}: there is no such key (did you mean {group}?)"
     text = f"{group}= is needed: one of {', '.join(choices(group))}"
     recipes = ", ".join(choices("experiments"))
     return text + (f"; or a recipe, experiments= one of {recipes}" if group == "model" else "")
