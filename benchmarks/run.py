@@ -1,11 +1,12 @@
 """Ratios that were measured in one run, as a Markdown table: what a part gains over the plain way to write it.
 
-    python benchmarks/run.py [quantizer] [vqgan] [prior] [decoding] [--quick] [--whole]
+    python benchmarks/run.py [quantizer] [vqgan] [prior] [decoding] [--quick] [--every 8]
 
 `quantizer`: a step's vectors a second and peak memory, against all distances as one matrix.
 `vqgan`: a step of both players on one autoencoder forward, against a second forward for the discriminator.
 `prior`: training tokens a second, and the share of the speed of a big matrix product that this is.
-`decoding`: tokens with the cache against without; at batch 1 the weight bytes a second against a memory read.
+`decoding`: tokens with the cache against without (of which every 8th is run and counts for its neighbours, unless
+`--every 1`); at batch 1 the weight bytes a second against a memory read.
 
 Both sides of a ratio take turns, and the best round of each counts, so that a machine that is not quite idle harms
 both alike. On the CPU, in bf16 where it multiplies in bf16, else in float32. `--quick` shrinks everything until the
@@ -18,7 +19,7 @@ import argparse
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -71,9 +72,8 @@ def turns(rounds: int, *runs: Callable[[], object]) -> list[float]:
     return best
 
 
-def quantizer(quick: bool, whole: bool = False) -> list[Row]:
+def quantizer(quick: bool, every: int = 8) -> Iterator[Row]:
     vectors, codes, dims = (1024, 256, (8,)) if quick else (65536, 16384, (8, 256))
-    rows = []
     for dim in dims:
         measured = quantizer_rows.run(vectors, codes, (dim,), repeats=1 if quick else 2, apart=not quick)
         found = {str(row["method"]): row for row in measured}
@@ -83,10 +83,8 @@ def quantizer(quick: bool, whole: bool = False) -> list[Row]:
             row = found[method]
             held = "no matrix: out of memory" if fastest is None else (
                 f"matrix: {fastest['vectors_per_second']:,.0f} vectors/s, {fastest['extra_mb']:,.0f} MB")
-            rows.append(Row(f"quantizer: {method}", f"{vectors:,} vectors of {dim}, {codes:,} codes, fp32",
-                            f"{row['vectors_per_second']:,.0f} vectors/s, {row['extra_mb']:,.0f} MB", held,
-                            row["speedup"]))
-    return rows
+            yield Row(f"quantizer: {method}", f"{vectors:,} vectors of {dim}, {codes:,} codes, fp32",
+                      f"{row['vectors_per_second']:,.0f} vectors/s, {row['extra_mb']:,.0f} MB", held, row["speedup"])
 
 
 class Players:
@@ -138,16 +136,16 @@ class Players:
         self.d.step()
 
 
-def vqgan(quick: bool, whole: bool = False) -> list[Row]:
+def vqgan(quick: bool, every: int = 8) -> Iterator[Row]:
     players = Players(quick)
     fused, naive = turns(1 if quick else 6, players.fused, players.naive)
     parameters = sum(p.numel() for p in players.tokenizer.parameters()) / 1e6
-    return [Row("VQGAN: step", f"{players.size} px, batch {players.batch}, {parameters:.1f} M, {NAMES[DTYPE]}",
-                f"{players.batch / fused:.1f} images/s", f"second forward: {players.batch / naive:.1f} images/s",
-                naive / fused)]
+    yield Row("VQGAN: step", f"{players.size} px, batch {players.batch}, {parameters:.1f} M, {NAMES[DTYPE]}",
+              f"{players.batch / fused:.1f} images/s", f"second forward: {players.batch / naive:.1f} images/s",
+              naive / fused)
 
 
-def prior(quick: bool, whole: bool = False) -> list[Row]:
+def prior(quick: bool, every: int = 8) -> Iterator[Row]:
     torch.manual_seed(0)
     batch, text, side, width, layers = (2, 4, 4, 32, 2) if quick else (32, 24, 12, 256, 6)
     gpt = GPT(256, (side, side), 128, text, width, layers, width // 16 if quick else 4)
@@ -172,9 +170,9 @@ def prior(quick: bool, whole: bool = False) -> list[Row]:
     # Forward and backward: 6 operations a weight and position, 12 a layer, channel and pair of positions.
     work = 6 * positions * matrices + 12 * layers * width * batch * (text + side * side) ** 2
     peak = 2 * n**3 / product
-    return [Row("prior: training step", f"{layers} x {width}, {side * side} codes, batch {batch}, {NAMES[DTYPE]}",
-                f"{ids.numel() / seconds:,.0f} tokens/s, {work / seconds / 1e9:.0f} GFLOP/s",
-                f"matrix product of {n}: {peak / 1e9:.0f} GFLOP/s", work / seconds / peak)]
+    yield Row("prior: training step", f"{layers} x {width}, {side * side} codes, batch {batch}, {NAMES[DTYPE]}",
+              f"{ids.numel() / seconds:,.0f} tokens/s, {work / seconds / 1e9:.0f} GFLOP/s",
+              f"matrix product of {n}: {peak / 1e9:.0f} GFLOP/s", work / seconds / peak)
 
 
 class Decoder:
@@ -217,8 +215,8 @@ class Decoder:
         return total
 
 
-def decoding(quick: bool, whole: bool = False) -> list[Row]:
-    rounds, every = (1 if quick else 4), (1 if whole or quick else 8)
+def decoding(quick: bool, every: int = 8) -> Iterator[Row]:
+    rounds, every = (1, 1) if quick else (4, every)
     name = NAMES[DTYPE]
     four = Decoder(4, DTYPE, quick)
     four.cached()
@@ -227,8 +225,8 @@ def decoding(quick: bool, whole: bool = False) -> list[Row]:
     tokens = four.gpt.num_codes - 1
     shape = f"{len(four.gpt.blocks)} x {four.gpt.codes.embedding_dim}, {tokens + 1} tokens"
     note = "" if every == 1 else f" (every {every}th token run)"
-    rows = [Row("decoding: cache", f"{shape}, batch 4, {name}", f"{4 * tokens / cached:.1f} tokens/s",
-                f"no cache: {4 * tokens / uncached:.2f} tokens/s{note}", uncached / cached)]
+    yield Row("decoding: cache", f"{shape}, batch 4, {name}", f"{4 * tokens / cached:.1f} tokens/s",
+              f"no cache: {4 * tokens / uncached:.2f} tokens/s{note}", uncached / cached)
     one = Decoder(1, DTYPE, quick)
     big = torch.ones(2**16 if quick else 2**28)  # 1 GB of float32: no cache of the processor holds it
     one.cached()
@@ -237,13 +235,12 @@ def decoding(quick: bool, whole: bool = False) -> list[Row]:
         reads.append(turns(2, big.sum)[0])
         seconds.append(one.cached() / tokens)
     achieved, read = one.weight_bytes() / min(seconds), big.numel() * 4 / min(reads)
-    rows.append(Row("decoding: weights read", f"{shape}, batch 1, {name}",
-                    f"{1 / min(seconds):.1f} tokens/s, {achieved / 1e9:.1f} GB/s",
-                    f"memory read (sum of 1 GB): {read / 1e9:.1f} GB/s", achieved / read))
-    return rows
+    yield Row("decoding: weights read", f"{shape}, batch 1, {name}",
+              f"{1 / min(seconds):.1f} tokens/s, {achieved / 1e9:.1f} GB/s",
+              f"memory read (sum of 1 GB): {read / 1e9:.1f} GB/s", achieved / read)
 
 
-BENCHMARKS: dict[str, Callable[..., list[Row]]] = {
+BENCHMARKS: dict[str, Callable[..., Iterator[Row]]] = {
     "quantizer": quantizer, "vqgan": vqgan, "prior": prior, "decoding": decoding,
 }
 
@@ -259,7 +256,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="name", help=f"{', '.join(BENCHMARKS)}; none means all")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
-    parser.add_argument("--whole", action="store_true", help="decoding without cache: every token, not every 8th")
+    parser.add_argument("--every", type=int, default=8, help="without cache only every so many-th token is run; 1: all")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args(arguments)
     unknown = [name for name in args.names if name not in BENCHMARKS]
@@ -270,7 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{date.today()}, torch {torch.__version__}, {processor()}, {args.threads} threads.{quick}\n")
     print("| part | setting | measured | against | ratio |\n| --- | --- | --- | --- | --- |", flush=True)
     for name in args.names or BENCHMARKS:
-        for row in BENCHMARKS[name](args.quick, args.whole):
+        for row in BENCHMARKS[name](args.quick, args.every):
             print(row, flush=True)
 
 

@@ -155,6 +155,7 @@ def test_a_pipeline_composes_its_stages_under_one_group(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # three starts of Python with torch, on a machine that may be busy
 def test_kill_9_then_the_same_command_gives_the_unbroken_weights(tmp_path: Path) -> None:
     """About 40 s: three processes."""
     words = [*VQ, *DATA, *TRAINER, "trainer.max_steps=60", *recipe(tmp_path)]
