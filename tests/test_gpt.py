@@ -18,7 +18,7 @@ def tiny(**changes) -> GPT:
     torch.manual_seed(0)
     net = GPT(CODES, GRID, TEXT, LENGTH, **{"width": 16, "num_layers": 2, "num_heads": 2, **changes})
     for name, parameter in net.named_parameters():
-        if name.endswith(("attention_out.weight", "mlp_out.weight")):
+        if name.endswith(("attention_out.weight", "mlp_out.weight", "tally.weight")):
             torch.nn.init.normal_(parameter, std=0.3)
     return net.eval()
 
@@ -120,3 +120,37 @@ def test_a_prefix_that_is_too_long_is_refused(inputs) -> None:
     ids, _, _, null = inputs
     with pytest.raises(ValueError, match="the prefix has 5 text tokens; at most 4 are allowed"):
         tiny()(ids, torch.zeros(3, 5, TEXT), torch.ones(3, 5).bool(), null)
+
+
+def test_the_scale_of_caption_states_does_not_matter(inputs) -> None:
+    net, (ids, states, mask, null) = tiny(), inputs
+    torch.testing.assert_close(net(ids, states, mask, null), net(ids, 7 * states, mask, null), atol=1e-4, rtol=1e-4)
+
+
+def test_a_noun_comes_with_its_neighbours(inputs) -> None:
+    net, (_, states, mask, null) = tiny(), inputs
+    changed = states.clone()
+    changed[0, 1] = -changed[0, 1]
+    (before, _), (after, _) = net.prefix(states, mask, null), net.prefix(changed, mask, null)
+    moved = (before - after).abs().amax(-1) > 1e-4
+    assert moved[0].tolist() == [True, True, True, False] and not moved[1:].any()
+
+
+def test_bf16_training_on_a_cpu_is_close_to_float32(inputs) -> None:
+    net, (ids, states, mask, null) = tiny(), inputs
+    exact = net(ids, states, mask, null)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = net(ids, states, mask, null)
+    assert rough.dtype == torch.bfloat16
+    assert (rough.float() - exact).abs().max() < 0.06 * exact.abs().max()
+
+
+def test_codes_are_counted() -> None:
+    net = tiny()
+    net.codes.weight.data.zero_()
+    net.tally.weight.data.zero_()
+    net.tally.weight.data[7] = 1.0
+    for place in (net.row, net.column, net.cell, net.start):
+        place.data.zero_()
+    told = net.embed(torch.tensor([[7, 3, 7, 7, 0]]))[0] / net.tally_in.weight.sum(1)
+    torch.testing.assert_close(told[:, 0] * 6**0.5, torch.tensor([0.0, 1.0, 1.0, 2.0, 3.0, 3.0]))

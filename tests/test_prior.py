@@ -219,5 +219,5 @@ def test_no_captions_and_impossible_numbers_are_refused(made) -> None:
 def test_the_encoder_is_a_clip_text_tower(made) -> None:
     model = prior(made)
     assert isinstance(model.text_encoder, CLIPText)
-    assert model.gpt.text_length == 12 and model.gpt.text_in.in_features == 16
+    assert model.gpt.text_length == 12 and model.gpt.text_in.in_features == 3 * 16
     assert model.gpt.grid == (4, 4) and model.gpt.codebook_size == 16

@@ -34,8 +34,8 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "brown": (95, 65, 40),
 }
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
-RADII = {"small": 0.13, "large": 0.19}
-GAP = 0.04  # between the circles around two things
+RADII = {"small": 0.11, "large": 0.16}
+GAP = 0.028  # between the circles around two things
 MARGIN = 0.03  # between such a circle and the edge of the canvas
 INVERSE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 TASKS = ("single", "colour", "count", "two", "position", "attribution")  # GenEval's six

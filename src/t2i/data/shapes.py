@@ -207,8 +207,8 @@ class Shapes:
             raise ValueError(f"tasks names {', '.join(unknown)}; allowed are {', '.join(TASK_WEIGHTS)}")
         if any(weight < 0 for weight in weights.values()) or not sum(weights.values()) > 0:
             raise ValueError(f"tasks={weights}: weights must be at least 0 and not all 0")
-        if lattice is not None and lattice < 12:
-            raise ValueError(f"lattice={lattice}: at least 12 cells a side, so that six things find room, or null")
+        if lattice is not None and lattice < 8:
+            raise ValueError(f"lattice={lattice}: at least 8 cells a side, so that six things find room, or null")
         if unknown := sorted(set(backgrounds or ()) - set(BACKGROUNDS)):
             raise ValueError(f"backgrounds names {', '.join(unknown)}; allowed are {', '.join(BACKGROUNDS)}, or null")
         self.split, self.image_size, self.seed = split, image_size, seed

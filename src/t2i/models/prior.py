@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from t2i import optim
+from t2i.losses.cross_entropy import cross_entropy
 from t2i.models.base import check_finite, warmup_cosine
 from t2i.nets.gpt import GPT
 from t2i.sampling import check_options, generate, uniforms
@@ -98,7 +98,7 @@ class Prior(pl.LightningModule):
         """Mean negative log-likelihood a code, in nats."""
         text = self.text_encoder(batch.text)
         logits = self.gpt(batch.ids, text.states, text.mask, null)
-        return F.cross_entropy(logits.float().flatten(0, 1), batch.ids.flatten())
+        return cross_entropy(logits.flatten(0, 1), batch.ids.flatten())
 
     def training_step(self, batch: CodeBatch, batch_index: int) -> Tensor:
         null = torch.rand(len(batch.text), device=self.device) < self.caption_dropout

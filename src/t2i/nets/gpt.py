@@ -2,10 +2,15 @@
 
 After GPT-2 with the changes that small and bf16 training reward: QK-norm (LayerNorm on queries and keys,
 arXiv 2302.05442) so that attention logits stay bounded, squared ReLU (arXiv 2109.08668), no biases. The text
-prefix sees itself in both directions, codes see the prefix and the codes before them. Positions are learned,
-as the sum of a row, a column and a cell embedding. A position's input names not only the code before it but also
-those above and above to the right of the cell that it predicts (gated copies of one embedding), which attention would
-first have to find; a small gain (docs/log.md). The output head is its own matrix; both may start from the codebook.
+prefix sees itself in both directions, codes see the prefix and the codes before them. Caption states are normalised
+(a small CLIP's word embeddings are tiny) and each comes with its two neighbours, so that an adjective stands with its
+noun before any attention has learned to look there.
+
+Positions are learned, as the sum of a row, a column and a cell embedding. A position's input names not only the code
+before it but also those above and above to the right of the cell that it predicts (gated copies of one embedding),
+which attention would first have to find. And softmax attention averages, where counting needs a sum: a position is also
+told running sums, over all codes before it, of a few learned numbers a code. The gains are in docs/log.md. The output
+head is its own matrix; it and the embedding may start from the codebook.
 """
 
 from __future__ import annotations
@@ -18,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+TALLIES = 16  # running sums over the codes so far
 
 
 @dataclass
@@ -37,11 +44,14 @@ class Cache:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Attention; on a CPU in float32 in training, where the bf16 kernel is 4x slower, and for single queries over a
-    float32 cache, where it is twice as slow (measured: docs/log.md)."""
-    if q.device.type == "cpu" and (torch.is_grad_enabled() or k.dtype == torch.float32):
+    """Attention. On a CPU: in bf16 training as plain products (the bf16 kernel takes 6x the time), and for single
+    queries over a float32 cache in float32 (the bf16 kernel takes twice the time); measured: docs/log.md."""
+    if q.device.type == "cpu" and torch.is_grad_enabled() and q.dtype == torch.bfloat16:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + mask.to(q.dtype)
+        return scores.softmax(-1) @ v
+    if q.device.type == "cpu" and k.dtype == torch.float32:
         with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask.float())
+            return F.scaled_dot_product_attention(q.float(), k, v.float(), attn_mask=mask.float())
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
 
 
@@ -144,13 +154,15 @@ class GPT(nn.Module):
         rows, columns = grid
         self.num_codes = rows * columns
         self.codes = nn.Embedding(codebook_size, width)
+        self.tally = nn.Embedding(codebook_size, TALLIES)
+        self.tally_in = nn.Linear(TALLIES, width, bias=False)
         self.above = nn.Parameter(torch.zeros(width))
         self.above_right = nn.Parameter(torch.zeros(width))
         self.start = nn.Parameter(torch.zeros(width))
         self.row = nn.Parameter(torch.zeros(rows, 1, width))
         self.column = nn.Parameter(torch.zeros(1, columns, width))
         self.cell = nn.Parameter(torch.zeros(rows, columns, width))
-        self.text_in = nn.Linear(text_dim, width)
+        self.text_in = nn.Linear(3 * text_dim, width)
         self.text_position = nn.Parameter(torch.zeros(text_length, width))
         self.null = nn.Parameter(torch.zeros(width))  # the caption that says nothing: learned, one position
         self.blocks = nn.ModuleList(Block(width, num_heads, dropout) for _ in range(num_layers))
@@ -166,6 +178,8 @@ class GPT(nn.Module):
                 nn.init.zeros_(parameter)
             elif name.endswith(("qkv.weight", "mlp_in.weight", "text_in.weight")):
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+            elif name == "tally.weight":
+                nn.init.zeros_(parameter)
             elif name == "head.weight":
                 nn.init.normal_(parameter, std=0.02)
             else:
@@ -177,7 +191,9 @@ class GPT(nn.Module):
         """Projects caption states; where `null`, the caption gives way to the learned null prefix."""
         if states.shape[1] > self.text_length:
             raise ValueError(f"the prefix has {states.shape[1]} text tokens; at most {self.text_length} are allowed")
-        x = self.text_in(states.to(self.text_in.weight.dtype)) + self.text_position[: states.shape[1]]
+        states = F.layer_norm(states.to(self.text_in.weight.dtype), states.shape[-1:]) * mask[..., None]
+        before, after = F.pad(states, (0, 0, 1, 0))[:, :-1], F.pad(states, (0, 0, 0, 1))[:, 1:]
+        x = self.text_in(torch.cat([before, states, after], -1)) + self.text_position[: states.shape[1]]
         first = torch.zeros_like(mask)
         first[:, 0] = True
         x = torch.where(null[:, None, None], self.null.to(x.dtype), x)
@@ -188,7 +204,8 @@ class GPT(nn.Module):
         (b, m), columns = ids.shape, self.grid[1]
         position = (self.row + self.column + self.cell).flatten(0, 1)
         codes = self.codes(ids)
-        tokens = torch.cat([self.start.expand(b, 1, -1), codes], 1)[:, : self.num_codes] + position[: m + 1]
+        so_far = self.tally_in(self.tally(ids).cumsum(1) * self.num_codes**-0.5)
+        tokens = torch.cat([self.start.expand(b, 1, -1), codes + so_far], 1)[:, : self.num_codes] + position[: m + 1]
         if m < columns:
             return tokens
         count = tokens.shape[1] - columns  # cells below the first row
@@ -225,7 +242,9 @@ class GPT(nn.Module):
         """Logits of every code given those before it; `null` marks pictures whose caption is dropped."""
         text, mask = self.prefix(states, mask, null)
         x = torch.cat([text, self.embed(ids[:, :-1])], 1)
-        additive = self.mask(mask, ids.shape[1], torch.float32)
+        cast = torch.is_autocast_enabled(x.device.type)
+        dtype = torch.get_autocast_dtype(x.device.type) if cast else torch.float32
+        additive = self.mask(mask, ids.shape[1], dtype)
         for block in self.blocks:
             x = block(x, additive)
         return self.head(self.norm(x[:, text.shape[1] :]))
@@ -262,7 +281,9 @@ class GPT(nn.Module):
         index = cache.length - cache.prefix  # the cell that this step predicts
         row, column = divmod(index, self.grid[1])
         cache.ids[:, index - 1] = ids
-        x = self.codes(ids) + (self.row[row, 0] + self.column[0, column] + self.cell[row, column])
+        so_far = self.tally(cache.ids[:, :index]).sum(1) * self.num_codes**-0.5
+        x = self.codes(ids) + self.tally_in(so_far)
+        x = x + (self.row[row, 0] + self.column[0, column] + self.cell[row, column])
         if row:
             x = x + self.above * self.codes(cache.ids[:, index - self.grid[1]])
             if column < self.grid[1] - 1:

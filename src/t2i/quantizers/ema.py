@@ -145,8 +145,9 @@ class EMA(nn.Module):
             share = total / self.codebook_size
             dead = self.counts < self.dead_threshold * share
             candidates = self._candidates(x, error)
-            self.counts.copy_(torch.where(dead, share, self.counts))
-            self.sums.copy_(torch.where(dead[:, None], candidates * share, self.sums))
+            trial = min(1.0, 2 * self.dead_threshold) * share  # unused, it is dead again after ln 2 / (1 - decay) steps
+            self.counts.copy_(torch.where(dead, trial, self.counts))
+            self.sums.copy_(torch.where(dead[:, None], candidates * trial, self.sums))
             restarted = dead.sum().float()
         self.codebook.copy_(self.sums / self.counts.clamp_min(1e-5)[:, None])
         self._step += 1
