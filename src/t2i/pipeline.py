@@ -75,7 +75,7 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
                      f" seed {result['protocol']['seed']}; reader: {result['protocol']['reader']}.")
     last = f"{done[len(stages) - 1]['run_dir']}/last.ckpt"
     commands = [
-        f'python sample.py ckpt={last} prompt="two red circles above a blue square" n=8 guidance=3',
+        f'python sample.py ckpt={last} prompt="two red circles above a blue square" n=8',
         f"python sample.py ckpt={last} prompts=prompts.txt out=drawings",
         f"python evaluate.py ckpt={last} n_per_task=200",
         "python train.py experiments=shapes",
