@@ -58,7 +58,7 @@ def test_the_reader_reads_renders(image_size: int, floor: float, spoilt_floor: f
         background, found = read_scene(image)
         right = background == scene.background and graph(found) == graph(scene.things)
         clean += right
-        for f in found if right else []:
+        for f in found if right or image_size > 32 else []:  # at 32 pixels neighbours may touch
             assert (
                 min(max(abs(f.x - t.x), abs(f.y - t.y), abs(f.radius - t.radius)) for t in scene.things)
                 < 0.02

@@ -24,6 +24,23 @@ def test_it_is_torchs(dtype: torch.dtype, tolerance: float, n: int) -> None:
     torch.testing.assert_close(gradient, wanted, rtol=tolerance, atol=tolerance * float(wanted.abs().max()))
 
 
+def test_fp16_under_a_loss_scale_keeps_its_small_gradients() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(4096, 256).half().requires_grad_()
+    target = torch.randint(256, (4096,))
+    (wanted,) = torch.autograd.grad(F.cross_entropy(logits.float(), target) * 2.0**16, logits)
+    (found,) = torch.autograd.grad(cross_entropy(logits, target) * 2.0**16, logits)
+    torch.testing.assert_close(found, wanted, rtol=5e-3, atol=1e-6)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    logits, weight = torch.randn(3, 4, requires_grad=True), torch.ones((), requires_grad=True)
+    loss = weight * cross_entropy(logits, torch.tensor([0, 1, 2]))
+    (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 def test_a_hopeless_logit_costs_what_it_should() -> None:
     logits = torch.zeros(2, 4)
     logits[:, 0] = 500.0

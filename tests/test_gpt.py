@@ -145,6 +145,16 @@ def test_bf16_training_on_a_cpu_is_close_to_float32(inputs) -> None:
     assert (rough.float() - exact).abs().max() < 0.06 * exact.abs().max()
 
 
+def test_a_bf16_net_counts_beyond_256() -> None:
+    net = GPT(CODES, (20, 20), TEXT, LENGTH, width=16, num_layers=1, num_heads=2).bfloat16()
+    net.tally.weight.data.fill_(1.0)
+    no = torch.zeros(1, dtype=torch.bool)
+    with torch.no_grad():
+        cache = net.prefill(torch.randn(1, 2, TEXT), ~no[:, None].expand(1, 2), no, torch.zeros(1, 298).long())[1]
+        net.step(torch.zeros(1).long(), cache)
+    assert cache.tallies.dtype == torch.float32 and cache.tallies.unique().tolist() == [299.0]
+
+
 def test_codes_are_counted() -> None:
     net = tiny()
     net.codes.weight.data.zero_()

@@ -142,6 +142,21 @@ def test_things_keep_their_distance(scenes: dict) -> None:
             assert all(low <= place <= 1 - low for place in (thing.x, thing.y))
 
 
+def test_on_the_smallest_lattice_six_things_find_room() -> None:
+    data = Shapes("train", size=400, lattice=8, backgrounds=["white"])
+    drawn = [data.scene(i) for i in range(len(data))]
+    cells = {(k + 0.5) / 8 for k in range(8)}
+    assert {place for scene in drawn for thing in scene.things for place in (thing.x, thing.y)} <= cells
+    for scene in drawn:
+        assert scene.background == "white"
+        for a, b in itertools.combinations(scene.things, 2):
+            assert math.hypot(a.x - b.x, a.y - b.y) >= a.radius + b.radius + GAP - 1e-9
+    counts = Counter(len(scene.things) for scene in drawn if scene.task == "count")
+    assert counts[6] > 0.6 * counts[2]  # as many are asked for: none gives way for want of room
+    with pytest.raises(ValueError, match="lattice=7: at least 8 cells a side"):
+        Shapes("train", lattice=7)
+
+
 def test_same_index_same_example_and_tasks_in_balance(scenes: dict) -> None:
     a, b = Shapes("train", image_size=48, size=N)[17, 0], Shapes("train", image_size=48, size=N)[17, 5]
     assert (

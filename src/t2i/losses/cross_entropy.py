@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 ROWS = 256  # on a CPU; a GPU takes all rows at once
 
@@ -29,14 +30,15 @@ class _CrossEntropy(torch.autograd.Function):
             normaliser = x.amax(1) - p.amax(1).log()  # log of the sum of exponentials; the largest p is at least 1 / k
             total += normaliser.sum() - x.gather(1, wanted).sum()
             p.scatter_add_(1, wanted, p.new_full((1, 1), -1.0).expand_as(wanted))
-            gradient[start : start + rows] = p.mul_(1 / n)
+            gradient[start : start + rows] = p  # within [-1, 1]: the mean comes after a loss scale, or fp16 underflows
         ctx.save_for_backward(gradient)
         return total / n
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * factor.to(gradient.dtype), None
+        return gradient * (factor / len(gradient)).to(gradient.dtype), None
 
 
 def cross_entropy(logits: Float[Tensor, "n k"], target: Int[Tensor, " n"]) -> Float[Tensor, ""]:

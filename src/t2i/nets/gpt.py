@@ -1,16 +1,14 @@
 """A GPT over a tokenizer's codes, with caption states as its prefix.
 
-After GPT-2 with the changes that small and bf16 training reward: QK-norm (LayerNorm on queries and keys,
-arXiv 2302.05442) so that attention logits stay bounded, squared ReLU (arXiv 2109.08668), no biases. The text
-prefix sees itself in both directions, codes see the prefix and the codes before them. Caption states are normalised
-(a small CLIP's word embeddings are tiny) and each comes with its two neighbours, so that an adjective stands with its
-noun before any attention has learned to look there.
-
-Positions are learned, as the sum of a row, a column and a cell embedding. A position's input names not only the code
-before it but also those above and above to the right of the cell that it predicts (gated copies of one embedding),
-which attention would first have to find. And softmax attention averages, where counting needs a sum: a position is also
-told running sums, over all codes before it, of a few learned numbers a code. The gains are in docs/log.md. The output
-head is its own matrix; it and the embedding may start from the codebook.
+After GPT-2 with the changes that small and bf16 training reward: QK-norm (LayerNorm on queries and keys, arXiv
+2302.05442) so that attention logits stay bounded, squared ReLU (arXiv 2109.08668), no biases. The text prefix sees
+itself in both directions, codes see the prefix and the codes before them. Caption states are normalised (a small CLIP's
+word embeddings are tiny) and each comes with its two neighbours, so that an adjective stands with its noun before any
+attention has learned to look there. Positions are learned, as the sum of a row, a column and a cell embedding. A
+position's input names not only the code before it but also those above and above to the right of the cell that it
+predicts (gated copies of one embedding), which attention would first have to find; and, since softmax attention
+averages where counting needs a sum, running sums over all codes before it of a few learned numbers a code. The gains
+are in docs/log.md. The output head is its own matrix; it and the embedding may start from the codebook.
 """
 
 from __future__ import annotations
@@ -32,13 +30,14 @@ class Cache:
     """Keys and values of every layer, allocated once: (layers, b, heads, prefix + codes, head_dim).
 
     In float32 on a CPU (see `attend`), elsewhere in the precision of the net. `mask` is additive, (b, 1, 1, prefix +
-    codes), over positions to come too; `length` is how many positions are filled.
+    codes), over positions to come too; `tallies` are the running sums so far; `length` positions are filled.
     """
 
     keys: Tensor
     values: Tensor
     mask: Tensor
     ids: Tensor
+    tallies: Tensor
     prefix: int
     length: int
 
@@ -194,18 +193,21 @@ class GPT(nn.Module):
         states = F.layer_norm(states.to(self.text_in.weight.dtype), states.shape[-1:]) * mask[..., None]
         before, after = F.pad(states, (0, 0, 1, 0))[:, :-1], F.pad(states, (0, 0, 0, 1))[:, 1:]
         x = self.text_in(torch.cat([before, states, after], -1)) + self.text_position[: states.shape[1]]
-        first = torch.zeros_like(mask)
-        first[:, 0] = True
+        first = (torch.arange(mask.shape[1], device=mask.device) == 0).expand_as(mask)
         x = torch.where(null[:, None, None], self.null.to(x.dtype), x)
         return x, torch.where(null[:, None], first, mask)
+
+    def told(self, so_far: Float[Tensor, "... tallies"]) -> Tensor:
+        """Running sums (float32: bf16 cannot count beyond 256) as part of an input."""
+        return self.tally_in((so_far * self.num_codes**-0.5).to(self.tally_in.weight.dtype))
 
     def embed(self, ids: Int[Tensor, "b m"]) -> Tensor:
         """The start token and m codes, each with what is known around the code that it predicts: (b, m + 1, width)."""
         (b, m), columns = ids.shape, self.grid[1]
         position = (self.row + self.column + self.cell).flatten(0, 1)
         codes = self.codes(ids)
-        so_far = self.tally_in(self.tally(ids).cumsum(1) * self.num_codes**-0.5)
-        tokens = torch.cat([self.start.expand(b, 1, -1), codes + so_far], 1)[:, : self.num_codes] + position[: m + 1]
+        told = codes + self.told(self.tally(ids).float().cumsum(1))
+        tokens = torch.cat([self.start.expand(b, 1, -1), told], 1)[:, : self.num_codes] + position[: m + 1]
         if m < columns:
             return tokens
         count = tokens.shape[1] - columns  # cells below the first row
@@ -242,9 +244,9 @@ class GPT(nn.Module):
         """Logits of every code given those before it; `null` marks pictures whose caption is dropped."""
         text, mask = self.prefix(states, mask, null)
         x = torch.cat([text, self.embed(ids[:, :-1])], 1)
-        cast = torch.is_autocast_enabled(x.device.type)
-        dtype = torch.get_autocast_dtype(x.device.type) if cast else torch.float32
-        additive = self.mask(mask, ids.shape[1], dtype)
+        additive = self.mask(mask, ids.shape[1], torch.float32)
+        if torch.is_autocast_enabled(x.device.type):
+            additive = additive.to(torch.get_autocast_dtype(x.device.type))  # once, not in every block
         for block in self.blocks:
             x = block(x, additive)
         return self.head(self.norm(x[:, text.shape[1] :]))
@@ -270,7 +272,8 @@ class GPT(nn.Module):
                 after = F.pad(additive[:, :, -1:, :t], (0, self.num_codes)).to(dtype)
                 ids = torch.zeros(b, self.num_codes, dtype=torch.long, device=x.device)
                 ids[:, : given.shape[1]] = given
-                cache = Cache(k.new_zeros(size, dtype=dtype), k.new_zeros(size, dtype=dtype), after, ids, t, x.shape[1])
+                empty, so_far = k.new_zeros(size, dtype=dtype), self.tally(given).float().sum(1)
+                cache = Cache(empty, torch.zeros_like(empty), after, ids, so_far, t, x.shape[1])
             cache.keys[layer, :, :, : x.shape[1]] = k
             cache.values[layer, :, :, : x.shape[1]] = v
             x = block.finish(x, attend(q, k, v, additive))
@@ -281,8 +284,8 @@ class GPT(nn.Module):
         index = cache.length - cache.prefix  # the cell that this step predicts
         row, column = divmod(index, self.grid[1])
         cache.ids[:, index - 1] = ids
-        so_far = self.tally(cache.ids[:, :index]).sum(1) * self.num_codes**-0.5
-        x = self.codes(ids) + self.tally_in(so_far)
+        cache.tallies += self.tally(ids).float()
+        x = self.codes(ids) + self.told(cache.tallies)
         x = x + (self.row[row, 0] + self.column[0, column] + self.cell[row, column])
         if row:
             x = x + self.above * self.codes(cache.ids[:, index - self.grid[1]])
