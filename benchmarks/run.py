@@ -149,7 +149,7 @@ def vqgan(quick: bool, every: int = 8) -> Iterator[Row]:
 def prior(quick: bool, every: int = 8) -> Iterator[Row]:
     torch.manual_seed(0)
     batch, text, side, width, layers = (2, 4, 4, 32, 2) if quick else (32, 24, 12, 256, 6)
-    gpt = GPT(256, (side, side), 128, text, width, layers, width // 16 if quick else 4)
+    gpt = GPT((256,), (side, side), 128, text, width, layers, width // 16 if quick else 4)
     optimizer = torch.optim.AdamW(gpt.parameters(), 3e-4, fused=True)
     ids = torch.randint(0, 256, (batch, side * side))
     states, mask = torch.randn(batch, text, 128), torch.ones(batch, text, dtype=torch.bool)
@@ -159,7 +159,7 @@ def prior(quick: bool, every: int = 8) -> Iterator[Row]:
 
     def step() -> None:
         with torch.autocast("cpu", DTYPE, enabled=MIXED):
-            logits = gpt(ids, states, mask, null)
+            (logits,) = gpt(ids, states, mask, null)
         loss = cross_entropy(logits.flatten(0, 1), ids.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -182,7 +182,7 @@ class Decoder:
     def __init__(self, batch: int, dtype: torch.dtype, quick: bool) -> None:
         torch.manual_seed(0)
         side, width, layers = (4, 32, 2) if quick else (16, 768, 12)
-        self.gpt = GPT(1024, (side, side), 128, 24, width, layers, width // 64 or 1).to(dtype).eval()
+        self.gpt = GPT((1024,), (side, side), 128, 24, width, layers, width // 64 or 1).to(dtype).eval()
         self.text = (torch.randn(batch, 24, 128, dtype=dtype), torch.ones(batch, 24, dtype=torch.bool),
                      torch.zeros(batch, dtype=torch.bool))
         self.batch = batch
@@ -195,10 +195,12 @@ class Decoder:
     @torch.inference_mode()
     def cached(self) -> float:
         """Seconds for all tokens but the first, which comes out of the prefix."""
-        logits, cache = self.gpt.prefill(*self.text, torch.zeros(self.batch, 0, dtype=torch.long))
+        no_part = torch.zeros(self.batch, 0, dtype=torch.long)
+        x, cache = self.gpt.prefill(*self.text, no_part)
+        logits = self.gpt.logits(x, no_part)
         start = time.perf_counter()
         for _ in range(self.gpt.num_codes - 1):
-            logits = self.gpt.step(logits.argmax(-1), cache)
+            logits = self.gpt.logits(self.gpt.step(logits.argmax(-1, keepdim=True), cache), no_part)
         return time.perf_counter() - start
 
     @torch.inference_mode()
@@ -211,7 +213,7 @@ class Decoder:
         for number in range(1, self.gpt.num_codes, every):
             middle = min(number + every // 2, self.gpt.num_codes - 1)
             start = time.perf_counter()
-            ids[:, middle] = self.gpt(ids[:, : middle + 1], *self.text)[:, -1].argmax(-1)
+            ids[:, middle] = self.gpt(ids[:, : middle + 1], *self.text)[0][:, -1].argmax(-1)
             total += (time.perf_counter() - start) * min(every, self.gpt.num_codes - number)
         return total
 
@@ -224,7 +226,7 @@ def decoding(quick: bool, every: int = 8) -> Iterator[Row]:
     cached = min(four.cached() for _ in range(rounds))
     uncached = four.uncached(every)
     tokens = four.gpt.num_codes - 1
-    shape = f"{len(four.gpt.blocks)} x {four.gpt.codes.embedding_dim}, {tokens + 1} tokens"
+    shape = f"{len(four.gpt.blocks)} x {four.gpt.row.shape[-1]}, {tokens + 1} tokens"
     note = "" if every == 1 else f" (every {every}th token run)"
     yield Row("decoding: cache", f"{shape}, batch 4, {name}", f"{4 * tokens / cached:.1f} tokens/s",
               f"no cache: {4 * tokens / uncached:.2f} tokens/s{note}", uncached / cached)

@@ -17,7 +17,7 @@ from t2i.pictures import to_uint8
 class Tokens:
     """A tokenizer whose code is a cell's brightness, 0 to 15."""
 
-    codebook_size, grid, image_size = 16, (4, 4), 8
+    codebook_size, factors, grid, image_size = 16, (16,), (4, 4), 8
 
     def encode(self, image):
         cells = image.mean(1, keepdim=True).unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean((3, 5))

@@ -9,16 +9,18 @@ import torch
 import torch.nn.functional as F
 
 from t2i.nets.gpt import GPT
+from t2i.types import digits
 
-CODES, GRID, TEXT, LENGTH = 11, (2, 3), 5, 4
+CODES, GRID, TEXT, LENGTH = 12, (2, 3), 5, 4
+WHOLE, PARTS = (12,), (3, 4)  # codes of one part, and of two
 
 
-def tiny(**changes) -> GPT:
+def tiny(factors=WHOLE, **changes) -> GPT:
     """Two layers; what starts at zero is drawn too, so that every path is heard."""
     torch.manual_seed(0)
-    net = GPT(CODES, GRID, TEXT, LENGTH, **{"width": 16, "num_layers": 2, "num_heads": 2, **changes})
+    net = GPT(factors, GRID, TEXT, LENGTH, **{"width": 16, "num_layers": 2, "num_heads": 2, **changes})
     for name, parameter in net.named_parameters():
-        if name.endswith(("attention_out.weight", "mlp_out.weight", "tally.weight")):
+        if name.endswith(("attention_out.weight", "mlp_out.weight")) or "tally" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     return net.eval()
 
@@ -32,17 +34,21 @@ def inputs():
     return ids, states, mask, torch.tensor([False, False, True])
 
 
+@pytest.mark.parametrize("factors", [WHOLE, PARTS])
 @pytest.mark.parametrize("given", [0, 1, 3, 5])
-def test_cached_logits_are_the_uncached_ones(inputs, given: int) -> None:
-    net, (ids, states, mask, null) = tiny(), inputs
+def test_cached_logits_are_the_uncached_ones(inputs, given: int, factors) -> None:
+    net, (ids, states, mask, null) = tiny(factors), inputs
+    each = digits(ids, factors)
     with torch.no_grad():
         expected = net(ids, states, mask, null)
-        logits, cache = net.prefill(states, mask, null, ids[:, :given])
+        x, cache = net.prefill(states, mask, null, ids[:, :given])
         place = cache.keys.data_ptr()
-        found = [logits]
+        found = [x]
         for i in range(given, ids.shape[1] - 1):
-            found.append(net.step(ids[:, i], cache))
-    torch.testing.assert_close(torch.stack(found, 1), expected[:, given:], atol=1e-5, rtol=1e-5)
+            found.append(net.step(each[:, i], cache))
+        for part, wanted in enumerate(expected):
+            logits = [net.logits(x, each[:, given + i, :part]) for i, x in enumerate(found)]
+            torch.testing.assert_close(torch.stack(logits, 1), wanted[:, given:], atol=1e-5, rtol=1e-5)
     assert cache.keys.data_ptr() == place and cache.keys.shape == (2, 3, 2, LENGTH + 6, 8)  # allocated once
 
 
@@ -50,29 +56,41 @@ def test_a_code_sees_only_those_before_it(inputs) -> None:
     net, (ids, states, mask, null) = tiny(), inputs
     changed = ids.clone()
     changed[:, 3] = (changed[:, 3] + 1) % CODES
-    before, after = net(ids, states, mask, null), net(changed, states, mask, null)
+    (before,), (after,) = net(ids, states, mask, null), net(changed, states, mask, null)
     assert torch.equal(before[:, :4], after[:, :4])
     assert all((before[:, i] - after[:, i]).abs().max() > 1e-3 for i in (4, 5))
+
+
+def test_a_part_sees_the_parts_before_it_too(inputs) -> None:
+    net, (ids, states, mask, null) = tiny(PARTS), inputs
+    for step, first_too in ((1, False), (4, True)):  # another second part, another first part
+        changed = ids.clone()
+        changed[:, 3] = ids[:, 3] // 4 * 4 + (ids[:, 3] + 1) % 4 if step == 1 else (ids[:, 3] + 4) % CODES
+        before, after = net(ids, states, mask, null), net(changed, states, mask, null)
+        moved = [(a[:, 3] - b[:, 3]).abs().max() > 1e-3 for a, b in zip(before, after, strict=True)]
+        assert moved == [False, first_too]
+        assert all(torch.equal(a[:, :3], b[:, :3]) for a, b in zip(before, after, strict=True))
+        assert all((a[:, 4] - b[:, 4]).abs().max() > 1e-3 for a, b in zip(before, after, strict=True))
 
 
 def test_padding_of_the_prefix_does_not_matter(inputs) -> None:
     net, (ids, states, mask, _) = tiny(), inputs
     no = torch.zeros(1, dtype=torch.bool)
-    short = net(ids[1:2], states[1:2, :2], mask[1:2, :2], no)
+    (short,) = net(ids[1:2], states[1:2, :2], mask[1:2, :2], no)
     other = torch.where(mask[1:2, :, None], states[1:2], torch.full_like(states[1:2], 9.0))
-    torch.testing.assert_close(net(ids[1:2], states[1:2], mask[1:2], no), short, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(net(ids[1:2], other, mask[1:2], no), short, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(net(ids[1:2], states[1:2], mask[1:2], no)[0], short, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(net(ids[1:2], other, mask[1:2], no)[0], short, atol=1e-5, rtol=1e-5)
     with torch.no_grad():
         padded = net.prefill(states[1:2], mask[1:2], no, ids[1:2, :2])[0]
-        torch.testing.assert_close(padded, short[:, 2], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(net.logits(padded, torch.zeros(1, 0).long()), short[:, 2], atol=1e-5, rtol=1e-5)
 
 
 def test_the_prefix_is_heard_and_the_null_prefix_hides_it(inputs) -> None:
     net, (ids, states, mask, _) = tiny(), inputs
     same, mask = ids[:1].expand(3, -1), torch.ones_like(mask)
-    told = net(same, states, mask, torch.zeros(3, dtype=torch.bool))
+    (told,) = net(same, states, mask, torch.zeros(3, dtype=torch.bool))
     assert (told[0] - told[1]).abs().max() > 1e-3
-    hidden = net(same, states, mask, torch.ones(3, dtype=torch.bool))
+    (hidden,) = net(same, states, mask, torch.ones(3, dtype=torch.bool))
     torch.testing.assert_close(hidden[0].expand_as(hidden), hidden)
     hidden.sum().backward()
     assert net.null.grad.abs().sum() > 0 and net.text_in.weight.grad.abs().sum() == 0
@@ -80,18 +98,18 @@ def test_the_prefix_is_heard_and_the_null_prefix_hides_it(inputs) -> None:
 
 def test_a_fresh_one_guesses_evenly() -> None:
     torch.manual_seed(0)
-    net = GPT(64, (4, 4), TEXT, LENGTH, width=32, num_layers=1, num_heads=2)
+    net = GPT((64,), (4, 4), TEXT, LENGTH, width=32, num_layers=1, num_heads=2)
     ids = torch.randint(64, (8, 16))
-    logits = net(ids, torch.randn(8, 2, TEXT), torch.ones(8, 2).bool(), torch.zeros(8).bool())
+    (logits,) = net(ids, torch.randn(8, 2, TEXT), torch.ones(8, 2).bool(), torch.zeros(8).bool())
     loss = F.cross_entropy(logits.flatten(0, 1), ids.flatten()).item()
     assert loss == pytest.approx(math.log(64), abs=0.05)
 
 
 def test_dropout_is_for_training_only(inputs) -> None:
     net = tiny(dropout=0.5)
-    assert torch.equal(net(*inputs), net(*inputs))
+    assert torch.equal(net(*inputs)[0], net(*inputs)[0])
     net.train()
-    assert not torch.equal(net(*inputs), net(*inputs))
+    assert not torch.equal(net(*inputs)[0], net(*inputs)[0])
 
 
 def test_training_on_a_cpu_gives_what_inference_gives(inputs) -> None:
@@ -124,7 +142,8 @@ def test_a_prefix_that_is_too_long_is_refused(inputs) -> None:
 
 def test_the_scale_of_caption_states_does_not_matter(inputs) -> None:
     net, (ids, states, mask, null) = tiny(), inputs
-    torch.testing.assert_close(net(ids, states, mask, null), net(ids, 7 * states, mask, null), atol=1e-4, rtol=1e-4)
+    one, other = net(ids, states, mask, null)[0], net(ids, 7 * states, mask, null)[0]
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
 def test_a_noun_comes_with_its_neighbours(inputs) -> None:
@@ -138,29 +157,39 @@ def test_a_noun_comes_with_its_neighbours(inputs) -> None:
 
 def test_bf16_training_on_a_cpu_is_close_to_float32(inputs) -> None:
     net, (ids, states, mask, null) = tiny(), inputs
-    exact = net(ids, states, mask, null)
+    (exact,) = net(ids, states, mask, null)
     with torch.autocast("cpu", torch.bfloat16):
-        rough = net(ids, states, mask, null)
+        (rough,) = net(ids, states, mask, null)
     assert rough.dtype == torch.bfloat16
     assert (rough.float() - exact).abs().max() < 0.06 * exact.abs().max()
 
 
 def test_a_bf16_net_counts_beyond_256() -> None:
-    net = GPT(CODES, (20, 20), TEXT, LENGTH, width=16, num_layers=1, num_heads=2).bfloat16()
-    net.tally.weight.data.fill_(1.0)
+    net = GPT(WHOLE, (20, 20), TEXT, LENGTH, width=16, num_layers=1, num_heads=2).bfloat16()
+    net.tally.tables[0].weight.data.fill_(1.0)
     no = torch.zeros(1, dtype=torch.bool)
     with torch.no_grad():
         cache = net.prefill(torch.randn(1, 2, TEXT), ~no[:, None].expand(1, 2), no, torch.zeros(1, 298).long())[1]
-        net.step(torch.zeros(1).long(), cache)
+        net.step(torch.zeros(1, 1).long(), cache)
     assert cache.tallies.dtype == torch.float32 and cache.tallies.unique().tolist() == [299.0]
 
 
 def test_codes_are_counted() -> None:
     net = tiny()
-    net.codes.weight.data.zero_()
-    net.tally.weight.data.zero_()
-    net.tally.weight.data[7] = 1.0
+    net.codes.tables[0].weight.data.zero_()
+    net.tally.tables[0].weight.data.zero_()
+    net.tally.tables[0].weight.data[7] = 1.0
     for place in (net.row, net.column, net.cell, net.start):
         place.data.zero_()
-    told = net.embed(torch.tensor([[7, 3, 7, 7, 0]]))[0] / net.tally_in.weight.sum(1)
+    told = net.embed(torch.tensor([[7, 3, 7, 7, 0]])[..., None])[0] / net.tally_in.weight.sum(1)
     torch.testing.assert_close(told[:, 0] * 6**0.5, torch.tensor([0.0, 1.0, 1.0, 2.0, 3.0, 3.0]))
+
+
+def test_it_starts_from_the_codebooks() -> None:
+    net, vectors = tiny(PARTS), [torch.randn(3, 2), torch.randn(4, 2)]
+    vectors[1][3] = vectors[1][0]
+    net.start_from(vectors)
+    table = net.codes.tables[1].weight
+    assert (table[3] - table[0]).norm() < 0.5 * (table[3] - table[1]).norm()
+    with pytest.raises(ValueError, match="argument"):
+        net.start_from(vectors[:1])  # a codebook too few

@@ -105,11 +105,11 @@ def test_a_parameter_without_gradient_stays_as_it_is() -> None:
 
 
 def test_hidden_matrices() -> None:
-    net = GPT(64, (4, 4), text_dim=32, text_length=8, width=32, num_layers=2, num_heads=2)
+    net = GPT((64, 32), (4, 4), text_dim=32, text_length=8, width=32, num_layers=2, num_heads=2)
     hidden = {name for name, parameter in net.named_parameters() if is_hidden_matrix(name, parameter)}
     assert hidden == {
         f"blocks.{i}.{name}.weight" for i in (0, 1) for name in ("qkv", "attention_out", "mlp_in", "mlp_out")
-    }
+    } | {f"predict.refine.0.{name}.weight" for name in ("mlp_in", "mlp_out")}
     for name, shape, expected in [
         ("encoder.levels.0.conv.weight", (32, 16, 3, 3), True),
         ("encoder.stem.weight", (32, 3, 3, 3), False),
@@ -123,7 +123,7 @@ def test_hidden_matrices() -> None:
 
 
 def test_make_divides_the_parameters_and_decays_matrices_only() -> None:
-    net = GPT(64, (4, 4), text_dim=32, text_length=8, width=32, num_layers=1, num_heads=2)
+    net = GPT((64,), (4, 4), text_dim=32, text_length=8, width=32, num_layers=1, num_heads=2)
     net.start.requires_grad_(False)
     muon = optim.make(net, "muon", 1e-3, 0.02, (0.9, 0.99), 0.1)
     hidden, others = muon.param_groups

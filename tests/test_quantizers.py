@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from t2i.quantizers.ema import EMA
 from t2i.quantizers.fsq import FSQ
 from t2i.quantizers.nearest import nearest, rotate, straight_through
+from t2i.quantizers.product import Product
 from t2i.quantizers.vq import VQ
-from t2i.types import Quantizer
+from t2i.types import Quantizer, digits, number_of
 
 GOLDEN = Path(__file__).parent / "golden"
 ALL = {
@@ -26,6 +27,7 @@ ALL = {
     "normalised": lambda: VQ(codebook_size=40, dim=4, normalize=True),
     "ema": lambda: EMA(codebook_size=40, dim=4),
     "fsq": lambda: FSQ(levels=(5, 2, 2, 2)),
+    "product": lambda: Product({"a": EMA(codebook_size=8, dim=2), "b": VQ(codebook_size=5, dim=2)}),
 }
 
 
@@ -39,6 +41,10 @@ def test_contract(name: str) -> None:
     assert out.z_q.shape == z.shape and out.ids.shape == (2, 3, 5) and out.ids.dtype == torch.long
     assert out.loss.shape == () and all(value.shape == () for value in out.metrics.values())
     torch.testing.assert_close(out.z_q, quantizer.decode_ids(out.ids), atol=1e-6, rtol=1e-6)
+    assert math.prod(quantizer.factors) == 40
+    each = digits(out.ids[0, 0, 0], quantizer.factors)
+    vectors = torch.cat([book[i] for book, i in zip(quantizer.codebooks(), each, strict=True)])
+    torch.testing.assert_close(vectors, quantizer.decode_ids(out.ids)[0, :, 0, 0])
     (out.z_q.square().sum() + out.loss).backward()
     assert z.grad.isfinite().all() and z.grad.abs().sum() > 0
     for wrong in (40, -1):
@@ -276,3 +282,40 @@ def test_arguments_are_checked() -> None:
         EMA(decay=1)
     with pytest.raises(ValueError, match="dead_threshold=2"):
         EMA(dead_threshold=2)
+
+
+def test_digits_and_back() -> None:
+    ids = torch.arange(24).view(2, 12)
+    each = digits(ids, (2, 3, 4))
+    assert each.shape == (2, 12, 3) and each[1, 11].tolist() == [1, 2, 3] and each[0, 5].tolist() == [0, 1, 1]
+    assert torch.equal(number_of(each, (2, 3, 4)), ids)
+    assert torch.equal(digits(ids, (24,))[..., 0], ids)
+
+
+def test_each_part_of_a_product_quantises_its_own_channels() -> None:
+    torch.manual_seed(0)
+    parts = {"a": EMA(codebook_size=8, dim=2), "b": EMA(codebook_size=16, dim=2)}
+    quantizer = Product(parts)
+    z = torch.randn(4, 4, 5, 5)
+    out = quantizer(z)  # training mode: the codebooks start and move
+    assert set(out.metrics) == {f"{name}/{key}" for name in parts for key in ("restarted", "commitment")}
+    quantizer.eval()
+    out = quantizer(z)
+    each = digits(out.ids, (8, 16))
+    for i, part in enumerate(parts.values()):
+        alone = part(z[:, 2 * i : 2 * i + 2])
+        assert torch.equal(each[..., i], alone.ids) and torch.equal(out.z_q[:, 2 * i : 2 * i + 2], alone.z_q)
+    losses = [part(z[:, 2 * i : 2 * i + 2]).loss for i, part in enumerate(parts.values())]
+    torch.testing.assert_close(out.loss, sum(losses))
+    other = z.clone()
+    other[:, :2] = torch.randn(4, 2, 5, 5)
+    assert torch.equal(digits(quantizer(other).ids, (8, 16))[..., 1], each[..., 1])  # not moved
+
+
+def test_parts_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"parts=\{\}: at least one"):
+        Product({})
+    with pytest.raises(ValueError, match=r"different dim \(a 2, b 3\)"):
+        Product({"a": EMA(4, dim=2), "b": EMA(4, dim=3)})
+    with pytest.raises(ValueError, match="latent of 5 channels: the parts quantise 4"):
+        Product({"a": EMA(4, dim=2), "b": EMA(4, dim=2)})(torch.zeros(1, 5, 2, 2))

@@ -18,7 +18,8 @@ from t2i.models.clip import CLIP
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = choices("experiments")
 # What a choice needs beside itself before it says anything.
-BASE = {"model/quantizer": ["model=vqgan"], "text_encoder": ["model=prior"], "model": []}
+BASE = {"model/quantizer": ["model=vqgan"], "model/autoencoder": ["model=vqgan"], "text_encoder": ["model=prior"],
+        "model": []}  # fmt: skip
 NEEDED = {
     "model=prior": ["model.tokenizer.path=there.ckpt", "text_encoder.path=there"],
     "data=folder": ["data.root=there"],
@@ -95,8 +96,9 @@ def test_the_other_doors_compose(config_name: str) -> None:
 
 @pytest.mark.parametrize(
     "overrides",
-    [["model=clip"], *(["model=vqgan", f"model/quantizer={q}"] for q in choices("model/quantizer")), ["model=prior"],
-     ["model=clip", "data=folder"]],
+    [["model=clip"], *(["model=vqgan", f"model/quantizer={q}"] for q in choices("model/quantizer")),
+     *(["model=vqgan", f"model/autoencoder={a}", "model/quantizer=product"] for a in choices("model/autoencoder")),
+     ["model=prior"], ["model=clip", "data=folder"]],
     ids=" ".join,
 )  # fmt: skip
 def test_every_model_and_data_set_builds(overrides: list[str], clip_folder: str, pictures: str) -> None:

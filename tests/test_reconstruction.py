@@ -37,7 +37,7 @@ def test_ssim() -> None:
 
 
 def test_codebook_usage() -> None:
-    usage = CodebookUsage(8)
+    usage = CodebookUsage((8,))
     assert usage.compute() == {"usage": 0, "perplexity": 0}
     usage.update(torch.tensor([[[0, 1], [2, 3]]]))
     usage.update(torch.tensor([[[3, 2], [1, 0]]]))
@@ -48,3 +48,10 @@ def test_codebook_usage() -> None:
     usage.reset()
     usage.update(torch.zeros(5, dtype=torch.long))
     assert usage.compute()["perplexity"] == pytest.approx(1)
+
+
+def test_codebook_usage_of_codes_in_parts() -> None:
+    usage = CodebookUsage((2, 4))
+    usage.update(torch.tensor([0, 1, 2, 3]))
+    assert usage.compute() == {"usage_1": 0.5, "perplexity_1": pytest.approx(1),
+                               "usage_2": 1.0, "perplexity_2": pytest.approx(4)}  # fmt: skip

@@ -13,13 +13,17 @@ from t2i.sampling import check_options, choose, filter_logits, generate, guide, 
 CODES, N = 13, 6
 
 
-@pytest.fixture(scope="module")
-def net() -> GPT:
+def drawn(factors: tuple[int, ...]) -> GPT:
     torch.manual_seed(0)
-    made = GPT(CODES, (2, 3), text_dim=5, text_length=4, width=16, num_layers=2, num_heads=2)
+    made = GPT(factors, (2, 3), text_dim=5, text_length=4, width=16, num_layers=2, num_heads=2)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return made.eval()
+
+
+@pytest.fixture(scope="module")
+def net() -> GPT:
+    return drawn((CODES,))
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +84,28 @@ def test_the_loop_draws_what_drawing_without_a_cache_draws(net, text) -> None:
         no = torch.zeros(3, dtype=torch.bool)
         for i in range(N):
             with torch.no_grad():
-                logits = net(ids, *text, no)[:, i]
+                logits = net(ids, *text, no)[0][:, i]
                 if guidance != 1:
-                    logits = guide(logits, net(ids, *text, ~no)[:, i], guidance)
+                    logits = guide(logits, net(ids, *text, ~no)[0][:, i], guidance)
             ids[:, i] = choose(filter_logits(logits, 0.9, top_k=7), uniform[:, i])
         assert torch.equal(generate(net, *text, uniform, temperature=0.9, top_k=7, guidance=guidance), ids)
+
+
+def test_codes_of_two_parts_are_drawn_part_by_part(text) -> None:
+    net, uniform = drawn((4, 5)), uniforms([1, 2, 3], 2 * N)
+    options = {"temperature": 0.9, "top_k": 3}
+    for guidance in (1.0, 2.5):
+        ids = torch.zeros(3, N, dtype=torch.long)
+        no = torch.zeros(3, dtype=torch.bool)
+        for i in range(N):
+            for part, scale in ((0, 5), (1, 1)):  # the first part is the more significant digit
+                with torch.no_grad():
+                    logits = net(ids, *text, no)[part][:, i]
+                    if guidance != 1:
+                        logits = guide(logits, net(ids, *text, ~no)[part][:, i], guidance)
+                ids[:, i] += scale * choose(filter_logits(logits, **options), uniform[:, 2 * i + part])
+        assert torch.equal(generate(net, *text, uniform, guidance=guidance, **options), ids)
+        assert ids.max() > 5
 
 
 def test_guidance_one_is_none_and_zero_is_unconditional(net, text) -> None:
@@ -115,7 +136,7 @@ def test_temperature_zero_takes_the_likeliest_whatever_the_seed(net, text) -> No
     assert torch.equal(first, generate(net, *text, uniforms([4, 5, 6], N), temperature=0.0))
     assert torch.equal(first, generate(net, *text, uniforms([4, 5, 6], N), top_k=1))
     with torch.no_grad():
-        logits = net(first.clone(), *text, torch.zeros(3, dtype=torch.bool))
+        (logits,) = net(first.clone(), *text, torch.zeros(3, dtype=torch.bool))
     assert torch.equal(logits.argmax(-1), first)
 
 
@@ -163,6 +184,6 @@ def test_options_out_of_range_name_what_is_allowed(net, text, options, message) 
 
 def test_all_faults_at_once() -> None:
     with pytest.raises(ValueError, match="temperature=-1.*top_k=99.*top_p=2.*guidance=-2"):
-        check_options(CODES, -1, 99, 2, -2)
-    check_options(CODES, 0, CODES, 1.0, 0)
-    check_options(CODES, 1.0, None, None, 7.5)
+        check_options((CODES,), -1, 99, 2, -2)
+    check_options((CODES,), 0, CODES, 1.0, 0)
+    check_options((CODES,), 1.0, None, None, 7.5)

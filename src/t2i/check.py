@@ -252,7 +252,7 @@ def check_sizes(config: dict[str, Any]) -> list[str]:
     for path, node in nodes(config):
         inner = node.get("autoencoder")
         if isinstance(inner, dict) and isinstance(node.get("image_size"), int):
-            arguments = inner.get("patch_size", 1), inner.get("multipliers")
+            arguments = inner.get("patch_size", 1), inner.get("multipliers", [1])
             if not isinstance(arguments[0], int) or not isinstance(arguments[1], list):
                 continue
             factor, size = arguments[0] * 2 ** (len(arguments[1]) - 1), node["image_size"]

@@ -101,10 +101,10 @@ def faults_of(cfg: dict[str, Any]) -> list[str]:
     return faults
 
 
-def options_of(cfg: dict[str, Any], codebook_size: int) -> dict[str, Any]:
+def options_of(cfg: dict[str, Any], factors: Sequence[int]) -> dict[str, Any]:
     """The options for `model.sample`, checked: those that are not null."""
     try:
-        check_options(codebook_size, 1.0 if cfg["temperature"] is None else cfg["temperature"], cfg["top_k"],
+        check_options(factors, 1.0 if cfg["temperature"] is None else cfg["temperature"], cfg["top_k"],
                       cfg["top_p"], 1.0 if cfg["guidance"] is None else cfg["guidance"])
     except TypeError as error:
         given = ", ".join(f"{name}={cfg[name]!r}" for name in SAMPLER)
@@ -113,7 +113,7 @@ def options_of(cfg: dict[str, Any], codebook_size: int) -> dict[str, Any]:
     if infinite:
         raise ValueError(f"{infinite[0]}={cfg[infinite[0]]}: allowed are finite numbers")
     if cfg["top_k"] is not None and not isinstance(cfg["top_k"], int):
-        raise ValueError(f"top_k={cfg['top_k']}: allowed are whole numbers from 1 to {codebook_size}, or null")
+        raise ValueError(f"top_k={cfg['top_k']}: allowed are whole numbers from 1 to {max(factors)}, or null")
     options = {name: cfg[name] for name in SAMPLER if cfg[name] is not None}
     return {**options, "unconditional": True} if cfg["unconditional"] else options
 
@@ -199,7 +199,7 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
     model.to(device).eval()
     if hasattr(model, "place"):
         model.place()
-    options = options_of(cfg, model.tokenizer.codebook_size)
+    options = options_of(cfg, model.tokenizer.factors)
     given = None
     if cfg["completion"]["image"] is not None:
         given = first_codes(model, cfg["completion"]["image"], cfg["completion"]["rows"])

@@ -88,7 +88,7 @@ def reconstruction(tokenizer: Any, config: dict[str, Any], limit: int = 512) -> 
     """Means over the first `limit` validation pictures of the data the checkpoint was trained on."""
     node = {key: value for key, value in config["data"].items() if key not in ("batch_size", "workers")}
     data = DataModule(None, checkpoint.build(node, split="val"), BATCH, 0, config["seed"])
-    usage, sums, count = CodebookUsage(tokenizer.codebook_size), {"psnr": 0.0, "ssim": 0.0}, 0
+    usage, sums, count = CodebookUsage(tokenizer.factors), {"psnr": 0.0, "ssim": 0.0}, 0
     for batch in data.val_dataloader():
         ids = tokenizer.encode(batch.image.to(next(tokenizer.parameters()).device))
         back = tokenizer.decode_ids(ids.clone()).float().cpu()

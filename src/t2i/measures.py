@@ -24,8 +24,8 @@ class Reconstructions(pl.Callback):
         self.active = module.kind == "vqgan"
         if not self.active:
             return
-        size = module.tokenizer.codebook_size
-        self.usage = {"train": CodebookUsage(size), "val": CodebookUsage(size)}
+        factors = module.tokenizer.factors
+        self.usage = {"train": CodebookUsage(factors), "val": CodebookUsage(factors)}
         self.sums = torch.zeros(3, dtype=torch.float64)
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:

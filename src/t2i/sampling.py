@@ -8,33 +8,40 @@ the host.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from t2i.types import number_of
+
 
 class CachedModel(Protocol):
     """What the loop needs of a prior; `t2i.nets.gpt.GPT` is one."""
 
     codebook_size: int
+    factors: tuple[int, ...]
     num_codes: int
 
     def prefill(self, states: Tensor, mask: Tensor, null: Tensor, given: Tensor) -> tuple[Tensor, Any]: ...
 
-    def step(self, ids: Tensor, cache: Any) -> Tensor: ...
+    def logits(self, x: Tensor, known: Tensor) -> Tensor: ...
+
+    def step(self, each: Tensor, cache: Any) -> Tensor: ...
 
 
 def check_options(
-    codebook_size: int, temperature: float, top_k: int | None, top_p: float | None, guidance: float
+    factors: Sequence[int], temperature: float, top_k: int | None, top_p: float | None, guidance: float
 ) -> None:
-    """Raises ValueError, with all faults at once, for options outside what sampling allows."""
-    faults = []
+    """Raises ValueError, with all faults at once, for options outside what sampling allows. `top_k` and `top_p` work
+    on each part of a code by itself; `factors` are the sizes of the parts."""
+    faults, most = [], max(factors)
     if not 0 <= temperature < math.inf:
         faults.append(f"temperature={temperature}: allowed are numbers >= 0 (0 always takes the likeliest code)")
-    if top_k is not None and not 1 <= top_k <= codebook_size:
-        faults.append(f"top_k={top_k}: allowed are 1 to {codebook_size} (the codebook's size), or null")
+    if top_k is not None and not 1 <= top_k <= most:
+        faults.append(f"top_k={top_k}: allowed are 1 to {most} (the codebook's size), or null")
     if top_p is not None and not 0 < top_p <= 1:
         faults.append(f"top_p={top_p}: allowed are 0 < top_p <= 1, or null")
     if not 0 <= guidance < math.inf:
@@ -83,7 +90,7 @@ def generate(
     model: CachedModel,
     states: Float[Tensor, "b t d"],
     mask: Bool[Tensor, "b t"],
-    uniform: Float[Tensor, "b n"],
+    uniform: Float[Tensor, "b u"],
     *,
     unconditional: bool = False,
     temperature: float = 1.0,
@@ -96,14 +103,14 @@ def generate(
 
     Args:
         states, mask: caption states and which of them are real.
-        uniform: one number in [0, 1) a picture and code.
+        uniform: one number in [0, 1) a picture and part of a code, (b, n * parts).
         unconditional: ignore the captions (the learned null prefix).
         given: the first m codes, kept as they are (completion).
 
     Returns:
         ids in raster order. With guidance other than 1, both halves run in one batch.
     """
-    check_options(model.codebook_size, temperature, top_k, top_p, guidance)
+    check_options(model.factors, temperature, top_k, top_p, guidance)
     b, device = states.shape[0], states.device
     given = torch.zeros(b, 0, dtype=torch.long, device=device) if given is None else given
     m = given.shape[1]
@@ -122,15 +129,20 @@ def generate(
     if guided:
         states, mask, given = (torch.cat([x, x]) for x in (states, mask, given))
         null = torch.cat([null, ~null])
-    logits, cache = model.prefill(states, mask, null, given)
+    x, cache = model.prefill(states, mask, null, given)
+    parts = len(model.factors)
     for i in range(m, model.num_codes):
-        if guided:
-            logits = guide(logits[:b].float(), logits[b:].float(), guidance)
-        if temperature == 0:
-            chosen = logits.argmax(-1)
-        else:
-            chosen = choose(filter_logits(logits, temperature, top_k, top_p), uniform[:, i])
-        ids[:, i] = chosen
+        each = torch.empty(len(x), 0, dtype=torch.long, device=device)
+        for part in range(parts):
+            logits = model.logits(x, each)
+            if guided:
+                logits = guide(logits[:b].float(), logits[b:].float(), guidance)
+            if temperature == 0:
+                chosen = logits.argmax(-1)
+            else:
+                chosen = choose(filter_logits(logits, temperature, top_k, top_p), uniform[:, i * parts + part])
+            each = torch.cat([each, torch.cat([chosen, chosen])[: len(x), None]], 1)
+        ids[:, i] = number_of(each[:b], model.factors)
         if i + 1 < model.num_codes:
-            logits = model.step(torch.cat([chosen, chosen]) if guided else chosen, cache)
+            x = model.step(each, cache)
     return ids

@@ -5,9 +5,11 @@ Images travel as float32 in [-1, 1], shape (b, 3, h, w); data sets yield uint8, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
@@ -58,21 +60,45 @@ class TextEmbedding:
     pooled: Float[Tensor, "b p"]
 
 
+def digits(ids: Int[Tensor, "..."], factors: Sequence[int]) -> Int[Tensor, "... f"]:
+    """A code as one number a factor, the most significant first."""
+    found = []
+    for factor in reversed(factors[1:]):
+        found.append(ids % factor)
+        ids = ids // factor
+    return torch.stack([ids, *reversed(found)], -1)
+
+
+def number_of(each: Int[Tensor, "... f"], factors: Sequence[int]) -> Int[Tensor, "..."]:
+    """The inverse of `digits`."""
+    ids = each[..., 0]
+    for i, factor in enumerate(factors[1:], 1):
+        ids = ids * factor + each[..., i]
+    return ids
+
+
 @runtime_checkable
 class Quantizer(Protocol):
+    """`factors`: how many codes each part of a code has, (codebook_size,) where codes have no parts."""
+
     dim: int
     codebook_size: int
+    factors: tuple[int, ...]
 
     def __call__(self, z: Float[Tensor, "b d h w"]) -> Quantized: ...
 
     def decode_ids(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]: ...
 
+    def codebooks(self) -> list[Float[Tensor, "k d"]]: ...
+
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Pictures to codes and back. `grid` is (rows, columns); ids are in raster order."""
+    """Pictures to codes and back. `grid` is (rows, columns); ids are in raster order; `factors` and `codebooks` are
+    the quantiser's."""
 
     codebook_size: int
+    factors: tuple[int, ...]
     grid: tuple[int, int]
     image_size: int
 
@@ -80,7 +106,7 @@ class Tokenizer(Protocol):
 
     def decode_ids(self, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b 3 h w"]: ...
 
-    def codebook(self) -> Float[Tensor, "k d"]: ...
+    def codebooks(self) -> list[Float[Tensor, "k d"]]: ...
 
 
 @runtime_checkable

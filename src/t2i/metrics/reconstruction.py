@@ -7,11 +7,15 @@ mean over the channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from t2i.types import digits
 
 _MAX_PSNR = 100.0
 
@@ -54,31 +58,32 @@ class CodebookUsage:
     """Counts codes over an epoch; not a module, so that it enters no state dict.
 
     usage: share of the codes seen at least once. perplexity: exp of the entropy of their frequencies, from
-    1 (one code) to codebook_size (all equally often). Counts are whole numbers: the result does not depend
-    on the order.
+    1 (one code) to their number (all equally often). Counts are whole numbers: the result does not depend
+    on the order. Codes of several parts are counted part by part: usage_1, usage_2 and so on.
     """
 
-    def __init__(self, codebook_size: int) -> None:
-        self.codebook_size = codebook_size
-        self.counts = torch.zeros(codebook_size, dtype=torch.long)
+    def __init__(self, factors: Sequence[int]) -> None:
+        self.factors = tuple(factors)
+        self.counts = [torch.zeros(factor, dtype=torch.long) for factor in factors]
 
     def update(self, ids: Int[Tensor, "..."]) -> None:
-        self.counts = self.counts.to(ids.device)
-        self.counts += torch.bincount(ids.detach().reshape(-1), minlength=self.codebook_size)
+        each = digits(ids.detach().reshape(-1), self.factors)
+        for i, factor in enumerate(self.factors):
+            self.counts[i] = self.counts[i].to(ids.device) + torch.bincount(each[:, i], minlength=factor)
 
     def reset(self) -> None:
-        self.counts.zero_()
+        for counts in self.counts:
+            counts.zero_()
 
     def compute(self) -> dict[str, float]:
         """`usage` and `perplexity` over all ranks (every rank must call it); zeros if nothing was counted."""
-        counts = self.counts.clone()
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(counts)
-        total = int(counts.sum())
-        if total == 0:
-            return {"usage": 0.0, "perplexity": 0.0}
-        share = counts[counts > 0].cpu().double() / total
-        return {
-            "usage": share.numel() / self.codebook_size,
-            "perplexity": float(torch.exp(-(share * share.log()).sum())),
-        }
+        found: dict[str, float] = {}
+        for i, counts in enumerate(self.counts, 1):
+            counts = counts.clone()
+            if dist.is_available() and dist.is_initialized():
+                dist.all_reduce(counts)
+            share = counts[counts > 0].cpu().double() / counts.sum().cpu().clamp_min(1)
+            ending = f"_{i}" if len(self.factors) > 1 else ""
+            found[f"usage{ending}"] = share.numel() / self.factors[i - 1]
+            found[f"perplexity{ending}"] = float(torch.exp(-(share * share.log()).sum())) if share.numel() else 0.0
+        return found

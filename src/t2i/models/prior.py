@@ -19,7 +19,7 @@ from t2i.losses.cross_entropy import cross_entropy
 from t2i.models.base import check_finite, warmup_cosine
 from t2i.nets.gpt import GPT
 from t2i.sampling import check_options, generate, uniforms
-from t2i.types import Batch, CodeBatch, TextEncoder, Tokenizer
+from t2i.types import Batch, CodeBatch, TextEncoder, Tokenizer, digits
 
 
 class Prior(pl.LightningModule):
@@ -57,9 +57,9 @@ class Prior(pl.LightningModule):
         if not 0 <= caption_dropout < 1:
             raise ValueError(f"caption_dropout={caption_dropout} is a probability, within [0, 1)")
         self._outside = (tokenizer, text_encoder)  # a tuple: frozen parts stay out of state dict and optimiser
-        self.gpt = GPT(tokenizer.codebook_size, tokenizer.grid, text_encoder.dim, text_encoder.max_length,
+        self.gpt = GPT(tokenizer.factors, tokenizer.grid, text_encoder.dim, text_encoder.max_length,
                        width, num_layers, num_heads, dropout)
-        self.gpt.start_from(tokenizer.codebook())
+        self.gpt.start_from(tokenizer.codebooks())
         self.caption_dropout, self.max_steps, self.warmup_steps = caption_dropout, max_steps, warmup_steps
         self.learning_rate, self.betas, self.weight_decay = learning_rate, tuple(betas), weight_decay
         self.optimizer, self.muon_learning_rate = optimizer, muon_learning_rate
@@ -95,10 +95,12 @@ class Prior(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def loss(self, batch: CodeBatch, null: Tensor) -> Float[Tensor, ""]:
-        """Mean negative log-likelihood a code, in nats."""
+        """Mean negative log-likelihood a code (the sum over its parts), in nats."""
         text = self.text_encoder(batch.text)
         logits = self.gpt(batch.ids, text.states, text.mask, null)
-        return cross_entropy(logits.flatten(0, 1), batch.ids.flatten())
+        each = digits(batch.ids, self.gpt.factors).flatten(0, 1)
+        parts = [cross_entropy(part.flatten(0, 1), each[:, i]) for i, part in enumerate(logits)]
+        return torch.stack(parts).sum()
 
     def training_step(self, batch: CodeBatch, batch_index: int) -> Tensor:
         null = torch.rand(len(batch.text), device=self.device) < self.caption_dropout
@@ -130,7 +132,7 @@ class Prior(pl.LightningModule):
         if unknown:
             raise ValueError(f"{', '.join(unknown)} is no option of the prior; allowed are unconditional, temperature,"
                              " top_k, top_p, guidance, given")
-        check_options(self.gpt.codebook_size, temperature, top_k, top_p, guidance)
+        check_options(self.gpt.factors, temperature, top_k, top_p, guidance)
         if len(seeds) != len(text):
             raise ValueError(f"{len(text)} captions but {len(seeds)} seeds; each picture takes one")
         self.place()
@@ -138,8 +140,8 @@ class Prior(pl.LightningModule):
         self.eval()
         try:
             embedding = self.text_encoder(text)
-            ids = generate(self.gpt, embedding.states, embedding.mask,
-                           uniforms(seeds, self.gpt.num_codes, self.device), unconditional=unconditional,
+            uniform = uniforms(seeds, self.gpt.num_codes * len(self.gpt.factors), self.device)
+            ids = generate(self.gpt, embedding.states, embedding.mask, uniform, unconditional=unconditional,
                            temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, given=given)
             return self.tokenizer.decode_ids(ids.clone()).float()
         finally:

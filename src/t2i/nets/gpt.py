@@ -8,19 +8,24 @@ attention has learned to look there. Positions are learned, as the sum of a row,
 position's input names not only the code before it but also those above and above to the right of the cell that it
 predicts (gated copies of one embedding), which attention would first have to find; and, since softmax attention
 averages where counting needs a sum, running sums over all codes before it of a few learned numbers a code. The gains
-are in docs/log.md. The output head is its own matrix; it and the embedding may start from the codebook.
+are in docs/log.md. Codes are read and written part by part (`nets/codes.py`); embedding and head may start from the
+codebook.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+from t2i.nets.codes import CodeEmbedding, CodeHead
+from t2i.nets.transformer import Block, attend, matrix_vector
+from t2i.types import digits
 
 TALLIES = 16  # running sums over the codes so far
 
@@ -42,88 +47,12 @@ class Cache:
     length: int
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Attention. On a CPU: in bf16 training as plain products (the bf16 kernel takes 6x the time), and for single
-    queries over a float32 cache in float32 (the bf16 kernel takes twice the time); measured: docs/log.md."""
-    if q.device.type == "cpu" and torch.is_grad_enabled() and q.dtype == torch.bfloat16:
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + mask.to(q.dtype)
-        return scores.softmax(-1) @ v
-    if q.device.type == "cpu" and k.dtype == torch.float32:
-        with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k, v.float(), attn_mask=mask.float())
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
-
-
-@contextmanager
-def matrix_vector(x: Tensor) -> Iterator[None]:
-    """For one bf16 vector a matrix on a CPU, torch's own kernel: it streams the weights, where oneDNN's strides
-    through them at a fraction of the memory's speed (measured: benchmarks/run.py decoding)."""
-    one = x.device.type == "cpu" and x.dtype == torch.bfloat16 and len(x) == 1
-    before = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = before and not one
-    try:
-        yield
-    finally:
-        torch.backends.mkldnn.enabled = before
-
-
-class Block(nn.Module):
-    """Attention and MLP with residual connections; both output projections start at zero."""
-
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.dropout = dropout
-        self.norm_attention = nn.LayerNorm(width, bias=False)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.norm_q = nn.LayerNorm(width // num_heads, bias=False)
-        self.norm_k = nn.LayerNorm(width // num_heads, bias=False)
-        self.attention_out = nn.Linear(width, width, bias=False)
-        self.norm_mlp = nn.LayerNorm(width, bias=False)
-        self.mlp_in = nn.Linear(width, 4 * width, bias=False)
-        self.mlp_out = nn.Linear(4 * width, width, bias=False)
-
-    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (b, s, width) -> q, k, v, each (b, heads, s, head_dim), q and k normalised."""
-        b, s, width = x.shape
-        q, k, v = (
-            self.qkv(self.norm_attention(x)).view(b, s, 3, self.num_heads, width // self.num_heads).unbind(2)
-        )
-        q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Adds the attention's result (b, heads, s, head_dim) and the MLP to x (b, s, width)."""
-        b, s, width = x.shape
-        x = x + self.drop(self.attention_out(attended.transpose(1, 2).reshape(b, s, width)))
-        hidden = F.relu(self.mlp_in(self.norm_mlp(x)))
-        return x + self.drop(self.mlp_out(hidden * hidden))  # a product: `square` is several times slower on CPUs
-
-    def drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout) if self.training and self.dropout > 0 else x
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        q, k, v = self.heads(x)
-        return self.finish(x, attend(q, k, v, mask))
-
-    def step(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """One position a picture, x (b, width), over cached keys and values (b, heads, s, head_dim), of which the
-        last are filled in. As `forward`, in fewer and smaller operations: at batch 1 their number counts."""
-        b, width = x.shape
-        q, k, v = self.qkv(self.norm_attention(x)).view(b, 3, self.num_heads, width // self.num_heads).unbind(1)
-        keys[:, :, -1] = self.norm_k(k)
-        values[:, :, -1] = v
-        attended = attend(self.norm_q(q)[:, :, None], keys, values, mask)
-        x = x + self.attention_out(attended.to(v.dtype).view(b, width))
-        hidden = F.relu(self.mlp_in(self.norm_mlp(x)))
-        return x + self.mlp_out(hidden * hidden)
-
-
 class GPT(nn.Module):
     """p(code | codes before it, caption).
 
     Args:
-        codebook_size: number of codes K; the start token is an embedding of its own, never a code's id.
+        factors: the number of codes K, or of each part of a code (`t2i.types.digits`); the start token is an embedding
+            of its own, never a code's id.
         grid: (rows, columns) of codes in a picture.
         text_dim: width of the caption states.
         text_length: the longest prefix, in text tokens.
@@ -133,7 +62,7 @@ class GPT(nn.Module):
 
     def __init__(
         self,
-        codebook_size: int,
+        factors: Sequence[int],
         grid: tuple[int, int],
         text_dim: int,
         text_length: int,
@@ -149,11 +78,12 @@ class GPT(nn.Module):
             raise ValueError(f"width={width} is not divisible by num_heads={num_heads}")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout={dropout} is outside [0, 1)")
-        self.codebook_size, self.grid, self.text_length = codebook_size, tuple(grid), text_length
+        self.factors, self.codebook_size = tuple(factors), math.prod(factors)
+        self.grid, self.text_length = tuple(grid), text_length
         rows, columns = grid
         self.num_codes = rows * columns
-        self.codes = nn.Embedding(codebook_size, width)
-        self.tally = nn.Embedding(codebook_size, TALLIES)
+        self.codes = CodeEmbedding(self.factors, width)
+        self.tally = CodeEmbedding(self.factors, TALLIES)
         self.tally_in = nn.Linear(TALLIES, width, bias=False)
         self.above = nn.Parameter(torch.zeros(width))
         self.above_right = nn.Parameter(torch.zeros(width))
@@ -165,8 +95,7 @@ class GPT(nn.Module):
         self.text_position = nn.Parameter(torch.zeros(text_length, width))
         self.null = nn.Parameter(torch.zeros(width))  # the caption that says nothing: learned, one position
         self.blocks = nn.ModuleList(Block(width, num_heads, dropout) for _ in range(num_layers))
-        self.norm = nn.LayerNorm(width, bias=False)
-        self.head = nn.Linear(width, codebook_size, bias=False)
+        self.predict = CodeHead(self.factors, width)
         self.initialise()
 
     def initialise(self) -> None:
@@ -177,12 +106,12 @@ class GPT(nn.Module):
                 nn.init.zeros_(parameter)
             elif name.endswith(("qkv.weight", "mlp_in.weight", "text_in.weight")):
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
-            elif name == "tally.weight":
+            elif name.startswith("tally."):
                 nn.init.zeros_(parameter)
-            elif name == "head.weight":
+            elif ".heads." in name:
                 nn.init.normal_(parameter, std=0.02)
             else:
-                nn.init.normal_(parameter, std=0.5 if name == "codes.weight" else 0.1)
+                nn.init.normal_(parameter, std=0.5 if name.startswith("codes.") else 0.1)
 
     def prefix(
         self, states: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"], null: Bool[Tensor, " b"]
@@ -201,29 +130,31 @@ class GPT(nn.Module):
         """Running sums (float32: bf16 cannot count beyond 256) as part of an input."""
         return self.tally_in((so_far * self.num_codes**-0.5).to(self.tally_in.weight.dtype))
 
-    def embed(self, ids: Int[Tensor, "b m"]) -> Tensor:
+    def embed(self, each: Int[Tensor, "b m f"]) -> Tensor:
         """The start token and m codes, each with what is known around the code that it predicts: (b, m + 1, width)."""
-        (b, m), columns = ids.shape, self.grid[1]
+        (b, m), columns = each.shape[:2], self.grid[1]
         position = (self.row + self.column + self.cell).flatten(0, 1)
-        codes = self.codes(ids)
-        told = codes + self.told(self.tally(ids).float().cumsum(1))
+        codes = self.codes(each)
+        told = codes + self.told(self.tally(each).float().cumsum(1))
         tokens = torch.cat([self.start.expand(b, 1, -1), told], 1)[:, : self.num_codes] + position[: m + 1]
         if m < columns:
             return tokens
         count = tokens.shape[1] - columns  # cells below the first row
-        inside = (torch.arange(count, device=ids.device) % columns < columns - 1)[:, None]
+        inside = (torch.arange(count, device=each.device) % columns < columns - 1)[:, None]
         around = self.above * codes[:, :count]
         around = around + self.above_right * inside * codes[:, 1 : count + 1]
         return torch.cat([tokens[:, :columns], tokens[:, columns:] + around], 1)
 
     @torch.no_grad()
-    def start_from(self, vectors: Float[Tensor, "k d"]) -> None:
-        """Initialises embedding and head by one random projection of the codebook's vectors, so that codes which
+    def start_from(self, codebooks: Sequence[Float[Tensor, "k d"]]) -> None:
+        """Initialises embedding and head by one random projection of each codebook's vectors, so that codes which
         look alike start alike and what is learned of one holds for the others."""
-        vectors = (vectors - vectors.mean(0)) / vectors.std(0).clamp_min(1e-6)
-        projected = vectors.float() @ torch.randn(vectors.shape[1], self.codes.embedding_dim) * vectors.shape[1] ** -0.5
-        self.codes.weight.copy_(0.5 * projected + 0.1 * torch.randn_like(projected))
-        self.head.weight.copy_(0.04 * projected + 0.01 * torch.randn_like(projected))
+        for vectors, table, head in zip(codebooks, self.codes.tables, self.predict.heads, strict=True):
+            vectors = (vectors - vectors.mean(0)) / vectors.std(0).clamp_min(1e-6)
+            projection = torch.randn(vectors.shape[1], table.embedding_dim) * vectors.shape[1] ** -0.5
+            projected = vectors.float().cpu() @ projection
+            table.weight.copy_(0.5 * projected + 0.1 * torch.randn_like(projected))
+            head.weight.copy_(0.04 * projected + 0.01 * torch.randn_like(projected))
 
     def mask(self, text: Bool[Tensor, "b t"], num_codes: int, dtype: torch.dtype) -> Tensor:
         """Additive mask (b, 1, t + n, t + n): everyone sees the real text, codes see codes up to themselves."""
@@ -240,16 +171,18 @@ class GPT(nn.Module):
         states: Float[Tensor, "b t d"],
         mask: Bool[Tensor, "b t"],
         null: Bool[Tensor, " b"],
-    ) -> Float[Tensor, "b n k"]:
-        """Logits of every code given those before it; `null` marks pictures whose caption is dropped."""
+    ) -> list[Float[Tensor, "b n k"]]:
+        """Logits of every code given those before it, a list for each of `factors`; `null` marks pictures whose
+        caption is dropped."""
+        each = digits(ids, self.factors)
         text, mask = self.prefix(states, mask, null)
-        x = torch.cat([text, self.embed(ids[:, :-1])], 1)
+        x = torch.cat([text, self.embed(each[:, :-1])], 1)
         additive = self.mask(mask, ids.shape[1], torch.float32)
         if torch.is_autocast_enabled(x.device.type):
             additive = additive.to(torch.get_autocast_dtype(x.device.type))  # once, not in every block
         for block in self.blocks:
             x = block(x, additive)
-        return self.head(self.norm(x[:, text.shape[1] :]))
+        return self.predict.every(x[:, text.shape[1] :], each)
 
     def prefill(
         self,
@@ -257,10 +190,11 @@ class GPT(nn.Module):
         mask: Bool[Tensor, "b t"],
         null: Bool[Tensor, " b"],
         given: Int[Tensor, "b m"],
-    ) -> tuple[Float[Tensor, "b k"], Cache]:
-        """Runs the prefix, the start token and `given` codes once; returns the next code's logits and the cache."""
+    ) -> tuple[Float[Tensor, "b width"], Cache]:
+        """Runs the prefix, the start token and `given` codes once; returns what `logits` takes, and the cache."""
+        each = digits(given, self.factors)
         text, mask = self.prefix(states, mask, null)
-        x = torch.cat([text, self.embed(given)], 1)
+        x = torch.cat([text, self.embed(each)], 1)
         b, t = mask.shape
         additive = self.mask(mask, x.shape[1] - t, torch.float32)
         cache = None
@@ -270,22 +204,27 @@ class GPT(nn.Module):
                 size = (len(self.blocks), b, block.num_heads, t + self.num_codes, k.shape[-1])
                 dtype = torch.float32 if k.device.type == "cpu" else k.dtype
                 after = F.pad(additive[:, :, -1:, :t], (0, self.num_codes)).to(dtype)
-                ids = torch.zeros(b, self.num_codes, dtype=torch.long, device=x.device)
-                ids[:, : given.shape[1]] = given
-                empty, so_far = k.new_zeros(size, dtype=dtype), self.tally(given).float().sum(1)
+                ids = torch.zeros(b, self.num_codes, len(self.factors), dtype=torch.long, device=x.device)
+                ids[:, : each.shape[1]] = each
+                empty, so_far = k.new_zeros(size, dtype=dtype), self.tally(each).float().sum(1)
                 cache = Cache(empty, torch.zeros_like(empty), after, ids, so_far, t, x.shape[1])
             cache.keys[layer, :, :, : x.shape[1]] = k
             cache.values[layer, :, :, : x.shape[1]] = v
             x = block.finish(x, attend(q, k, v, additive))
-        return self.head(self.norm(x[:, -1])), cache
+        return x[:, -1], cache
 
-    def step(self, ids: Int[Tensor, " b"], cache: Cache) -> Float[Tensor, "b k"]:
-        """Appends one code a picture to the cache and returns the logits of the next."""
+    def logits(self, x: Float[Tensor, "b width"], known: Int[Tensor, "b i"]) -> Float[Tensor, "b k"]:
+        """Logits of part i of the next code, given the i parts before it; `x` comes from `prefill` or `step`."""
+        with matrix_vector(x):
+            return self.predict(x, known)
+
+    def step(self, each: Int[Tensor, "b f"], cache: Cache) -> Float[Tensor, "b width"]:
+        """Appends one code a picture, as its digits, to the cache; returns what `logits` takes for the next."""
         index = cache.length - cache.prefix  # the cell that this step predicts
         row, column = divmod(index, self.grid[1])
-        cache.ids[:, index - 1] = ids
-        cache.tallies += self.tally(ids).float()
-        x = self.codes(ids) + self.told(cache.tallies)
+        cache.ids[:, index - 1] = each
+        cache.tallies += self.tally(each).float()
+        x = self.codes(each) + self.told(cache.tallies)
         x = x + (self.row[row, 0] + self.column[0, column] + self.cell[row, column])
         if row:
             x = x + self.above * self.codes(cache.ids[:, index - self.grid[1]])
@@ -296,5 +235,5 @@ class GPT(nn.Module):
         with matrix_vector(x):
             for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
                 x = block.step(x, keys[:, :, :end], values[:, :, :end], mask)
-            cache.length = end
-            return self.head(self.norm(x))
+        cache.length = end
+        return x

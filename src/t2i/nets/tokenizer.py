@@ -1,7 +1,7 @@
 """Pictures to codes and back: an autoencoder with a quantiser between its halves (arXiv 2012.09841).
 
 Two 1x1 convolutions fit the autoencoder's channels to the quantiser's, so that low-dimensional codes need no
-other change.
+other change. For a quantiser of several parts the first works in as many groups: the parts stay what they are.
 """
 
 from __future__ import annotations
@@ -31,9 +31,13 @@ class ImageTokenizer(nn.Module):
                 f"image_size={image_size} is not divisible by the autoencoder's factor {autoencoder.factor}"
             )
         self.autoencoder, self.quantizer, self.image_size = autoencoder, quantizer, image_size
-        self.quant_conv = nn.Conv2d(autoencoder.z_channels, quantizer.dim, 1)
+        parts = len(quantizer.factors)
+        if autoencoder.z_channels % parts or quantizer.dim % parts:
+            raise ValueError(f"z_channels={autoencoder.z_channels} and the quantizer's dim={quantizer.dim} must both be"
+                             f" divisible by its {parts} parts")
+        self.quant_conv = nn.Conv2d(autoencoder.z_channels, quantizer.dim, 1, groups=parts)
         self.post_quant_conv = nn.Conv2d(quantizer.dim, autoencoder.z_channels, 1)
-        self.codebook_size = quantizer.codebook_size
+        self.codebook_size, self.factors = quantizer.codebook_size, tuple(quantizer.factors)
         side = image_size // autoencoder.factor
         self.grid = (side, side)
         self.config: dict[str, Any] | None = None  # the node that builds this again; set by whoever loads one
@@ -62,7 +66,6 @@ class ImageTokenizer(nn.Module):
         return self.decode(self.quantizer.decode_ids(ids.unflatten(1, self.grid))).clamp(-1, 1)
 
     @torch.no_grad()
-    def codebook(self) -> Float[Tensor, "k d"]:
-        """The vector of every code."""
-        ids = torch.arange(self.codebook_size, device=self.quant_conv.weight.device)
-        return self.quantizer.decode_ids(ids.view(1, 1, -1))[0, :, 0].T.float()
+    def codebooks(self) -> list[Float[Tensor, "k d"]]:
+        """The vectors of every code, a list for each of `factors`."""
+        return [vectors.detach().float() for vectors in self.quantizer.codebooks()]

@@ -51,6 +51,7 @@ class EMA(nn.Module):
         if not 0 <= dead_threshold < 1:
             raise ValueError(f"dead_threshold={dead_threshold}: a share in [0, 1) is needed (0 = never restart)")
         self.codebook_size = codebook_size
+        self.factors = (codebook_size,)
         self.dim = dim
         self.beta = beta
         self.decay = decay
@@ -96,6 +97,9 @@ class EMA(nn.Module):
     def decode_ids(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
         check_ids(ids, self.codebook_size)
         return F.embedding(ids, self.codebook).permute(0, 3, 1, 2)
+
+    def codebooks(self) -> list[Float[Tensor, "k d"]]:
+        return [self.codebook]
 
     def _is_ready(self) -> bool:
         if self._ready is None:

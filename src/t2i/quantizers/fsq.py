@@ -27,6 +27,7 @@ class FSQ(nn.Module):
         self.levels = tuple(levels)
         self.dim = len(levels)
         self.codebook_size = math.prod(levels)
+        self.factors = (self.codebook_size,)
         basis = [math.prod(self.levels[:i]) for i in range(self.dim)]
         self.register_buffer("_levels", torch.tensor(self.levels), persistent=False)
         self.register_buffer("_basis", torch.tensor(basis), persistent=False)
@@ -58,3 +59,7 @@ class FSQ(nn.Module):
         half_width = self._levels // 2
         digits = torch.div(ids.unsqueeze(-1), self._basis, rounding_mode="floor") % self._levels
         return ((digits - half_width).float() / half_width).permute(0, 3, 1, 2)
+
+    def codebooks(self) -> list[Float[Tensor, "k d"]]:
+        every = torch.arange(self.codebook_size, device=self._basis.device)
+        return [self.decode_ids(every.view(1, 1, -1))[0, :, 0].T]

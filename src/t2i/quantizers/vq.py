@@ -39,6 +39,7 @@ class VQ(nn.Module):
         if gradient not in ("ste", "rotation"):
             raise ValueError(f"gradient={gradient!r}: one of ste, rotation is needed")
         self.codebook_size = codebook_size
+        self.factors = (self.codebook_size,)
         self.dim = dim
         self.beta = beta
         self.gradient = gradient
@@ -77,3 +78,6 @@ class VQ(nn.Module):
     def decode_ids(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
         check_ids(ids, self.codebook_size)
         return F.embedding(ids, self._codes()).permute(0, 3, 1, 2)
+
+    def codebooks(self) -> list[Float[Tensor, "k d"]]:
+        return [self._codes().detach()]

@@ -1,0 +1,91 @@
+"""The transformer block of the GPT, and attention as it is fastest on this hardware.
+
+After GPT-2 with QK-norm (LayerNorm on queries and keys, arXiv 2302.05442), squared ReLU (arXiv 2109.08668), no biases;
+both branches start at zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attention. On a CPU: in bf16 training as plain products (the bf16 kernel takes 6x the time), and for single
+    queries over a float32 cache in float32 (the bf16 kernel takes twice the time); measured: docs/log.md."""
+    if q.device.type == "cpu" and torch.is_grad_enabled() and q.dtype == torch.bfloat16:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + mask.to(q.dtype)
+        return scores.softmax(-1) @ v
+    if q.device.type == "cpu" and k.dtype == torch.float32:
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k, v.float(), attn_mask=mask.float())
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
+
+
+@contextmanager
+def matrix_vector(x: Tensor) -> Iterator[None]:
+    """For one bf16 vector a matrix on a CPU, torch's own kernel: it streams the weights, where oneDNN's strides
+    through them at a fraction of the memory's speed (measured: benchmarks/run.py decoding)."""
+    one = x.device.type == "cpu" and x.dtype == torch.bfloat16 and len(x) == 1
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = before and not one
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
+
+
+class Block(nn.Module):
+    """Attention and MLP with residual connections; both output projections start at zero."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.norm_attention = nn.LayerNorm(width, bias=False)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.norm_q = nn.LayerNorm(width // num_heads, bias=False)
+        self.norm_k = nn.LayerNorm(width // num_heads, bias=False)
+        self.attention_out = nn.Linear(width, width, bias=False)
+        self.norm_mlp = nn.LayerNorm(width, bias=False)
+        self.mlp_in = nn.Linear(width, 4 * width, bias=False)
+        self.mlp_out = nn.Linear(4 * width, width, bias=False)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (b, s, width) -> q, k, v, each (b, heads, s, head_dim), q and k normalised."""
+        b, s, width = x.shape
+        q, k, v = (
+            self.qkv(self.norm_attention(x)).view(b, s, 3, self.num_heads, width // self.num_heads).unbind(2)
+        )
+        q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Adds the attention's result (b, heads, s, head_dim) and the MLP to x (b, s, width)."""
+        b, s, width = x.shape
+        x = x + self.drop(self.attention_out(attended.transpose(1, 2).reshape(b, s, width)))
+        hidden = F.relu(self.mlp_in(self.norm_mlp(x)))
+        return x + self.drop(self.mlp_out(hidden * hidden))  # a product: `square` is several times slower on CPUs
+
+    def drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.training and self.dropout > 0 else x
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = self.heads(x)
+        return self.finish(x, attend(q, k, v, mask))
+
+    def step(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """One position a picture, x (b, width), over cached keys and values (b, heads, s, head_dim), of which the
+        last are filled in. As `forward`, in fewer and smaller operations: at batch 1 their number counts."""
+        b, width = x.shape
+        q, k, v = self.qkv(self.norm_attention(x)).view(b, 3, self.num_heads, width // self.num_heads).unbind(1)
+        keys[:, :, -1] = self.norm_k(k)
+        values[:, :, -1] = v
+        attended = attend(self.norm_q(q)[:, :, None], keys, values, mask)
+        x = x + self.attention_out(attended.to(v.dtype).view(b, width))
+        hidden = F.relu(self.mlp_in(self.norm_mlp(x)))
+        return x + self.mlp_out(hidden * hidden)

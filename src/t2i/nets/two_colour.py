@@ -1,0 +1,111 @@
+"""An autoencoder whose latent tells colour from form: each patch as two colours, and where which of them is.
+
+As in block truncation coding (Delp and Mitchell 1979, doi 10.1109/TCOM.1979.1094560) and the texture formats after
+it, the pixels of a patch are laid on the line through RGB along which they differ most: its two ends are the colours,
+the place of each pixel between them is the form. Two small nets encode the two, each into its half of the latent, so
+that with a quantiser of two parts (`quantizers/product.py`) a patch has a code for its form and one for its colours,
+and a form has the same code in every colour: a prior can then draw a shape in a colour that it never had. The form
+comes first, so that a prior knows where the colours will go when it chooses them (docs/log.md: it learns faster so).
+
+Deviation: nothing is reconstructed from colours and form directly; the decoder is VQGAN's and sees the neighbours.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from t2i.nets.autoencoder import Decoder
+
+LEAST_RANGE = 0.25  # of two ends in RGB of [-1, 1]: a form of less contrast is told fainter, not stretched to noise
+POWER_STEPS = 8
+
+
+def two_colours(
+    image: Float[Tensor, "b 3 h w"], patch_size: int
+) -> tuple[Float[Tensor, "b 6 gh gw"], Float[Tensor, "b n gh gw"]]:
+    """The two colours of every patch (RGB of the first, then of the second), and the share of the second in each of
+    its n = patch_size² pixels (raster order), in [0, 1].
+
+    Which colour is the first is decided by the form alone (more of it lies near a fixed point of the patch), so that
+    other colours in the same places give the same form.
+    """
+    b, _, h, w = image.shape
+    grid = h // patch_size, w // patch_size
+    x = F.pixel_unshuffle(image, patch_size).view(b, 3, patch_size**2, *grid)
+    mean = x.mean(2, keepdim=True)
+    centred = x - mean
+    covariance = torch.einsum("bcnij,bdnij->bijcd", centred, centred)
+    # Power iteration from the channel that varies most: the longest column, which is never orthogonal to the answer.
+    start = covariance.diagonal(dim1=-2, dim2=-1).argmax(-1)
+    axis = covariance.gather(-1, start[..., None, None].expand(*covariance.shape[:-1], 1))
+    for _ in range(POWER_STEPS):
+        axis = covariance @ F.normalize(axis, dim=-2, eps=1e-12)
+    axis = F.normalize(axis, dim=-2, eps=1e-12)[..., 0].permute(0, 3, 1, 2)  # (b, 3, gh, gw)
+    along = (centred * axis[:, :, None]).sum(1)  # (b, n, gh, gw)
+    side = torch.arange(patch_size, device=image.device, dtype=image.dtype)
+    far = torch.hypot(side[:, None] - 0.29 * patch_size, side[None, :] - 0.21 * patch_size).flatten()
+    sign = torch.where(torch.einsum("bnij,n->bij", along, far - far.mean()) < 0, -1.0, 1.0)[:, None]
+    axis, along = axis * sign, along * sign
+    low, high = along.amin(1, keepdim=True), along.amax(1, keepdim=True)
+    form = (along - low) / (high - low).clamp_min(LEAST_RANGE)
+    return torch.cat([mean[:, :, 0] + axis * low, mean[:, :, 0] + axis * high], 1), form
+
+
+class TwoColourEncoder(nn.Module):
+    """Pictures (b, 3, h, w) to latents (b, z_channels, h / patch_size, w / patch_size): the first half of the channels
+    says the form, the second the colours."""
+
+    def __init__(self, channels: int = 128, z_channels: int = 64, patch_size: int = 8) -> None:
+        super().__init__()
+        for name, value in (("channels", channels), ("patch_size", patch_size)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: at least 1 is needed")
+        if z_channels < 2 or z_channels % 2:
+            raise ValueError(f"z_channels={z_channels}: an even number is needed, half for forms and half for colours")
+        self.factor, self.z_channels = patch_size, z_channels
+
+        def net(inputs: int) -> nn.Sequential:
+            return nn.Sequential(nn.Conv2d(inputs, channels, 1), nn.SiLU(), nn.Conv2d(channels, channels, 1), nn.SiLU(),
+                                 nn.Conv2d(channels, z_channels // 2, 1))  # fmt: skip
+
+        self.form_stem, self.colour_stem = net(patch_size**2), net(6)
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b z gh gw"]:
+        height, width = image.shape[-2:]
+        if height % self.factor or width % self.factor:
+            raise ValueError(
+                f"image of {height}x{width} (h x w): both sides must be multiples of the encoder's factor {self.factor}"
+            )
+        with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
+            colours, form = two_colours(image.float(), self.factor)
+        return torch.cat([self.form_stem(2 * form - 1), self.colour_stem(colours)], 1)
+
+
+class TwoColourAutoencoder(nn.Module):
+    """The encoder above and VQGAN's decoder on one level.
+
+    Args:
+        channels: of the decoder, and of the two encoding nets.
+        num_res_blocks: of the decoder's level, beside the two of its middle.
+        z_channels: of the latent, half for form and half for colours.
+        patch_size: pixels a side of a patch, the factor.
+    """
+
+    def __init__(
+        self, channels: int = 128, num_res_blocks: int = 2, z_channels: int = 64, patch_size: int = 8
+    ) -> None:
+        super().__init__()
+        self.encoder = TwoColourEncoder(channels, z_channels, patch_size)
+        self.decoder = Decoder(channels, [1], num_res_blocks - 1, [], z_channels, 3, 0, patch_size, False)
+        self.z_channels, self.factor = z_channels, patch_size
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight on which the adaptive weight of the adversarial loss is measured."""
+        return self.decoder.last_layer
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        return self.decoder(self.encoder(image))

@@ -1,0 +1,67 @@
+"""Product quantisation: the latent's channels are cut into parts, and each part has a quantiser of its own.
+
+Paper: Jégou, Douze and Schmid 2011, Product Quantization for Nearest Neighbor Search, doi 10.1109/TPAMI.2010.57. A
+place has one code a part; together they are one number, the first part's digit the most significant (`types.digits`),
+so that what handles codes need not know of parts, and what should (a prior) reads `factors`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from t2i.quantizers.nearest import check_ids
+from t2i.types import Quantized, Quantizer, digits, number_of
+
+
+class Product(nn.Module):
+    """Latents (b, dim, h, w), dim the sum over the parts, to one code a part.
+
+    Args:
+        parts: name -> quantiser, in the order of the channels. All need the same `dim`, since the tokenizer fits the
+            latent's channels to them in equal groups.
+    """
+
+    def __init__(self, parts: Mapping[str, Quantizer]) -> None:
+        super().__init__()
+        if not parts:
+            raise ValueError("parts={}: at least one quantiser is needed")
+        dims = {name: part.dim for name, part in parts.items()}
+        if len(set(dims.values())) > 1:
+            shown = ", ".join(f"{name} {dim}" for name, dim in dims.items())
+            raise ValueError(f"parts of different dim ({shown}): all must have the same")
+        self.parts = nn.ModuleDict(parts)
+        self.dim = sum(dims.values())
+        self.factors = tuple(factor for part in parts.values() for factor in part.factors)
+        self.codebook_size = math.prod(self.factors)
+
+    def forward(self, z: Float[Tensor, "b d h w"]) -> Quantized:
+        if z.shape[1] != self.dim:
+            raise ValueError(f"latent of {z.shape[1]} channels: the parts quantise {self.dim}")
+        found = {name: part(x) for (name, part), x in zip(self.parts.items(), self.cut(z), strict=True)}
+        each = torch.cat([digits(q.ids, self.parts[name].factors) for name, q in found.items()], -1)
+        return Quantized(
+            z_q=torch.cat([q.z_q for q in found.values()], 1),
+            ids=number_of(each, self.factors),
+            loss=torch.stack([q.loss for q in found.values()]).sum(),
+            metrics={f"{name}/{key}": value for name, q in found.items() for key, value in q.metrics.items()},
+        )
+
+    def cut(self, z: Float[Tensor, "b d h w"]) -> tuple[Tensor, ...]:
+        return z.split(self.dim // len(self.parts), 1)
+
+    def decode_ids(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
+        check_ids(ids, self.codebook_size)
+        each, found = digits(ids, self.factors), []
+        for part in self.parts.values():
+            mine, each = each[..., : len(part.factors)], each[..., len(part.factors) :]
+            found.append(part.decode_ids(number_of(mine, part.factors)))
+        return torch.cat(found, 1)
+
+    def codebooks(self) -> list[Float[Tensor, "k d"]]:
+        """The vectors of every factor, each in its own space."""
+        return [vectors for part in self.parts.values() for vectors in part.codebooks()]
