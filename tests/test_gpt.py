@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from t2i.nets.codes import around
 from t2i.nets.gpt import GPT
-from t2i.types import digits
+from t2i.types import digits, number_of
 
 CODES, GRID, TEXT, LENGTH = 12, (2, 3), 5, 4
-WHOLE, PARTS = (12,), (3, 4)  # codes of one part, and of two
+WHOLE, PARTS = (12,), (2, 3, 2)  # codes of one part, and of three
 
 
 def tiny(factors=WHOLE, **changes) -> GPT:
@@ -43,12 +44,12 @@ def test_cached_logits_are_the_uncached_ones(inputs, given: int, factors) -> Non
         expected = net(ids, states, mask, null)
         x, cache = net.prefill(states, mask, null, ids[:, :given])
         place = cache.keys.data_ptr()
-        found = [x]
-        for i in range(given, ids.shape[1] - 1):
-            found.append(net.step(each[:, i], cache))
-        for part, wanted in enumerate(expected):
-            logits = [net.logits(x, each[:, given + i, :part]) for i, x in enumerate(found)]
-            torch.testing.assert_close(torch.stack(logits, 1), wanted[:, given:], atol=1e-5, rtol=1e-5)
+        for i in range(given, ids.shape[1]):
+            for part, wanted in enumerate(expected):
+                found = net.logits(x, each[:, i, :part], cache)
+                torch.testing.assert_close(found, wanted[:, i], atol=1e-5, rtol=1e-5)
+            if i + 1 < ids.shape[1]:
+                x = net.step(each[:, i], cache)
     assert cache.keys.data_ptr() == place and cache.keys.shape == (2, 3, 2, LENGTH + 6, 8)  # allocated once
 
 
@@ -61,16 +62,42 @@ def test_a_code_sees_only_those_before_it(inputs) -> None:
     assert all((before[:, i] - after[:, i]).abs().max() > 1e-3 for i in (4, 5))
 
 
-def test_a_part_sees_the_parts_before_it_too(inputs) -> None:
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_a_part_sees_the_parts_before_it_too(inputs, part: int) -> None:
     net, (ids, states, mask, null) = tiny(PARTS), inputs
-    for step, first_too in ((1, False), (4, True)):  # another second part, another first part
-        changed = ids.clone()
-        changed[:, 3] = ids[:, 3] // 4 * 4 + (ids[:, 3] + 1) % 4 if step == 1 else (ids[:, 3] + 4) % CODES
-        before, after = net(ids, states, mask, null), net(changed, states, mask, null)
-        moved = [(a[:, 3] - b[:, 3]).abs().max() > 1e-3 for a, b in zip(before, after, strict=True)]
-        assert moved == [False, first_too]
-        assert all(torch.equal(a[:, :3], b[:, :3]) for a, b in zip(before, after, strict=True))
-        assert all((a[:, 4] - b[:, 4]).abs().max() > 1e-3 for a, b in zip(before, after, strict=True))
+    each = digits(ids, PARTS)
+    each[:, 3, part] = (each[:, 3, part] + 1) % PARTS[part]
+    before, after = net(ids, states, mask, null), net(number_of(each, PARTS), states, mask, null)
+    moved = [bool((a[:, 3] - b[:, 3]).abs().max() > 1e-4) for a, b in zip(before, after, strict=True)]
+    assert moved == [i > part for i in range(3)]
+    assert all(torch.equal(a[:, :3], b[:, :3]) for a, b in zip(before, after, strict=True))
+    assert all((a[:, 4] - b[:, 4]).abs().max() > 1e-4 for a, b in zip(before, after, strict=True))
+
+
+def test_around_is_left_above_and_above_to_the_right() -> None:
+    each = torch.arange(6)[None, :, None].expand(1, 6, 2)
+    near = around(each, 3)[0, :, :, 0] - 1
+    outside = -1
+    assert near.tolist() == [[outside, outside, outside], [0, outside, outside], [1, outside, outside],
+                             [outside, 0, 1], [3, 1, 2], [4, 2, outside]]  # fmt: skip
+    assert (around(each[:, :2], 1)[0, :, :, 0] - 1).tolist() == [[-1, -1, -1], [-1, 0, -1]]
+
+
+def test_a_colour_is_read_from_its_word_alone(inputs) -> None:
+    net, (ids, states, mask, null) = tiny(PARTS), inputs
+    caption = net.prefix(states, mask, null)[2][0]
+    reader, near = net.predict.readers[0], around(digits(ids, PARTS), GRID[1])
+    x, known = torch.randn(3, 6, 16), digits(ids, PARTS)[..., :1]
+    whole = reader(x, known, near, caption)
+    caption.value.zero_()
+    near.zero_()
+    blind = reader(x, known, near, caption)
+    assert (whole - blind).abs().max() > 1e-4
+    for words in (caption.key, caption.value):  # nothing to see: then where it looks makes no difference
+        words.zero_()
+    net.predict.readers[0].seen.weight.data.zero_()
+    net.predict.readers[0].constants.data.zero_()
+    torch.testing.assert_close(reader(x, known, near, caption), reader(x + 1, known, near, caption))
 
 
 def test_padding_of_the_prefix_does_not_matter(inputs) -> None:
@@ -81,8 +108,9 @@ def test_padding_of_the_prefix_does_not_matter(inputs) -> None:
     torch.testing.assert_close(net(ids[1:2], states[1:2], mask[1:2], no)[0], short, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(net(ids[1:2], other, mask[1:2], no)[0], short, atol=1e-5, rtol=1e-5)
     with torch.no_grad():
-        padded = net.prefill(states[1:2], mask[1:2], no, ids[1:2, :2])[0]
-        torch.testing.assert_close(net.logits(padded, torch.zeros(1, 0).long()), short[:, 2], atol=1e-5, rtol=1e-5)
+        padded, cache = net.prefill(states[1:2], mask[1:2], no, ids[1:2, :2])
+        logits = net.logits(padded, torch.zeros(1, 0).long(), cache)
+        torch.testing.assert_close(logits, short[:, 2], atol=1e-5, rtol=1e-5)
 
 
 def test_the_prefix_is_heard_and_the_null_prefix_hides_it(inputs) -> None:
@@ -126,6 +154,7 @@ def test_training_on_a_cpu_gives_what_inference_gives(inputs) -> None:
         ({"num_heads": 0}, "num_heads=0 and num_layers=2 must be at least 1"),
         ({"num_layers": 0}, "num_layers=0 must be at least 1"),
         ({"dropout": 1.0}, r"dropout=1.0 is outside \[0, 1\)"),
+        ({"factors": PARTS, "width": 18, "num_heads": 2}, "width=18 is not divisible by 4"),
         ({"dropout": -0.1}, r"dropout=-0.1 is outside \[0, 1\)"),
     ],
 )
@@ -150,7 +179,7 @@ def test_a_noun_comes_with_its_neighbours(inputs) -> None:
     net, (_, states, mask, null) = tiny(), inputs
     changed = states.clone()
     changed[0, 1] = -changed[0, 1]
-    (before, _), (after, _) = net.prefix(states, mask, null), net.prefix(changed, mask, null)
+    before, after = net.prefix(states, mask, null)[0], net.prefix(changed, mask, null)[0]
     moved = (before - after).abs().amax(-1) > 1e-4
     assert moved[0].tolist() == [True, True, True, False] and not moved[1:].any()
 
@@ -186,10 +215,10 @@ def test_codes_are_counted() -> None:
 
 
 def test_it_starts_from_the_codebooks() -> None:
-    net, vectors = tiny(PARTS), [torch.randn(3, 2), torch.randn(4, 2)]
-    vectors[1][3] = vectors[1][0]
+    net, vectors = tiny(PARTS), [torch.randn(k, 2) for k in PARTS]
+    vectors[1][2] = vectors[1][0]
     net.start_from(vectors)
     table = net.codes.tables[1].weight
-    assert (table[3] - table[0]).norm() < 0.5 * (table[3] - table[1]).norm()
+    assert (table[2] - table[0]).norm() < 0.5 * (table[2] - table[1]).norm()
     with pytest.raises(ValueError, match="argument"):
         net.start_from(vectors[:1])  # a codebook too few

@@ -134,12 +134,12 @@ def test_dropped_captions_train_the_null_prefix(made, toy, monkeypatch) -> None:
 def test_a_loss_that_is_not_finite_stops_before_any_weight_moves(made, toy, tmp_path) -> None:
     model = prior(made)
     with torch.no_grad():
-        model.gpt.predict.heads[0].weight[0, 0] = torch.nan
+        model.gpt.predict.first.weight[0, 0] = torch.nan
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(NonFiniteLoss, match=r"at step 0: train/loss=nan. The batch: k0, k1, k2, k3\."):
         fit(model, tmp_path, [toy], 1)
     after = model.state_dict()
-    assert all(after[name].equal(before[name]) or name == "gpt.predict.heads.0.weight" for name in before)
+    assert all(after[name].equal(before[name]) or name == "gpt.predict.first.weight" for name in before)
 
 
 def test_its_checkpoint_draws_when_everything_else_is_gone(made, toy, tmp_path) -> None:
@@ -168,7 +168,7 @@ def test_its_checkpoint_draws_when_everything_else_is_gone(made, toy, tmp_path) 
 
 def test_pictures_depend_on_caption_and_seed_alone(made) -> None:
     model = prior(made)
-    torch.nn.init.normal_(model.gpt.predict.heads[0].weight)
+    torch.nn.init.normal_(model.gpt.predict.first.weight)
     together = model.sample(TEXT, seeds=[1, 2, 3, 4])
     assert torch.equal(model.sample(TEXT[2:], seeds=[3, 4]), together[2:])
     assert torch.equal(model.sample(TEXT, seeds=[1, 2, 3, 4]), together)

@@ -50,13 +50,15 @@ def test_flat_and_faint_patches() -> None:
     assert two_colours(faint, P)[1].max() <= 0.02 / LEAST_RANGE
 
 
-def test_half_of_the_latent_is_form_and_half_is_colour() -> None:
+def test_a_third_of_the_latent_is_form_and_two_are_colours() -> None:
     torch.manual_seed(0)
     net = TwoColourEncoder(channels=8, z_channels=6, patch_size=P)
     form = (torch.rand(8, 8) > 0.5).float()
     one, other = net(painted(form, [0, 0, 0], [1, 1, 1])), net(painted(form, [1, 0, 0], [0, 1, 0]))
-    torch.testing.assert_close(one[:, :3], other[:, :3], atol=1e-4, rtol=1e-4)
-    assert (one[:, 3:] - other[:, 3:]).abs().max() > 1e-3
+    torch.testing.assert_close(one[:, :2], other[:, :2], atol=1e-4, rtol=1e-4)
+    assert all((one[:, i : i + 2] - other[:, i : i + 2]).abs().max() > 1e-3 for i in (2, 4))
+    turned = net(painted(1 - form, [1, 1, 1], [0, 0, 0]))  # the same picture, told the other way round
+    torch.testing.assert_close(turned, one, atol=1e-4, rtol=1e-4)
     alone = net(painted(form, [0, 0, 0], [1, 1, 1])[..., :P, :P])
     torch.testing.assert_close(alone, one[..., :1, :1])  # a code says what its own patch shows
     same = net(painted(form, [0, 0, 0], [1, 1, 1]).repeat(1, 1, 1, 2))
@@ -65,7 +67,7 @@ def test_half_of_the_latent_is_form_and_half_is_colour() -> None:
 
 def test_a_tokenizer_of_two_parts_keeps_them_apart() -> None:
     torch.manual_seed(0)
-    quantizer = Product({"form": EMA(16, dim=2), "colour": EMA(8, dim=2)})
+    quantizer = Product({"form": EMA(16, dim=2), "first": EMA(4, dim=2), "second": EMA(2, dim=2)})
     tokenizer = ImageTokenizer(TwoColourAutoencoder(8, 2, 6, P), quantizer, 16)
     form = (torch.rand(4, 1, 16, 16) > 0.6).float()
     images = torch.cat([painted(f[0], [-0.9, 0.2, 0.8], [0.7, -0.5, 0.1]) for f in form])
@@ -73,14 +75,16 @@ def test_a_tokenizer_of_two_parts_keeps_them_apart() -> None:
     tokenizer.eval()
     recoloured = torch.cat([painted(f[0], [0.1, 0.1, 0.1], [1.0, -1.0, 0.5]) for f in form])
     assert torch.equal(tokenizer.encode(images) // 8, tokenizer.encode(recoloured) // 8)
-    assert tokenizer.factors == (16, 8) and tokenizer.codebook_size == 128
+    assert tokenizer.factors == (16, 4, 2) and tokenizer.codebook_size == 128
     assert tokenizer.decode_ids(tokenizer.encode(images)).shape == images.shape
-    with pytest.raises(ValueError, match="z_channels=4 and the quantizer's dim=3 must both be"):
-        ImageTokenizer(TwoColourAutoencoder(8, 2, 4, P), Product({name: EMA(8, dim=1) for name in "abc"}), 16)
+    with pytest.raises(ValueError, match="latent has 3 parts and the quantizer 2"):
+        ImageTokenizer(TwoColourAutoencoder(8, 2, 6, P), Product({name: EMA(8, dim=1) for name in "ab"}), 16)
+    plain = ImageTokenizer(TwoColourAutoencoder(8, 2, 6, P), EMA(8, dim=4), 16)  # one code for all of a patch
+    assert plain.factors == (8,) and plain.quant_conv.groups == 1
 
 
 def test_wrong_sizes_are_named() -> None:
-    with pytest.raises(ValueError, match="z_channels=5: an even number"):
+    with pytest.raises(ValueError, match="z_channels=5: a multiple of 3"):
         TwoColourEncoder(z_channels=5)
     with pytest.raises(ValueError, match="patch_size=0"):
         TwoColourEncoder(patch_size=0)

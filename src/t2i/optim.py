@@ -87,7 +87,7 @@ class Muon(torch.optim.Optimizer):
 
 
 OUTSIDE = ("stem", "head", "codes", "codebook", "embedding", "text_in", "cell", "row", "column", "position", "start",
-           "tally", "null")
+           "tally", "null", "first", "told", "seen", "look", "summary", "constants")
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:

@@ -27,7 +27,7 @@ class CachedModel(Protocol):
 
     def prefill(self, states: Tensor, mask: Tensor, null: Tensor, given: Tensor) -> tuple[Tensor, Any]: ...
 
-    def logits(self, x: Tensor, known: Tensor) -> Tensor: ...
+    def logits(self, x: Tensor, known: Tensor, cache: Any) -> Tensor: ...
 
     def step(self, each: Tensor, cache: Any) -> Tensor: ...
 
@@ -134,7 +134,7 @@ def generate(
     for i in range(m, model.num_codes):
         each = torch.empty(len(x), 0, dtype=torch.long, device=device)
         for part in range(parts):
-            logits = model.logits(x, each)
+            logits = model.logits(x, each, cache)
             if guided:
                 logits = guide(logits[:b].float(), logits[b:].float(), guidance)
             if temperature == 0:

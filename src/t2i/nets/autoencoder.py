@@ -276,7 +276,7 @@ class Autoencoder(nn.Module):
         shared = (channels, multipliers, num_res_blocks, attention_levels, z_channels, image_channels)
         self.encoder = Encoder(*shared, num_groups, patch_size, mid_attention, local_encoder)
         self.decoder = Decoder(*shared, num_groups, patch_size, mid_attention)
-        self.z_channels = z_channels
+        self.z_channels, self.parts = z_channels, 1
         self.factor = self.encoder.factor
 
     @property

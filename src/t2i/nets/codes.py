@@ -1,17 +1,39 @@
 """How a transformer reads and writes codes that have parts (several numbers a place, as `quantizers/product.py` makes).
 
-A code's embedding is the sum of its parts' embeddings. A code is predicted part by part, each under those before it,
-by a small net on the transformer's output: the idea of the depth transformer of RQ-Transformer (arXiv 2203.01941),
-with an MLP in the transformer's place. Codes of one part are the ordinary case: one table, one norm, one matrix.
+A code's embedding is the sum of its parts' embeddings. A code is predicted part by part, each under those before it, as
+the depth transformer of RQ-Transformer does (arXiv 2203.01941). The first part is an ordinary linear head. The others
+are *read*: the transformer's output only says where to look, among the words of the caption, the codes of the places
+around and a few constants, and what is seen there decides. So a colour is the one that its word names, or the one next
+to it, and that a shape never had it in training is no reason against it: of 50 captions that bind an unseen pair, 39
+are drawn right where an MLP on the transformer's output draws 16 (docs/log.md). Pointer networks (arXiv 1506.03134) and
+copying (arXiv 1603.06393) are the ancestors; here values are mixed, not probabilities, which learns far more quickly.
+
+Codes of one part are the ordinary case: one table, one norm, one matrix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+HEADS = 4  # of a reader
+CONSTANTS = 4  # what it may see beside words and neighbours
+SUMMARY = 3  # numbers in which the first part is told to the others: which way round, flat or not; not what it shows
+AROUND = 3  # places whose codes are seen: left, above, above to the right
+
+
+@dataclass
+class Words:
+    """A caption as a reader sees it: keys and values (b, heads, t, head_dim), and which words are real (b, t)."""
+
+    key: Tensor
+    value: Tensor
+    mask: Tensor
 
 
 class CodeEmbedding(nn.Module):
@@ -28,42 +50,94 @@ class CodeEmbedding(nn.Module):
         return total
 
 
-class Refine(nn.Module):
-    """What is known before the next part: the part just drawn, and an MLP on all of it."""
+def around(each: Int[Tensor, "b n f"], columns: int) -> Int[Tensor, "b n 3 f"]:
+    """One more than the codes left of, above, and above to the right of every place; 0 where there is none."""
+    n = each.shape[1]
+    every = torch.arange(n, device=each.device) % columns
+    before = F.pad(each + 1, (0, 0, columns + 1, 0))  # (b, columns + 1 + n, f)
+    left = before[:, columns : columns + n] * (every > 0)[:, None]
+    right = before[:, 2 : 2 + n] * (every < columns - 1)[:, None]
+    return torch.stack([left, before[:, 1 : 1 + n], right], 2)
 
-    def __init__(self, factor: int, width: int) -> None:
+
+class Reader(nn.Module):
+    """p(part | what is seen where x looks), as logits.
+
+    Args:
+        factors: of the whole code; `index` says which part this one predicts, from 1.
+        width: of the transformer. text_dim: of the caption's word states.
+    """
+
+    def __init__(self, factors: Sequence[int], index: int, width: int, text_dim: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(factor, width)
-        self.norm = nn.LayerNorm(width, bias=False)
+        self.index = index
+        self.told = nn.ModuleList(nn.Embedding(k, width) for k in factors[:index])
+        self.norm_in = nn.LayerNorm(width, bias=False)
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(3 * text_dim, width, bias=False)
+        self.value = nn.Linear(text_dim, width, bias=False)
+        sizes = [k + 1 for k in (*factors[1:] * AROUND, *factors[1:index])]  # 0: outside the picture
+        self.register_buffer("offsets", torch.tensor([0, *sizes[:-1]]).cumsum(0), persistent=False)
+        self.seen = nn.Embedding(sum(sizes), width)
+        self.constants = nn.Parameter(torch.zeros(CONSTANTS, width))
+        self.look = nn.Linear(width, HEADS * (len(sizes) + CONSTANTS))
+        self.summary = nn.Embedding(factors[0], SUMMARY)
+        self.summary_in = nn.Linear(SUMMARY, width, bias=False)
+        self.norm_mlp = nn.LayerNorm(width, bias=False)
         self.mlp_in = nn.Linear(width, 2 * width, bias=False)
         self.mlp_out = nn.Linear(2 * width, width, bias=False)
+        self.norm_out = nn.LayerNorm(width, bias=False)
+        self.head = nn.Linear(width, factors[index], bias=False)
 
-    def forward(self, x: Float[Tensor, "... width"], part: Int[Tensor, "..."]) -> Float[Tensor, "... width"]:
-        x = x + self.embedding(part)
-        hidden = F.relu(self.mlp_in(self.norm(x)))
-        return x + self.mlp_out(hidden * hidden)
+    def heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)  # (b, s, width) -> (b, heads, s, head_dim)
+
+    def words(self, states: Float[Tensor, "b t d"], triples: Float[Tensor, "b t d3"], mask: Tensor) -> Words:
+        """A caption's word states, the same with those before and after, and which are real (b, t)."""
+        return Words(self.heads(self.key(triples)), self.heads(self.value(states)), mask)
+
+    def forward(
+        self, x: Float[Tensor, "b n width"], known: Int[Tensor, "b n i"], near: Int[Tensor, "b n 3 f"], words: Words
+    ) -> Float[Tensor, "b n k"]:
+        for i, table in enumerate(self.told):
+            x = x + table(known[..., i])
+        x = self.norm_in(x)
+        looks = self.heads(self.query(x)) @ words.key.transpose(-1, -2) * words.key.shape[-1] ** -0.5
+        looks = looks.masked_fill(~words.mask[:, None, None], -1e4)
+        other = self.look(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+        share = torch.cat([looks, other], -1).float().softmax(-1).to(words.value.dtype)
+        t, s = looks.shape[-1], len(self.offsets)
+        codes = torch.cat([near[..., 1:].flatten(2), known[..., 1:] + 1], -1) + self.offsets
+        seen = self.seen(codes).to(share.dtype).unflatten(-1, (HEADS, -1))  # (b, n, s, heads, head_dim)
+        constants = self.constants.to(share.dtype).unflatten(-1, (HEADS, -1)).transpose(0, 1)
+        found = share[..., :t] @ words.value + share[..., t + s :] @ constants
+        found = found.transpose(1, 2) + torch.einsum("bhns,bnshd->bnhd", share[..., t : t + s], seen)
+        y = found.flatten(2) + self.summary_in(self.summary(known[..., 0]))
+        hidden = F.relu(self.mlp_in(self.norm_mlp(y)))
+        return self.head(self.norm_out(y + self.mlp_out(hidden * hidden)))
 
 
 class CodeHead(nn.Module):
     """p(part i | the transformer's output, parts before i), as logits."""
 
-    def __init__(self, factors: Sequence[int], width: int) -> None:
+    def __init__(self, factors: Sequence[int], width: int, text_dim: int) -> None:
         super().__init__()
-        self.refine = nn.ModuleList(Refine(k, width) for k in factors[:-1])
-        self.norms = nn.ModuleList(nn.LayerNorm(width, bias=False) for _ in factors)
-        self.heads = nn.ModuleList(nn.Linear(width, k, bias=False) for k in factors)
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.first = nn.Linear(width, factors[0], bias=False)
+        self.readers = nn.ModuleList(Reader(factors, i, width, text_dim) for i in range(1, len(factors)))
 
-    def forward(self, x: Float[Tensor, "... width"], known: Int[Tensor, "... i"]) -> Float[Tensor, "... k"]:
+    def words(self, states: Tensor, triples: Tensor, mask: Tensor) -> list[Words]:
+        """The caption as each reader sees it, once a caption."""
+        return [reader.words(states, triples, mask) for reader in self.readers]
+
+    def forward(
+        self, x: Float[Tensor, "b n width"], known: Int[Tensor, "b n i"], near: Int[Tensor, "b n 3 f"],
+        words: Sequence[Words],
+    ) -> Float[Tensor, "b n k"]:  # fmt: skip
         """Logits of part i, given the i parts before it."""
-        count = known.shape[-1]
-        for i in range(count):
-            x = self.refine[i](x, known[..., i])
-        return self.heads[count](self.norms[count](x))
+        i = known.shape[-1]
+        return self.readers[i - 1](x, known, near, words[i - 1]) if i else self.first(self.norm(x))
 
-    def every(self, x: Float[Tensor, "... width"], each: Int[Tensor, "... f"]) -> list[Float[Tensor, "... k"]]:
-        """Logits of all parts, each under the true ones before it."""
-        found = [self.heads[0](self.norms[0](x))]
-        for i, refine in enumerate(self.refine):
-            x = refine(x, each[..., i])
-            found.append(self.heads[i + 1](self.norms[i + 1](x)))
-        return found
+    def matrices(self) -> list[nn.Linear]:
+        """The last one of every part."""
+        return [self.first, *(reader.head for reader in self.readers)]

@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from t2i.nets.codes import CodeEmbedding, CodeHead
+from t2i.nets.codes import HEADS as READER_HEADS
+from t2i.nets.codes import CodeEmbedding, CodeHead, Words, around
 from t2i.nets.transformer import Block, attend, matrix_vector
 from t2i.types import digits
 
@@ -35,7 +36,8 @@ class Cache:
     """Keys and values of every layer, allocated once: (layers, b, heads, prefix + codes, head_dim).
 
     In float32 on a CPU (see `attend`), elsewhere in the precision of the net. `mask` is additive, (b, 1, 1, prefix +
-    codes), over positions to come too; `tallies` are the running sums so far; `length` positions are filled.
+    codes), over positions to come too; `tallies` are the running sums so far, `words` what readers
+    see of the captions; `length` positions are filled.
     """
 
     keys: Tensor
@@ -43,6 +45,7 @@ class Cache:
     mask: Tensor
     ids: Tensor
     tallies: Tensor
+    words: list[Words]
     prefix: int
     length: int
 
@@ -76,6 +79,8 @@ class GPT(nn.Module):
             raise ValueError(f"num_heads={num_heads} and num_layers={num_layers} must be at least 1")
         if width % num_heads:
             raise ValueError(f"width={width} is not divisible by num_heads={num_heads}")
+        if len(factors) > 1 and width % READER_HEADS:
+            raise ValueError(f"width={width} is not divisible by {READER_HEADS}, as codes of several parts need")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout={dropout} is outside [0, 1)")
         self.factors, self.codebook_size = tuple(factors), math.prod(factors)
@@ -95,7 +100,7 @@ class GPT(nn.Module):
         self.text_position = nn.Parameter(torch.zeros(text_length, width))
         self.null = nn.Parameter(torch.zeros(width))  # the caption that says nothing: learned, one position
         self.blocks = nn.ModuleList(Block(width, num_heads, dropout) for _ in range(num_layers))
-        self.predict = CodeHead(self.factors, width)
+        self.predict = CodeHead(self.factors, width, text_dim)
         self.initialise()
 
     def initialise(self) -> None:
@@ -104,27 +109,32 @@ class GPT(nn.Module):
                 continue
             if name.endswith(("attention_out.weight", "mlp_out.weight")):
                 nn.init.zeros_(parameter)
-            elif name.endswith(("qkv.weight", "mlp_in.weight", "text_in.weight")):
+            elif name.endswith(("qkv.weight", "mlp_in.weight", "text_in.weight", "query.weight", "key.weight",
+                                "value.weight", "summary_in.weight")):  # fmt: skip
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
-            elif name.startswith("tally."):
+            elif name.startswith("tally.") or name.endswith(("look.weight", "constants")):
                 nn.init.zeros_(parameter)
-            elif ".heads." in name:
+            elif name.endswith(("first.weight", "head.weight")):
                 nn.init.normal_(parameter, std=0.02)
             else:
-                nn.init.normal_(parameter, std=0.5 if name.startswith("codes.") else 0.1)
+                wide = name.startswith("codes.") or name.endswith(("seen.weight", "summary.weight"))
+                nn.init.normal_(parameter, std=0.5 if wide else 0.1)
 
     def prefix(
         self, states: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"], null: Bool[Tensor, " b"]
-    ) -> tuple[Tensor, Tensor]:
-        """Projects caption states; where `null`, the caption gives way to the learned null prefix."""
+    ) -> tuple[Tensor, Tensor, list[Words]]:
+        """Projects caption states, for the blocks and for the readers of `nets/codes.py`; where `null`, the caption
+        gives way to the learned null prefix. The mask that comes back is the prefix's."""
         if states.shape[1] > self.text_length:
             raise ValueError(f"the prefix has {states.shape[1]} text tokens; at most {self.text_length} are allowed")
         states = F.layer_norm(states.to(self.text_in.weight.dtype), states.shape[-1:]) * mask[..., None]
         before, after = F.pad(states, (0, 0, 1, 0))[:, :-1], F.pad(states, (0, 0, 0, 1))[:, 1:]
-        x = self.text_in(torch.cat([before, states, after], -1)) + self.text_position[: states.shape[1]]
+        triples = torch.cat([before, states, after], -1)
+        x = self.text_in(triples) + self.text_position[: states.shape[1]]
         first = (torch.arange(mask.shape[1], device=mask.device) == 0).expand_as(mask)
-        x = torch.where(null[:, None, None], self.null.to(x.dtype), x)
-        return x, torch.where(null[:, None], first, mask)
+        mask, shown = torch.where(null[:, None], first, mask), ~null[:, None, None]
+        x = torch.where(shown, x, self.null.to(x.dtype))
+        return x, mask, self.predict.words(states * shown, triples * shown, mask)
 
     def told(self, so_far: Float[Tensor, "... tallies"]) -> Tensor:
         """Running sums (float32: bf16 cannot count beyond 256) as part of an input."""
@@ -149,7 +159,7 @@ class GPT(nn.Module):
     def start_from(self, codebooks: Sequence[Float[Tensor, "k d"]]) -> None:
         """Initialises embedding and head by one random projection of each codebook's vectors, so that codes which
         look alike start alike and what is learned of one holds for the others."""
-        for vectors, table, head in zip(codebooks, self.codes.tables, self.predict.heads, strict=True):
+        for vectors, table, head in zip(codebooks, self.codes.tables, self.predict.matrices(), strict=True):
             vectors = (vectors - vectors.mean(0)) / vectors.std(0).clamp_min(1e-6)
             projection = torch.randn(vectors.shape[1], table.embedding_dim) * vectors.shape[1] ** -0.5
             projected = vectors.float().cpu() @ projection
@@ -175,14 +185,15 @@ class GPT(nn.Module):
         """Logits of every code given those before it, a list for each of `factors`; `null` marks pictures whose
         caption is dropped."""
         each = digits(ids, self.factors)
-        text, mask = self.prefix(states, mask, null)
+        text, mask, words = self.prefix(states, mask, null)
         x = torch.cat([text, self.embed(each[:, :-1])], 1)
         additive = self.mask(mask, ids.shape[1], torch.float32)
         if torch.is_autocast_enabled(x.device.type):
             additive = additive.to(torch.get_autocast_dtype(x.device.type))  # once, not in every block
         for block in self.blocks:
             x = block(x, additive)
-        return self.predict.every(x[:, text.shape[1] :], each)
+        x, near = x[:, text.shape[1] :], around(each, self.grid[1])
+        return [self.predict(x, each[..., :i], near, words) for i in range(len(self.factors))]
 
     def prefill(
         self,
@@ -193,7 +204,7 @@ class GPT(nn.Module):
     ) -> tuple[Float[Tensor, "b width"], Cache]:
         """Runs the prefix, the start token and `given` codes once; returns what `logits` takes, and the cache."""
         each = digits(given, self.factors)
-        text, mask = self.prefix(states, mask, null)
+        text, mask, words = self.prefix(states, mask, null)
         x = torch.cat([text, self.embed(each)], 1)
         b, t = mask.shape
         additive = self.mask(mask, x.shape[1] - t, torch.float32)
@@ -207,16 +218,18 @@ class GPT(nn.Module):
                 ids = torch.zeros(b, self.num_codes, len(self.factors), dtype=torch.long, device=x.device)
                 ids[:, : each.shape[1]] = each
                 empty, so_far = k.new_zeros(size, dtype=dtype), self.tally(each).float().sum(1)
-                cache = Cache(empty, torch.zeros_like(empty), after, ids, so_far, t, x.shape[1])
+                cache = Cache(empty, torch.zeros_like(empty), after, ids, so_far, words, t, x.shape[1])
             cache.keys[layer, :, :, : x.shape[1]] = k
             cache.values[layer, :, :, : x.shape[1]] = v
             x = block.finish(x, attend(q, k, v, additive))
         return x[:, -1], cache
 
-    def logits(self, x: Float[Tensor, "b width"], known: Int[Tensor, "b i"]) -> Float[Tensor, "b k"]:
+    def logits(self, x: Float[Tensor, "b width"], known: Int[Tensor, "b i"], cache: Cache) -> Float[Tensor, "b k"]:
         """Logits of part i of the next code, given the i parts before it; `x` comes from `prefill` or `step`."""
+        at = cache.length - cache.prefix - 1
+        near = around(cache.ids, self.grid[1])[:, at : at + 1]
         with matrix_vector(x):
-            return self.predict(x, known)
+            return self.predict(x[:, None], known[:, None], near, cache.words)[:, 0]
 
     def step(self, each: Int[Tensor, "b f"], cache: Cache) -> Float[Tensor, "b width"]:
         """Appends one code a picture, as its digits, to the cache; returns what `logits` takes for the next."""

@@ -1,7 +1,7 @@
 """Pictures to codes and back: an autoencoder with a quantiser between its halves (arXiv 2012.09841).
 
 Two 1x1 convolutions fit the autoencoder's channels to the quantiser's, so that low-dimensional codes need no
-other change. For a quantiser of several parts the first works in as many groups: the parts stay what they are.
+other change. Where latent and quantiser have the same parts the first works in groups: parts stay what they are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class ImageTokenizer(nn.Module):
     """A `t2i.types.Tokenizer`.
 
     Args:
-        autoencoder: has `encoder`, `decoder`, `factor`, `z_channels`, `last_layer`.
+        autoencoder: has `encoder`, `decoder`, `factor`, `z_channels`, `parts`, `last_layer`.
         quantizer: a `t2i.types.Quantizer`.
         image_size: side of the square pictures, divisible by the autoencoder's factor.
     """
@@ -31,11 +31,12 @@ class ImageTokenizer(nn.Module):
                 f"image_size={image_size} is not divisible by the autoencoder's factor {autoencoder.factor}"
             )
         self.autoencoder, self.quantizer, self.image_size = autoencoder, quantizer, image_size
-        parts = len(quantizer.factors)
-        if autoencoder.z_channels % parts or quantizer.dim % parts:
-            raise ValueError(f"z_channels={autoencoder.z_channels} and the quantizer's dim={quantizer.dim} must both be"
-                             f" divisible by its {parts} parts")
-        self.quant_conv = nn.Conv2d(autoencoder.z_channels, quantizer.dim, 1, groups=parts)
+        parts, latents = len(quantizer.factors), autoencoder.parts
+        if parts > 1 and latents > 1 and parts != latents:
+            raise ValueError(f"the autoencoder's latent has {latents} parts and the quantizer {parts}: one of them must"
+                             f" have 1, or both the same")
+        groups = latents if parts == latents else 1
+        self.quant_conv = nn.Conv2d(autoencoder.z_channels, quantizer.dim, 1, groups=groups)
         self.post_quant_conv = nn.Conv2d(quantizer.dim, autoencoder.z_channels, 1)
         self.codebook_size, self.factors = quantizer.codebook_size, tuple(quantizer.factors)
         side = image_size // autoencoder.factor

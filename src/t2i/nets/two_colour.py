@@ -2,10 +2,10 @@
 
 As in block truncation coding (Delp and Mitchell 1979, doi 10.1109/TCOM.1979.1094560) and the texture formats after
 it, the pixels of a patch are laid on the line through RGB along which they differ most: its two ends are the colours,
-the place of each pixel between them is the form. Two small nets encode the two, each into its half of the latent, so
-that with a quantiser of two parts (`quantizers/product.py`) a patch has a code for its form and one for its colours,
-and a form has the same code in every colour: a prior can then draw a shape in a colour that it never had. The form
-comes first, so that a prior knows where the colours will go when it chooses them (docs/log.md: it learns faster so).
+the place of each pixel between them is the form. One small net encodes the form and another each colour, into a third
+of the latent each, so that with a quantiser of three parts (`quantizers/product.py`) a form has the same code in every
+colour and a colour the same in every form: a prior can then draw a shape in a colour that it never had. The form comes
+first, so that a prior knows where the colours will go when it chooses them (it learns faster so: docs/log.md).
 
 Deviation: nothing is reconstructed from colours and form directly; the decoder is VQGAN's and sees the neighbours.
 """
@@ -55,23 +55,23 @@ def two_colours(
 
 
 class TwoColourEncoder(nn.Module):
-    """Pictures (b, 3, h, w) to latents (b, z_channels, h / patch_size, w / patch_size): the first half of the channels
-    says the form, the second the colours."""
+    """Pictures (b, 3, h, w) to latents (b, z_channels, h / patch_size, w / patch_size): the channels say
+    the form, the first colour and the second, a third each."""
 
-    def __init__(self, channels: int = 128, z_channels: int = 64, patch_size: int = 8) -> None:
+    def __init__(self, channels: int = 128, z_channels: int = 48, patch_size: int = 8) -> None:
         super().__init__()
         for name, value in (("channels", channels), ("patch_size", patch_size)):
             if value < 1:
                 raise ValueError(f"{name}={value}: at least 1 is needed")
-        if z_channels < 2 or z_channels % 2:
-            raise ValueError(f"z_channels={z_channels}: an even number is needed, half for forms and half for colours")
+        if z_channels < 3 or z_channels % 3:
+            raise ValueError(f"z_channels={z_channels}: a multiple of 3 is needed: form, first and second colour")
         self.factor, self.z_channels = patch_size, z_channels
 
         def net(inputs: int) -> nn.Sequential:
             return nn.Sequential(nn.Conv2d(inputs, channels, 1), nn.SiLU(), nn.Conv2d(channels, channels, 1), nn.SiLU(),
-                                 nn.Conv2d(channels, z_channels // 2, 1))  # fmt: skip
+                                 nn.Conv2d(channels, z_channels // 3, 1))  # fmt: skip
 
-        self.form_stem, self.colour_stem = net(patch_size**2), net(6)
+        self.form_stem, self.colour_stem = net(patch_size**2), net(3)
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b z gh gw"]:
         height, width = image.shape[-2:]
@@ -81,7 +81,8 @@ class TwoColourEncoder(nn.Module):
             )
         with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
             colours, form = two_colours(image.float(), self.factor)
-        return torch.cat([self.form_stem(2 * form - 1), self.colour_stem(colours)], 1)
+        first, second = colours.split(3, 1)
+        return torch.cat([self.form_stem(2 * form - 1), self.colour_stem(first), self.colour_stem(second)], 1)
 
 
 class TwoColourAutoencoder(nn.Module):
@@ -90,17 +91,17 @@ class TwoColourAutoencoder(nn.Module):
     Args:
         channels: of the decoder, and of the two encoding nets.
         num_res_blocks: of the decoder's level, beside the two of its middle.
-        z_channels: of the latent, half for form and half for colours.
+        z_channels: of the latent, a third each for form, first and second colour.
         patch_size: pixels a side of a patch, the factor.
     """
 
     def __init__(
-        self, channels: int = 128, num_res_blocks: int = 2, z_channels: int = 64, patch_size: int = 8
+        self, channels: int = 128, num_res_blocks: int = 2, z_channels: int = 48, patch_size: int = 8
     ) -> None:
         super().__init__()
         self.encoder = TwoColourEncoder(channels, z_channels, patch_size)
         self.decoder = Decoder(channels, [1], num_res_blocks - 1, [], z_channels, 3, 0, patch_size, False)
-        self.z_channels, self.factor = z_channels, patch_size
+        self.z_channels, self.factor, self.parts = z_channels, patch_size, 3
 
     @property
     def last_layer(self) -> nn.Parameter:
