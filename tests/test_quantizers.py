@@ -225,6 +225,21 @@ def test_ema_restarts_dead_codes_from_the_batch() -> None:
     assert quantizer(blobs(400)).ids.unique().numel() >= 3
 
 
+def test_ema_gives_up_one_of_two_like_codes_for_a_rare_latent_far_away() -> None:
+    quantizer = EMA(codebook_size=4, dim=2, decay=0.98, kmeans_init=False)
+    with torch.no_grad():
+        quantizer.codebook.copy_(torch.tensor([[0.0, 0.0], [0.02, 0.0], [0.0, 0.02], [5.0, 5.0]]))
+        quantizer.counts.copy_(torch.tensor([30.0, 20.0, 10.0, 39.0]))
+        quantizer.sums.copy_(quantizer.codebook * quantizer.counts[:, None])
+    near = torch.cat([torch.zeros(60, 2), torch.full((39, 2), 5.0), torch.tensor([[-4.0, 4.0]])])
+    near[:60] += 0.02 * torch.rand(60, 2, generator=torch.Generator().manual_seed(0))
+    z = near.T.reshape(1, 2, 10, 10)
+    for _ in range(60):
+        out = quantizer(z)
+    assert (quantizer.codebook - torch.tensor([-4.0, 4.0])).norm(dim=1).min() < 0.1
+    assert (out.z_q - z).abs().max() < 0.1  # and none of the others is missed
+
+
 def test_ema_with_fewer_latents_than_codes() -> None:
     quantizer = EMA(codebook_size=64, dim=2)
     for step in range(3):

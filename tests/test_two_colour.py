@@ -68,7 +68,7 @@ def test_a_third_of_the_latent_is_form_and_two_are_colours() -> None:
 def test_a_tokenizer_of_two_parts_keeps_them_apart() -> None:
     torch.manual_seed(0)
     quantizer = Product({"form": EMA(16, dim=2), "first": EMA(4, dim=2), "second": EMA(2, dim=2)})
-    tokenizer = ImageTokenizer(TwoColourAutoencoder(8, 2, 6, P), quantizer, 16)
+    tokenizer = ImageTokenizer(TwoColourAutoencoder(8, 1, 6, P), quantizer, 16)
     form = (torch.rand(4, 1, 16, 16) > 0.6).float()
     images = torch.cat([painted(f[0], [-0.9, 0.2, 0.8], [0.7, -0.5, 0.1]) for f in form])
     tokenizer(images)  # starts the codebooks
@@ -78,8 +78,8 @@ def test_a_tokenizer_of_two_parts_keeps_them_apart() -> None:
     assert tokenizer.factors == (16, 4, 2) and tokenizer.codebook_size == 128
     assert tokenizer.decode_ids(tokenizer.encode(images)).shape == images.shape
     with pytest.raises(ValueError, match="latent has 3 parts and the quantizer 2"):
-        ImageTokenizer(TwoColourAutoencoder(8, 2, 6, P), Product({name: EMA(8, dim=1) for name in "ab"}), 16)
-    plain = ImageTokenizer(TwoColourAutoencoder(8, 2, 6, P), EMA(8, dim=4), 16)  # one code for all of a patch
+        ImageTokenizer(TwoColourAutoencoder(8, 1, 6, P), Product({name: EMA(8, dim=1) for name in "ab"}), 16)
+    plain = ImageTokenizer(TwoColourAutoencoder(8, 1, 6, P), EMA(8, dim=4), 16)  # one code for all of a patch
     assert plain.factors == (8,) and plain.quant_conv.groups == 1
 
 

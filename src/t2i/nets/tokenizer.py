@@ -1,7 +1,7 @@
 """Pictures to codes and back: an autoencoder with a quantiser between its halves (arXiv 2012.09841).
 
 Two 1x1 convolutions fit the autoencoder's channels to the quantiser's, so that low-dimensional codes need no
-other change. Where latent and quantiser have the same parts the first works in groups: parts stay what they are.
+other change. Where latent and quantiser have the same parts they work in groups: parts stay what they are.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ImageTokenizer(nn.Module):
                              f" have 1, or both the same")
         groups = latents if parts == latents else 1
         self.quant_conv = nn.Conv2d(autoencoder.z_channels, quantizer.dim, 1, groups=groups)
-        self.post_quant_conv = nn.Conv2d(quantizer.dim, autoencoder.z_channels, 1)
+        self.post_quant_conv = nn.Conv2d(quantizer.dim, autoencoder.z_channels, 1, groups=groups)
         self.codebook_size, self.factors = quantizer.codebook_size, tuple(quantizer.factors)
         side = image_size // autoencoder.factor
         self.grid = (side, side)

@@ -7,7 +7,8 @@ of the latent each, so that with a quantiser of three parts (`quantizers/product
 colour and a colour the same in every form: a prior can then draw a shape in a colour that it never had. The form comes
 first, so that a prior knows where the colours will go when it chooses them (it learns faster so: docs/log.md).
 
-Deviation: nothing is reconstructed from colours and form directly; the decoder is VQGAN's and sees the neighbours.
+The decoder paints every patch from form and colours, as its codes say them, and adds what VQGAN's convolutional
+decoder, which sees the neighbours, makes of the same latent: seams and soft edges.
 """
 
 from __future__ import annotations
@@ -54,11 +55,17 @@ def two_colours(
     return torch.cat([mean[:, :, 0] + axis * low, mean[:, :, 0] + axis * high], 1), form
 
 
+def _net(inputs: int, channels: int, outputs: int) -> nn.Sequential:
+    """Of one place alone."""
+    return nn.Sequential(nn.Conv2d(inputs, channels, 1), nn.SiLU(), nn.Conv2d(channels, channels, 1), nn.SiLU(),
+                         nn.Conv2d(channels, outputs, 1))  # fmt: skip
+
+
 class TwoColourEncoder(nn.Module):
     """Pictures (b, 3, h, w) to latents (b, z_channels, h / patch_size, w / patch_size): the channels say
     the form, the first colour and the second, a third each."""
 
-    def __init__(self, channels: int = 128, z_channels: int = 48, patch_size: int = 8) -> None:
+    def __init__(self, channels: int = 64, z_channels: int = 48, patch_size: int = 8) -> None:
         super().__init__()
         for name, value in (("channels", channels), ("patch_size", patch_size)):
             if value < 1:
@@ -67,11 +74,8 @@ class TwoColourEncoder(nn.Module):
             raise ValueError(f"z_channels={z_channels}: a multiple of 3 is needed: form, first and second colour")
         self.factor, self.z_channels = patch_size, z_channels
 
-        def net(inputs: int) -> nn.Sequential:
-            return nn.Sequential(nn.Conv2d(inputs, channels, 1), nn.SiLU(), nn.Conv2d(channels, channels, 1), nn.SiLU(),
-                                 nn.Conv2d(channels, z_channels // 3, 1))  # fmt: skip
-
-        self.form_stem, self.colour_stem = net(patch_size**2), net(3)
+        self.form_stem = _net(patch_size**2, channels, z_channels // 3)
+        self.colour_stem = _net(3, channels, z_channels // 3)
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b z gh gw"]:
         height, width = image.shape[-2:]
@@ -85,27 +89,49 @@ class TwoColourEncoder(nn.Module):
         return torch.cat([self.form_stem(2 * form - 1), self.colour_stem(first), self.colour_stem(second)], 1)
 
 
-class TwoColourAutoencoder(nn.Module):
-    """The encoder above and VQGAN's decoder on one level.
+class TwoColourDecoder(nn.Module):
+    """Latents (b, z_channels, h, w) in thirds, as the encoder makes them, to pictures (b, 3, h · patch_size, …)."""
 
-    Args:
-        channels: of the decoder, and of the two encoding nets.
-        num_res_blocks: of the decoder's level, beside the two of its middle.
-        z_channels: of the latent, a third each for form, first and second colour.
-        patch_size: pixels a side of a patch, the factor.
-    """
-
-    def __init__(
-        self, channels: int = 128, num_res_blocks: int = 2, z_channels: int = 48, patch_size: int = 8
-    ) -> None:
+    def __init__(self, channels: int = 64, num_res_blocks: int = 1, z_channels: int = 48, patch_size: int = 8) -> None:
         super().__init__()
-        self.encoder = TwoColourEncoder(channels, z_channels, patch_size)
-        self.decoder = Decoder(channels, [1], num_res_blocks - 1, [], z_channels, 3, 0, patch_size, False)
-        self.z_channels, self.factor, self.parts = z_channels, patch_size, 3
+        self.patch_size = patch_size
+        self.form_out = _net(z_channels // 3, channels, patch_size**2)
+        self.colour_out = _net(z_channels // 3, channels, 3)
+        self.refine = Decoder(channels, [1], num_res_blocks, [], z_channels, 3, 0, patch_size, False)
+        nn.init.zeros_(self.refine.head.weight)  # it starts from what is painted
+        nn.init.zeros_(self.refine.head.bias)
 
     @property
     def last_layer(self) -> nn.Parameter:
         """The weight on which the adaptive weight of the adversarial loss is measured."""
+        return self.refine.last_layer
+
+    def forward(self, z: Float[Tensor, "b z gh gw"]) -> Float[Tensor, "b 3 h w"]:
+        form, first, second = z.chunk(3, 1)
+        share = self.form_out(form)[:, None]
+        a, b = self.colour_out(first)[:, :, None], self.colour_out(second)[:, :, None]
+        painted = a + share * (b - a)  # (b, 3, patch_size², gh, gw)
+        return F.pixel_shuffle(painted.flatten(1, 2), self.patch_size) + self.refine(z)
+
+
+class TwoColourAutoencoder(nn.Module):
+    """The encoder and the decoder above.
+
+    Args:
+        channels: of every net in them.
+        num_res_blocks: of the decoder's convolutional part, beside the two of its middle and one more.
+        z_channels: of the latent, a third each for form, first and second colour.
+        patch_size: pixels a side of a patch, the factor.
+    """
+
+    def __init__(self, channels: int = 64, num_res_blocks: int = 1, z_channels: int = 48, patch_size: int = 8) -> None:
+        super().__init__()
+        self.encoder = TwoColourEncoder(channels, z_channels, patch_size)
+        self.decoder = TwoColourDecoder(channels, num_res_blocks, z_channels, patch_size)
+        self.z_channels, self.factor, self.parts = z_channels, patch_size, 3
+
+    @property
+    def last_layer(self) -> nn.Parameter:
         return self.decoder.last_layer
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:

@@ -11,21 +11,23 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from t2i.quantizers.nearest import check_ids, nearest, straight_through
 from t2i.types import Quantized
+
+REVIEW = 50  # training forwards between two looks for codes that lie beside a like one
 
 
 class EMA(nn.Module):
     """Latents (b, dim, h, w) to the nearest of `codebook_size` running means; distances and loss in float32.
 
     decay: of the running counts and sums, a training forward. kmeans_init: start from k-means on the first
-    batch. dead_threshold: a code used less than this share of the uniform use is replaced by a latent of
-    the batch, drawn in proportion to its squared error; 0 never replaces. warmup_steps: so many training forwards
-    pass the latents on as they are, before k-means starts from the next batch: an autoencoder learns faster with no
-    quantiser in its way, and its latents are worth clustering then.
+    batch. dead_threshold: a code used less than this share of the uniform use, or all but equal to another one, is
+    replaced by a latent of the batch, drawn in proportion to its squared error; 0 never replaces. warmup_steps: so
+    many training forwards pass the latents on as they are, before k-means starts from the next batch: an autoencoder
+    learns faster with no quantiser in its way, and its latents are worth clustering then.
     The codebook moves only in training mode, once a forward.
     """
 
@@ -128,7 +130,7 @@ class EMA(nn.Module):
             counts, sums = self._totals(x, nearest(x, centres))
             centres = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], centres)
         # As if every code had been used as often as the average one: none is dead before it had its chance.
-        share = self._total_of(x) / self.codebook_size
+        share = self._over_ranks(x.new_tensor(float(len(x)))) / self.codebook_size
         self.codebook.copy_(centres)
         self.counts.fill_(share)
         self.sums.copy_(centres * share)
@@ -148,7 +150,10 @@ class EMA(nn.Module):
         if self.dead_threshold > 0:
             share = total / self.codebook_size
             dead = self.counts < self.dead_threshold * share
-            candidates = self._candidates(x, error)
+            if self._step % REVIEW == 0:
+                dead = dead | self._spare(self._over_ranks(error.sum()))
+            # The draws are in order of likelihood: the first ones for the dead.
+            candidates = self._candidates(x, error)[(dead.cumsum(0) - 1).clamp_min(0)]
             trial = min(1.0, 2 * self.dead_threshold) * share  # unused, it is dead again after ln 2 / (1 - decay) steps
             self.counts.copy_(torch.where(dead, trial, self.counts))
             self.sums.copy_(torch.where(dead[:, None], candidates * trial, self.sums))
@@ -158,6 +163,21 @@ class EMA(nn.Module):
         self.step.add_(1)
         return restarted
 
+    def _spare(self, distortion: Float[Tensor, ""]) -> Bool[Tensor, "k"]:
+        """Codes beside a like one: giving them up would cost less than a quarter of the average code's error, and the
+        neighbour is used more. Rare latents far from any code have then something to hope for (Fritzke 1997, LBG-U)."""
+        nearest_other, other = [], []
+        for rows in torch.arange(self.codebook_size, device=self.codebook.device).split(1024):
+            distance = torch.cdist(self.codebook[rows], self.codebook)
+            distance[torch.arange(len(rows)), rows] = torch.inf
+            found = distance.min(1)
+            nearest_other.append(found.values)
+            other.append(found.indices)
+        every, index = torch.cat(other), torch.arange(self.codebook_size, device=self.codebook.device)
+        mine, its = self.counts, self.counts[every]
+        less = (mine < its) | ((mine == its) & (index > every))
+        return less & (mine * torch.cat(nearest_other).square() < 0.25 * distortion / self.codebook_size)
+
     def _totals(self, x: Tensor, ids: Tensor) -> tuple[Float[Tensor, "k"], Float[Tensor, "k d"]]:
         """How many vectors fell on each code and their sum, over all ranks."""
         both = x.new_zeros(self.codebook_size, self.dim + 1)
@@ -166,8 +186,7 @@ class EMA(nn.Module):
             dist.all_reduce(both)
         return both[:, -1].contiguous(), both[:, :-1].contiguous()
 
-    def _total_of(self, x: Tensor) -> Float[Tensor, ""]:
-        total = torch.tensor(float(x.shape[0]), device=x.device)
+    def _over_ranks(self, total: Float[Tensor, ""]) -> Float[Tensor, ""]:
         if _world() > 1:
             dist.all_reduce(total)
         return total
