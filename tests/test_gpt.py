@@ -95,7 +95,7 @@ def test_a_colour_is_read_from_its_word_alone(inputs) -> None:
     assert (whole - blind).abs().max() > 1e-4
     for words in (caption.key, caption.value):  # nothing to see: then where it looks makes no difference
         words.zero_()
-    net.predict.readers[0].seen.weight.data.zero_()
+    net.predict.readers[0].seen.data.zero_()
     net.predict.readers[0].constants.data.zero_()
     torch.testing.assert_close(reader(x, known, near, caption), reader(x + 1, known, near, caption))
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-HEADS = 4  # of a reader
+HEADS = 4  # with which a reader looks at words
 CONSTANTS = 4  # what it may see beside words and neighbours
 SUMMARY = 3  # numbers in which the first part is told to the others: which way round, flat or not; not what it shows
 AROUND = 3  # places whose codes are seen: left, above, above to the right
@@ -78,9 +78,9 @@ class Reader(nn.Module):
         self.value = nn.Linear(text_dim, width, bias=False)
         sizes = [k + 1 for k in (*factors[1:] * AROUND, *factors[1:index])]  # 0: outside the picture
         self.register_buffer("offsets", torch.tensor([0, *sizes[:-1]]).cumsum(0), persistent=False)
-        self.seen = nn.Embedding(sum(sizes), width)
+        self.seen = nn.Parameter(torch.zeros(sum(sizes), width))
         self.constants = nn.Parameter(torch.zeros(CONSTANTS, width))
-        self.look = nn.Linear(width, HEADS * (len(sizes) + CONSTANTS))
+        self.look = nn.Linear(width, len(sizes) + CONSTANTS)
         self.summary = nn.Embedding(factors[0], SUMMARY)
         self.summary_in = nn.Linear(SUMMARY, width, bias=False)
         self.norm_mlp = nn.LayerNorm(width, bias=False)
@@ -103,16 +103,13 @@ class Reader(nn.Module):
             x = x + table(known[..., i])
         x = self.norm_in(x)
         looks = self.heads(self.query(x)) @ words.key.transpose(-1, -2) * words.key.shape[-1] ** -0.5
-        looks = looks.masked_fill(~words.mask[:, None, None], -1e4)
-        other = self.look(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
-        share = torch.cat([looks, other], -1).float().softmax(-1).to(words.value.dtype)
-        t, s = looks.shape[-1], len(self.offsets)
+        of_word = looks.masked_fill(~words.mask[:, None, None], -1e4).softmax(-1)
+        share, s = self.look(x).softmax(-1), len(self.offsets)
         codes = torch.cat([near[..., 1:].flatten(2), known[..., 1:] + 1], -1) + self.offsets
-        seen = self.seen(codes).to(share.dtype).unflatten(-1, (HEADS, -1))  # (b, n, s, heads, head_dim)
-        constants = self.constants.to(share.dtype).unflatten(-1, (HEADS, -1)).transpose(0, 1)
-        found = share[..., :t] @ words.value + share[..., t + s :] @ constants
-        found = found.transpose(1, 2) + torch.einsum("bhns,bnshd->bnhd", share[..., t : t + s], seen)
-        y = found.flatten(2) + self.summary_in(self.summary(known[..., 0]))
+        of_code = share.new_zeros(*codes.shape[:2], len(self.seen)).scatter_add(2, codes, share[..., :s])
+        y = (of_word @ words.value).transpose(1, 2).flatten(2)
+        y = y + of_code @ self.seen + share[..., s:] @ self.constants
+        y = y + self.summary_in(self.summary(known[..., 0]))
         hidden = F.relu(self.mlp_in(self.norm_mlp(y)))
         return self.head(self.norm_out(y + self.mlp_out(hidden * hidden)))
 

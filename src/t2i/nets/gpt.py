@@ -117,7 +117,7 @@ class GPT(nn.Module):
             elif name.endswith(("first.weight", "head.weight")):
                 nn.init.normal_(parameter, std=0.02)
             else:
-                wide = name.startswith("codes.") or name.endswith(("seen.weight", "summary.weight"))
+                wide = name.startswith("codes.") or name.endswith(("seen", "summary.weight"))
                 nn.init.normal_(parameter, std=0.5 if wide else 0.1)
 
     def prefix(
