@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from t2i.nets.codes import around
 from t2i.nets.gpt import GPT
+from t2i.nets.transformer import squared_relu
 from t2i.types import digits, number_of
 
 CODES, GRID, TEXT, LENGTH = 12, (2, 3), 5, 4
@@ -222,3 +223,10 @@ def test_it_starts_from_the_codebooks() -> None:
     assert (table[2] - table[0]).norm() < 0.5 * (table[2] - table[1]).norm()
     with pytest.raises(ValueError, match="argument"):
         net.start_from(vectors[:1])  # a codebook too few
+
+
+def test_squared_relu_and_its_gradient() -> None:
+    x = torch.tensor([-2.0, 0.0, 0.5, 3.0], requires_grad=True)
+    y = squared_relu(x)
+    y.backward(torch.tensor([1.0, 1.0, 2.0, 1.0]))
+    assert y.tolist() == [0, 0, 0.25, 9] and x.grad.tolist() == [0, 0, 2, 6]

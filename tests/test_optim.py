@@ -15,8 +15,9 @@ from t2i.optim import Muon, is_hidden_matrix, orthogonalised
 
 @pytest.mark.parametrize("shape", [(24, 24), (16, 40), (40, 16)])
 def test_orthogonalised_brings_singular_values_near_one_and_keeps_the_directions(shape) -> None:
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    found = orthogonalised(matrix)
+    matrix, other = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    found, beside = orthogonalised(torch.stack([matrix, 7 * other]))
+    torch.testing.assert_close(orthogonalised(other[None])[0], beside, atol=0.03, rtol=0)  # each for itself
     assert found.shape == matrix.shape and found.dtype == matrix.dtype
     values = torch.linalg.svdvals(found)
     assert values.max() < 1.35
@@ -25,7 +26,8 @@ def test_orthogonalised_brings_singular_values_near_one_and_keeps_the_directions
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
     turned = u.T @ found @ vh.T
     assert (turned - torch.diag(turned.diag())).abs().max() < 0.05
-    torch.testing.assert_close(orthogonalised(1000 * matrix), found, atol=0.03, rtol=0)  # the size does not matter
+    large = orthogonalised(1000 * matrix[None])[0]
+    torch.testing.assert_close(large, found, atol=0.03, rtol=0)  # the size does not matter
 
 
 def test_a_muon_step_follows_its_formula() -> None:
@@ -38,7 +40,7 @@ def test_a_muon_step_follows_its_formula() -> None:
         parameter.grad = gradient.clone()
         optimizer.step()
         momentum = 0.9 * momentum + 0.1 * gradient
-        update = orthogonalised(0.1 * gradient + 0.9 * momentum)
+        update = orthogonalised((0.1 * gradient + 0.9 * momentum)[None])[0]
         expected = expected * (1 - 0.1 * 0.5) - 0.1 * 2**0.5 * update
         assert torch.equal(parameter.grad, gradient)  # the gradient is for others to read
     torch.testing.assert_close(parameter.detach(), expected, atol=0.02, rtol=0)
@@ -50,7 +52,7 @@ def test_a_kernel_counts_as_a_matrix() -> None:
         kernel = nn.Parameter(torch.zeros(12, 4, 3, 3).to(memory_format=memory_format))
         kernel.grad = gradient.clone(memory_format=memory_format)
         Muon([{"params": [kernel], "muon": True}], lr=1.0, momentum=0.0).step()
-        expected = -orthogonalised(gradient.reshape(12, 36)).reshape(12, 4, 3, 3)
+        expected = -orthogonalised(gradient.reshape(1, 12, 36)).reshape(12, 4, 3, 3)
         torch.testing.assert_close(kernel.detach(), expected, atol=0.02, rtol=0)
 
 

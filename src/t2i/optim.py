@@ -18,17 +18,17 @@ from torch import Tensor, nn
 A, B, C = 3.4445, -4.7750, 2.0315  # the quintic of the source: fast, to singular values within about [0.7, 1.2]
 
 
-def orthogonalised(matrix: Float[Tensor, "m n"], steps: int = 5) -> Float[Tensor, "m n"]:
-    """The matrix with its singular values brought near 1; in bf16 where the hardware multiplies in it."""
-    fast = matrix.is_cuda or torch.cpu._is_avx512_bf16_supported()
-    x = matrix.to(torch.bfloat16 if fast else torch.float32)
-    turned = x.shape[0] > x.shape[1]
-    x = x.T if turned else x
-    x = x / (x.norm() + 1e-7)
+def orthogonalised(matrices: Float[Tensor, "k m n"], steps: int = 5) -> Float[Tensor, "k m n"]:
+    """Each matrix with its singular values brought near 1; in bf16 where the hardware multiplies in it."""
+    fast = matrices.is_cuda or torch.cpu._is_avx512_bf16_supported()
+    x = matrices.to(torch.bfloat16 if fast else torch.float32)
+    turned = x.shape[1] > x.shape[2]
+    x = (x.mT if turned else x).contiguous()
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
-    return (x.T if turned else x).to(matrix.dtype)
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
+    return (x.mT if turned else x).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -59,21 +59,31 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            update = self.muon if group["muon"] else self.adam
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    update(parameter, group)
+            moved = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameter in moved:
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            if not group["muon"]:
+                for parameter in moved:
+                    self.adam(parameter, group)
+                continue
+            alike: dict[tuple[int, int], list[Tensor]] = {}
+            for parameter in moved:  # matrices of one shape go together: many small products are slow one by one
+                alike.setdefault((len(parameter), parameter[0].numel()), []).append(parameter)
+            for shape, parameters in alike.items():
+                self.muon(parameters, shape, group)
         return loss
 
-    def muon(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        state, gradient = self.state[parameter], parameter.grad
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        momentum = state["momentum"].lerp_(gradient, 1 - group["momentum"])
-        matrix = gradient.lerp(momentum, group["momentum"]).reshape(len(parameter), -1)
-        scale = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
-        parameter.add_(orthogonalised(matrix).view_as(parameter), alpha=-group["lr"] * scale)
+    def muon(self, parameters: list[Tensor], shape: tuple[int, int], group: dict[str, Any]) -> None:
+        wanted = []
+        for parameter in parameters:
+            state, gradient = self.state[parameter], parameter.grad
+            if not state:
+                state["momentum"] = torch.zeros_like(parameter)
+            momentum = state["momentum"].lerp_(gradient, 1 - group["momentum"])
+            wanted.append(gradient.lerp(momentum, group["momentum"]).reshape(shape))
+        scale = max(1.0, shape[0] / shape[1]) ** 0.5
+        for parameter, update in zip(parameters, orthogonalised(torch.stack(wanted)), strict=True):
+            parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
 
     def adam(self, parameter: Tensor, group: dict[str, Any]) -> None:
         state, gradient, (beta_1, beta_2) = self.state[parameter], parameter.grad, group["betas"]

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from t2i.nets.transformer import squared_relu
+
 HEADS = 4  # with which a reader looks at words
 CONSTANTS = 4  # what it may see beside words and neighbours
 SUMMARY = 3  # numbers in which the first part is told to the others: which way round, flat or not; not what it shows
@@ -110,8 +112,7 @@ class Reader(nn.Module):
         y = (of_word @ words.value).transpose(1, 2).flatten(2)
         y = y + of_code @ self.seen + share[..., s:] @ self.constants
         y = y + self.summary_in(self.summary(known[..., 0]))
-        hidden = F.relu(self.mlp_in(self.norm_mlp(y)))
-        return self.head(self.norm_out(y + self.mlp_out(hidden * hidden)))
+        return self.head(self.norm_out(y + self.mlp_out(squared_relu(self.mlp_in(self.norm_mlp(y))))))
 
 
 class CodeHead(nn.Module):

@@ -190,9 +190,9 @@ class GPT(nn.Module):
         additive = self.mask(mask, ids.shape[1], torch.float32)
         if torch.is_autocast_enabled(x.device.type):
             additive = additive.to(torch.get_autocast_dtype(x.device.type))  # once, not in every block
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, additive)
-        x, near = x[:, text.shape[1] :], around(each, self.grid[1])
+        x, near = self.blocks[-1](x, additive, text.shape[1]), around(each, self.grid[1])
         return [self.predict(x, each[..., :i], near, words) for i in range(len(self.factors))]
 
     def prefill(
