@@ -18,8 +18,8 @@ from t2i.data.shapes import (
     colour_count_held_out,
     colour_shape_held_out,
     prompts,
+    relation_held_out,
     scene_held_out,
-    shape_relation_held_out,
     split_of,
 )
 from t2i.metrics.composition import judge
@@ -108,26 +108,27 @@ def test_splits_are_disjoint_and_hold_their_rule(scenes: dict) -> None:
 def test_held_out_rules_spare_every_word() -> None:
     pairs = [(c, s) for c in COLOURS for s in SHAPES if colour_shape_held_out(c, s)]
     assert len(pairs) == 6 and len({s for _, s in pairs}) == 6 and len({c for c, _ in pairs}) == 6
-    roles = [(s, r) for s in SHAPES for r in ROLES if shape_relation_held_out(s, r)]
-    assert roles == [("square", "left"), ("triangle", "right"), ("diamond", "above"), ("cross", "below")]
+    held = {(a, r, b) for a, b in itertools.permutations(SHAPES, 2) for r in ROLES if relation_held_out(a, r, b)}
+    assert len(held) == 24 and ("circle", "left", "square") in held and ("triangle", "below", "circle") in held
+    assert all((b, INVERSE[r], a) in held and (b, r, a) not in held for a, r, b in held)
+    for shape, role in itertools.product(SHAPES, ROLES):  # every shape has every role beside the four others
+        assert sum((shape, role, other) in held for other in SHAPES) == 1
     counts = [(c, n) for c in COLOURS for n in range(1, 7) if colour_count_held_out(c, n)]
     assert sorted(n for _, n in counts) == [2, 3, 4, 5, 6] and len({c for c, _ in counts}) == 5
 
 
 def test_train_shows_every_other_combination() -> None:
     data = Shapes("train", size=3000)
-    pairs, roles, counts, backgrounds = set(), set(), set(), set()
+    pairs, related, counts, backgrounds = set(), set(), set(), set()
     for scene in map(data.scene, range(len(data))):
         backgrounds.add(scene.background)
         pairs |= {(thing.colour, thing.shape) for thing in scene.things}
         counts |= set(Counter(thing.colour for thing in scene.things).items())
         if scene.relation is not None:
-            roles |= {
-                (scene.things[0].shape, scene.relation),
-                (scene.things[-1].shape, INVERSE[scene.relation]),
-            }
+            related.add((scene.things[0].shape, scene.relation, scene.things[-1].shape))
     assert pairs == {(c, s) for c in COLOURS for s in SHAPES if not colour_shape_held_out(c, s)}
-    assert roles == {(s, r) for s in SHAPES for r in ROLES if not shape_relation_held_out(s, r)}
+    every = {(a, r, b) for a, b in itertools.permutations(SHAPES, 2) for r in ROLES}
+    assert related == {triple for triple in every if not relation_held_out(*triple)}
     assert counts == {(c, n) for c in COLOURS for n in range(1, 7) if not colour_count_held_out(c, n)}
     assert backgrounds == set(BACKGROUNDS)
 

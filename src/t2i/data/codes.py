@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from t2i.types import CodeBatch, Tokenizer
 
-VERSION = 1
+VERSION = 2  # of the cache and of the embedded scenes
 
 
 def tokenizer_hash(weights: dict[str, Tensor]) -> str:

@@ -5,11 +5,11 @@ Every scene is a pure function of (seed, split, index).
 
 Which scene belongs to which split is a property of the scene, not of its index, so splits are disjoint for every seed:
 
-* `heldout`: the scene graph contains at least one of these combinations (indices into COLOURS, SHAPES, ROLES):
+* `heldout`: the scene graph contains at least one of these combinations (indices into COLOURS, SHAPES):
   - colour x shape: (colour - 3 * shape) % 8 == 1, one colour of each shape (6 of 48 pairs);
-  - shape x relation: (shape - role) % 6 == 1, where the role is left, right, above or below (4 of 24 pairs): no square
-    is called the left one, no triangle the right one, no diamond the upper, no cross the lower one. The relation is
-    that of the graph (tasks position and compound); the layout of scenes that state none is free;
+  - shape x relation x shape: right == (left + 1) % 6 or below == (above + 2) % 6 (12 of 60): no circle is called left
+    of a square, no circle above a triangle, and so on. Every shape has every role in training, beside other shapes.
+    The relation is that of the graph (tasks position and compound); the layout of scenes that state none is free;
   - colour x count: (colour + count) % 8 == 0 for two or more things of one colour (5 of 40 pairs).
 * `val`: of the others, those whose content (background, things, places) hashes to 0 modulo 10.
 * `train`: the rest.
@@ -78,8 +78,12 @@ def colour_shape_held_out(colour: str, shape: str) -> bool:
     return (_COLOUR_INDEX[colour] - 3 * _SHAPE_INDEX[shape]) % 8 == 1
 
 
-def shape_relation_held_out(shape: str, role: str) -> bool:
-    return (_SHAPE_INDEX[shape] - ROLES.index(role)) % 6 == 1
+def relation_held_out(shape: str, relation: str, other: str) -> bool:
+    """Whether "`shape` `relation` of `other`", or the same said the other way round, is held out."""
+    if relation in ("right", "below"):
+        shape, relation, other = other, INVERSE[relation], shape
+    step = 1 if relation == "left" else 2
+    return (_SHAPE_INDEX[other] - _SHAPE_INDEX[shape]) % len(SHAPES) == step
 
 
 def colour_count_held_out(colour: str, count: int) -> bool:
@@ -95,9 +99,7 @@ def scene_held_out(scene: Scene) -> bool:
         return True
     if scene.relation is None:
         return False
-    return shape_relation_held_out(scene.things[0].shape, scene.relation) or shape_relation_held_out(
-        scene.things[-1].shape, INVERSE[scene.relation]
-    )
+    return relation_held_out(scene.things[0].shape, scene.relation, scene.things[-1].shape)
 
 
 def caption_held_out(caption: Caption) -> bool:
@@ -110,9 +112,7 @@ def caption_held_out(caption: Caption) -> bool:
                 return True
         if isinstance(clause, Related):
             subject, target = caption.clauses[clause.subject], caption.clauses[clause.object]
-            if shape_relation_held_out(subject.shape, clause.relation):
-                return True
-            if shape_relation_held_out(target.shape, INVERSE[clause.relation]):
+            if relation_held_out(subject.shape, clause.relation, target.shape):
                 return True
     return False
 

@@ -28,7 +28,7 @@ class Prior(pl.LightningModule):
     Args:
         tokenizer: frozen; gives codebook size, grid and picture size.
         text_encoder: frozen; gives the prefix's width and length.
-        width, num_layers, num_heads, dropout: see `t2i.nets.gpt.GPT`.
+        width, num_layers, num_heads, dropout, text_noise: see `t2i.nets.gpt.GPT`.
         caption_dropout: probability with which a training caption gives way to the learned null prefix.
         max_steps: length of training in batches, for the schedule.
     """
@@ -45,6 +45,7 @@ class Prior(pl.LightningModule):
         num_layers: int = 12,
         num_heads: int = 12,
         dropout: float = 0.0,
+        text_noise: float = 0.0,
         caption_dropout: float = 0.1,
         learning_rate: float = 3e-4,
         betas: tuple[float, float] = (0.9, 0.95),
@@ -58,7 +59,7 @@ class Prior(pl.LightningModule):
             raise ValueError(f"caption_dropout={caption_dropout} is a probability, within [0, 1)")
         self._outside = (tokenizer, text_encoder)  # a tuple: frozen parts stay out of state dict and optimiser
         self.gpt = GPT(tokenizer.factors, tokenizer.grid, text_encoder.dim, text_encoder.max_length,
-                       width, num_layers, num_heads, dropout)
+                       width, num_layers, num_heads, dropout, text_noise)
         self.gpt.start_from(tokenizer.codebooks())
         self.caption_dropout, self.max_steps, self.warmup_steps = caption_dropout, max_steps, warmup_steps
         self.learning_rate, self.betas, self.weight_decay = learning_rate, tuple(betas), weight_decay

@@ -1,14 +1,14 @@
-"""How a transformer reads and writes codes that have parts (several numbers a place, as `quantizers/product.py` makes).
+"""How a transformer writes codes that have parts (several numbers a place, as `quantizers/product.py` makes).
 
-A code's embedding is the sum of its parts' embeddings. A code is predicted part by part, each under those before it, as
-the depth transformer of RQ-Transformer does (arXiv 2203.01941). The first part is an ordinary linear head. The others
-are *read*: the transformer's output only says where to look, among the words of the caption, the codes of the places
-around and a few constants, and what is seen there decides. So a colour is the one that its word names, or the one next
-to it, and that a shape never had it in training is no reason against it: of 50 captions that bind an unseen pair, 39
-are drawn right where an MLP on the transformer's output draws 16 (docs/log.md). Pointer networks (arXiv 1506.03134) and
-copying (arXiv 1603.06393) are the ancestors; here values are mixed, not probabilities, which learns far more quickly.
+A code is predicted part by part, each under those before it, as the depth transformer of RQ-Transformer does (arXiv
+2203.01941). The first part is an ordinary linear head, and the only one that the transformer sees. The others are
+*read*: the transformer's output only says where to look, among the words of the caption, the codes of the places around
+and a few constants, and what is seen there decides. So a colour is the one that its word names, or the one next to it,
+and that a shape never had it in training is no reason against it (docs/log.md has the gains). Pointer networks (arXiv
+1506.03134) and copying (arXiv 1603.06393) are the ancestors; here values are mixed, not probabilities, which learns far
+more quickly.
 
-Codes of one part are the ordinary case: one table, one norm, one matrix.
+Codes of one part are the ordinary case: one norm, one matrix.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from t2i.nets.transformer import squared_relu
 
 HEADS = 4  # with which a reader looks at words
-CONSTANTS = 4  # what it may see beside words and neighbours
-SUMMARY = 3  # numbers in which the first part is told to the others: which way round, flat or not; not what it shows
+CONSTANTS = 2  # what it may see beside words and neighbours
+SUMMARY = 2  # numbers in which the first part is told to the others: which way round, flat or not; not what it shows
+NOISE = 0.3  # added to these numbers in training, so that they cannot tell more after all
 AROUND = 3  # places whose codes are seen: left, above, above to the right
 
 
@@ -36,20 +37,6 @@ class Words:
     key: Tensor
     value: Tensor
     mask: Tensor
-
-
-class CodeEmbedding(nn.Module):
-    """Codes as digits (..., f) -> vectors (..., dim)."""
-
-    def __init__(self, factors: Sequence[int], dim: int) -> None:
-        super().__init__()
-        self.tables = nn.ModuleList(nn.Embedding(k, dim) for k in factors)
-
-    def forward(self, each: Int[Tensor, "... f"]) -> Float[Tensor, "... dim"]:
-        total = self.tables[0](each[..., 0])
-        for i, table in enumerate(self.tables[1:], 1):
-            total = total + table(each[..., i])
-        return total
 
 
 def around(each: Int[Tensor, "b n f"], columns: int) -> Int[Tensor, "b n 3 f"]:
@@ -111,7 +98,8 @@ class Reader(nn.Module):
         of_code = share.new_zeros(*codes.shape[:2], len(self.seen)).scatter_add(2, codes, share[..., :s])
         y = (of_word @ words.value).transpose(1, 2).flatten(2)
         y = y + of_code @ self.seen + share[..., s:] @ self.constants
-        y = y + self.summary_in(self.summary(known[..., 0]))
+        told = torch.tanh(self.summary(known[..., 0]))
+        y = y + self.summary_in(told + NOISE * torch.randn_like(told) if self.training else told)
         return self.head(self.norm_out(y + self.mlp_out(squared_relu(self.mlp_in(self.norm_mlp(y))))))
 
 

@@ -8,8 +8,8 @@ attention has learned to look there. Positions are learned, as the sum of a row,
 position's input names not only the code before it but also those above and above to the right of the cell that it
 predicts (gated copies of one embedding), which attention would first have to find; and, since softmax attention
 averages where counting needs a sum, running sums over all codes before it of a few learned numbers a code. The gains
-are in docs/log.md. Codes are read and written part by part (`nets/codes.py`); embedding and head may start from the
-codebook.
+are in docs/log.md. Codes are written part by part (`nets/codes.py`); where they have parts, the blocks see the first
+alone, so that what is drawn cannot come to depend on its colour. Embedding and head may start from the codebook.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from t2i.nets.codes import HEADS as READER_HEADS
-from t2i.nets.codes import CodeEmbedding, CodeHead, Words, around
+from t2i.nets.codes import CodeHead, Words, around
 from t2i.nets.transformer import Block, attend, matrix_vector
 from t2i.types import digits
 
@@ -61,6 +61,9 @@ class GPT(nn.Module):
         text_length: the longest prefix, in text tokens.
         width, num_layers, num_heads: the transformer; `width` must be divisible by `num_heads`.
         dropout: on both residual branches, in training.
+        text_noise: standard deviation of noise on the normalised caption states that the blocks (not the readers) see
+            in training. Words of one kind lie far apart and stay clear, faint evidence ("green things are no circles")
+            does not. 1.0 for word embeddings, 0 for states whose nuances count.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class GPT(nn.Module):
         num_layers: int = 6,
         num_heads: int = 4,
         dropout: float = 0.0,
+        text_noise: float = 0.0,
     ) -> None:
         super().__init__()
         if num_heads < 1 or num_layers < 1:
@@ -83,12 +87,15 @@ class GPT(nn.Module):
             raise ValueError(f"width={width} is not divisible by {READER_HEADS}, as codes of several parts need")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout={dropout} is outside [0, 1)")
+        if text_noise < 0:
+            raise ValueError(f"text_noise={text_noise} must be at least 0")
         self.factors, self.codebook_size = tuple(factors), math.prod(factors)
+        self.text_noise = text_noise
         self.grid, self.text_length = tuple(grid), text_length
         rows, columns = grid
         self.num_codes = rows * columns
-        self.codes = CodeEmbedding(self.factors, width)
-        self.tally = CodeEmbedding(self.factors, TALLIES)
+        self.codes = nn.Embedding(self.factors[0], width)
+        self.tally = nn.Embedding(self.factors[0], TALLIES)
         self.tally_in = nn.Linear(TALLIES, width, bias=False)
         self.above = nn.Parameter(torch.zeros(width))
         self.above_right = nn.Parameter(torch.zeros(width))
@@ -130,7 +137,9 @@ class GPT(nn.Module):
         states = F.layer_norm(states.to(self.text_in.weight.dtype), states.shape[-1:]) * mask[..., None]
         before, after = F.pad(states, (0, 0, 1, 0))[:, :-1], F.pad(states, (0, 0, 0, 1))[:, 1:]
         triples = torch.cat([before, states, after], -1)
-        x = self.text_in(triples) + self.text_position[: states.shape[1]]
+        noise = self.text_noise * self.training
+        x = self.text_in(triples + noise * torch.randn_like(triples) if noise else triples)
+        x = x + self.text_position[: states.shape[1]]
         first = (torch.arange(mask.shape[1], device=mask.device) == 0).expand_as(mask)
         mask, shown = torch.where(null[:, None], first, mask), ~null[:, None, None]
         x = torch.where(shown, x, self.null.to(x.dtype))
@@ -144,8 +153,8 @@ class GPT(nn.Module):
         """The start token and m codes, each with what is known around the code that it predicts: (b, m + 1, width)."""
         (b, m), columns = each.shape[:2], self.grid[1]
         position = (self.row + self.column + self.cell).flatten(0, 1)
-        codes = self.codes(each)
-        told = codes + self.told(self.tally(each).float().cumsum(1))
+        codes = self.codes(each[..., 0])
+        told = codes + self.told(self.tally(each[..., 0]).float().cumsum(1))
         tokens = torch.cat([self.start.expand(b, 1, -1), told], 1)[:, : self.num_codes] + position[: m + 1]
         if m < columns:
             return tokens
@@ -159,12 +168,13 @@ class GPT(nn.Module):
     def start_from(self, codebooks: Sequence[Float[Tensor, "k d"]]) -> None:
         """Initialises embedding and head by one random projection of each codebook's vectors, so that codes which
         look alike start alike and what is learned of one holds for the others."""
-        for vectors, table, head in zip(codebooks, self.codes.tables, self.predict.matrices(), strict=True):
+        for i, (vectors, head) in enumerate(zip(codebooks, self.predict.matrices(), strict=True)):
             vectors = (vectors - vectors.mean(0)) / vectors.std(0).clamp_min(1e-6)
-            projection = torch.randn(vectors.shape[1], table.embedding_dim) * vectors.shape[1] ** -0.5
+            projection = torch.randn(vectors.shape[1], head.in_features) * vectors.shape[1] ** -0.5
             projected = vectors.float().cpu() @ projection
-            table.weight.copy_(0.5 * projected + 0.1 * torch.randn_like(projected))
             head.weight.copy_(0.04 * projected + 0.01 * torch.randn_like(projected))
+            if i == 0:
+                self.codes.weight.copy_(0.5 * projected + 0.1 * torch.randn_like(projected))
 
     def mask(self, text: Bool[Tensor, "b t"], num_codes: int, dtype: torch.dtype) -> Tensor:
         """Additive mask (b, 1, t + n, t + n): everyone sees the real text, codes see codes up to themselves."""
@@ -217,7 +227,7 @@ class GPT(nn.Module):
                 after = F.pad(additive[:, :, -1:, :t], (0, self.num_codes)).to(dtype)
                 ids = torch.zeros(b, self.num_codes, len(self.factors), dtype=torch.long, device=x.device)
                 ids[:, : each.shape[1]] = each
-                empty, so_far = k.new_zeros(size, dtype=dtype), self.tally(each).float().sum(1)
+                empty, so_far = k.new_zeros(size, dtype=dtype), self.tally(each[..., 0]).float().sum(1)
                 cache = Cache(empty, torch.zeros_like(empty), after, ids, so_far, words, t, x.shape[1])
             cache.keys[layer, :, :, : x.shape[1]] = k
             cache.values[layer, :, :, : x.shape[1]] = v
@@ -236,13 +246,13 @@ class GPT(nn.Module):
         index = cache.length - cache.prefix  # the cell that this step predicts
         row, column = divmod(index, self.grid[1])
         cache.ids[:, index - 1] = each
-        cache.tallies += self.tally(each).float()
-        x = self.codes(each) + self.told(cache.tallies)
+        cache.tallies += self.tally(each[..., 0]).float()
+        x = self.codes(each[..., 0]) + self.told(cache.tallies)
         x = x + (self.row[row, 0] + self.column[0, column] + self.cell[row, column])
         if row:
-            x = x + self.above * self.codes(cache.ids[:, index - self.grid[1]])
+            x = x + self.above * self.codes(cache.ids[:, index - self.grid[1], 0])
             if column < self.grid[1] - 1:
-                x = x + self.above_right * self.codes(cache.ids[:, index - self.grid[1] + 1])
+                x = x + self.above_right * self.codes(cache.ids[:, index - self.grid[1] + 1, 0])
         end = cache.length + 1
         mask = cache.mask[..., :end]
         with matrix_vector(x):
