@@ -100,7 +100,7 @@ def test_another_tokenizer_or_other_settings_are_refused(folder) -> None:
     with pytest.raises(ValueError, match=r"does not fit: tokenizer: cache '\w{16}', expected '\w{16}'. Delete it"):
         codes.Codes(folder, head(other))
     for name, value in (("data", {**SETTINGS, "image_size": 32}), ("split", "val"), ("size", 8), ("grid", [4, 4]),
-                        ("codebook_size", 36), ("version", 2)):
+                        ("codebook_size", 36), ("version", codes.VERSION + 1)):
         with pytest.raises(ValueError, match=f"does not fit: {name}: cache"):
             codes.Codes(folder, head(made, **{name: value}))
 

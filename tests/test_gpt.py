@@ -143,6 +143,12 @@ def test_noise_is_for_training_only(inputs, option: str) -> None:
     assert not torch.equal(net(*inputs)[0], net(*inputs)[0])
 
 
+def test_the_summary_of_a_form_is_noisy_in_training(inputs) -> None:
+    net = tiny(PARTS).train()
+    (form, *colours), (again, *others) = net(*inputs), net(*inputs)
+    assert torch.equal(form, again) and all(not torch.equal(a, b) for a, b in zip(colours, others, strict=True))
+
+
 def test_training_on_a_cpu_gives_what_inference_gives(inputs) -> None:
     net = tiny()
     with torch.no_grad():

@@ -88,8 +88,12 @@ def constructor(target: str) -> Constructor | None:
                 if isinstance(item, ast.FunctionDef) and item.name == "__init__":
                     return _arguments(item, aliases, method=True)
             if any("dataclass" in ast.unparse(d) for d in node.decorator_list):
-                fields = [f for f in node.body if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name)]
-                return Constructor({f.target.id: (f.annotation, f.value is None) for f in fields}, False, aliases)
+                fields: dict[str, tuple[ast.expr | None, bool]] = {
+                    field.target.id: (field.annotation, field.value is None)
+                    for field in node.body
+                    if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+                }
+                return Constructor(fields, False, aliases)
             for base in node.bases:
                 found = constructor(f"{module_name}.{ast.unparse(base)}")
                 if found is not None:

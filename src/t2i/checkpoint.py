@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
@@ -81,7 +81,8 @@ def kind_of(module: Any) -> str:
 def pack(module: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
     """The section `t2i` for a module. It may define `parts()`: what its constructor was given from elsewhere."""
     section: dict[str, Any] = {"format": FORMAT, "kind": kind_of(module), "config": _plain(config, "config")}
-    section["parts"] = module.parts() if callable(getattr(module, "parts", None)) else {}
+    parts = getattr(module, "parts", None)
+    section["parts"] = parts() if callable(parts) else {}
     return section
 
 
@@ -114,7 +115,8 @@ class _Sink(io.RawIOBase):
     """Passes bytes on and keeps the first OSError, which torch's zip writer would replace by its own words."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.error = file, None
+        self.file = file
+        self.error: OSError | None = None
 
     def writable(self) -> bool:
         return True
@@ -132,7 +134,7 @@ def save_atomic(held: Any, path: str | Path) -> None:
     with _written_whole(path) as file:
         sink = _Sink(file)
         try:
-            torch.save(held, sink)
+            torch.save(held, cast(BinaryIO, sink))  # of a file it needs `write` alone
         except RuntimeError as error:
             if sink.error is None:
                 raise

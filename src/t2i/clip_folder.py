@@ -15,13 +15,14 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
@@ -148,9 +149,10 @@ def load_clip(path: str, allow_download: bool = False) -> tuple[CLIPModel, Capti
     local_only = is_folder or not allow_download
     try:
         with nullcontext() if not local_only else _no_bars():
-            model, report = CLIPModel.from_pretrained(
+            loaded = CLIPModel.from_pretrained(
                 path, local_files_only=local_only, output_loading_info=True, dtype=torch.float32
             )
+        model, report = cast(tuple[CLIPModel, dict[str, Any]], loaded)  # typed as if there were no report
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local_only)
     except (OSError, ValueError) as error:
         if is_folder:
@@ -169,14 +171,23 @@ def load_clip(path: str, allow_download: bool = False) -> tuple[CLIPModel, Capti
             f"path={path!r} is no complete CLIP: {len(missing)} weights are missing, {missing[0]} the first"
         )
     # A reader of the model's own length; the tokenizer's stored maximum is often absent or wrong.
-    captions = CaptionTokenizer.from_json(
-        tokenizer.backend_tokenizer.to_str(), model.config.text_config.max_position_embeddings
-    )
-    check_end_token(model.config.text_config.eos_token_id, captions, path)
+    text = text_config(model)
+    captions = CaptionTokenizer.from_json(tokenizer.backend_tokenizer.to_str(), text.max_position_embeddings)
+    check_end_token(text.eos_token_id, captions, path)
     return model.eval().requires_grad_(False), captions
 
 
-def check_end_token(configured: int, captions: CaptionTokenizer, path: str) -> None:
+def text_config(model: CLIPModel) -> CLIPTextConfig:
+    """Of the text tower; transformers' types leave open what its constructor has made of it."""
+    return cast(CLIPTextConfig, model.config.text_config)
+
+
+def image_size(model: CLIPModel) -> int:
+    """The side of the square pictures that the image tower takes."""
+    return cast(int, cast(CLIPVisionConfig, model.config.vision_config).image_size)
+
+
+def check_end_token(configured: int | list[int] | None, captions: CaptionTokenizer, path: str) -> None:
     """With a wrong end token every caption would get one and the same embedding."""
     old_config = configured == 2 and captions.end == captions.tokenizer.get_vocab_size() - 1
     if configured != captions.end and not old_config:
@@ -227,9 +238,9 @@ def save_folder(
             bos_token=START,
             eos_token=END,
             pad_token=PAD if tokenizer.token_to_id(PAD) is not None else END,
-            model_max_length=model.config.text_config.max_position_embeddings,
+            model_max_length=text_config(model).max_position_embeddings,
         ).save_pretrained(beside)
-        size = model.config.vision_config.image_size
+        size = image_size(model)
         numbers = {
             "image_processor_type": "CLIPImageProcessor",
             "do_resize": True,

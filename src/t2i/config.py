@@ -62,7 +62,8 @@ def is_path(key: str) -> bool:
 
 def set_aside(overrides: list[str]) -> tuple[list[str], dict[str, str]]:
     """Replaces the values of free text and path keys by plain words; returns the words and what they stand for."""
-    kept, texts = [], {}
+    kept: list[str] = []
+    texts: dict[str, str] = {}
     for override in overrides:
         key, equals, value = override.partition("=")
         bare = key.lstrip("+")

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -24,11 +24,12 @@ from t2i.data.module import DataModule, number
 from t2i.guards import Checkpoints, SelfDescribing, StepSeed
 from t2i.models.base import NonFiniteLoss
 
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 STOPPED = 75  # exit code of a run that was asked to stop and can be continued
 IGNORED = ("resume", "debug", "logger", "stages", "experiments")  # may differ when a run is continued
 
 
-def precision(wanted: str, accelerator: str) -> str:
+def precision(wanted: Literal["auto"] | Precision, accelerator: str) -> Precision:
     """`auto` is bf16-mixed where the hardware multiplies in bf16, else float32."""
     if wanted != "auto":
         if wanted == "16-mixed" and not (torch.cuda.is_available() and accelerator != "cpu"):

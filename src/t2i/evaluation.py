@@ -21,7 +21,7 @@ from t2i.data import shapes
 from t2i.data.module import DataModule, number
 from t2i.metrics.composition import composition_score, shuffled
 from t2i.metrics.reconstruction import CodebookUsage, psnr, ssim
-from t2i.scenes import TASKS, render
+from t2i.scenes import TASKS, Task, render
 
 METRICS = ("composition", "reconstruction")
 BATCH = 64
@@ -67,7 +67,9 @@ def composition(
 ) -> dict[str, Any]:
     """Scores with ceilings and floor, for `seen` and `heldout`; `examples` holds pictures of the first of each task."""
     result: dict[str, Any] = {}
-    for name, split, tasks in (("seen", "val", TASKS), ("heldout", "heldout", shapes.HELDOUT_TASKS)):
+    kinds: tuple[tuple[str, shapes.Split, tuple[Task, ...]], ...] = (
+        ("seen", "val", TASKS), ("heldout", "heldout", shapes.HELDOUT_TASKS))
+    for name, split, tasks in kinds:
         chosen = [pair for task in tasks for pair in shapes.prompted(split, task, n_per_task, seed, world)]
         captions = [caption for caption, _ in chosen]
         truth = torch.stack([torch.from_numpy(render(scene, model.tokenizer.image_size)) for _, scene in chosen])

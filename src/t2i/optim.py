@@ -77,6 +77,7 @@ class Muon(torch.optim.Optimizer):
         wanted = []
         for parameter in parameters:
             state, gradient = self.state[parameter], parameter.grad
+            assert gradient is not None  # `step` leaves out those without
             if not state:
                 state["momentum"] = torch.zeros_like(parameter)
             momentum = state["momentum"].lerp_(gradient, 1 - group["momentum"])
@@ -125,6 +126,7 @@ def make(
     hidden = [p for name, p in named if is_hidden_matrix(name, p)]
     others = [p for name, p in named if not is_hidden_matrix(name, p)]
     use_muon = optimizer == "muon"
+    beta_1, beta_2 = betas
     rate = muon_learning_rate if use_muon else learning_rate
     groups: list[dict[str, Any]] = [
         {"params": hidden, "lr": rate, "initial_lr": rate, "weight_decay": weight_decay},
@@ -134,5 +136,5 @@ def make(
     if use_muon:
         for group in groups:
             group["muon"] = group["params"] is hidden
-        return Muon(groups, betas=tuple(betas))
-    return torch.optim.AdamW(groups, betas=tuple(betas), fused=True)
+        return Muon(groups, betas=(beta_1, beta_2))
+    return torch.optim.AdamW(groups, betas=(beta_1, beta_2), fused=True)

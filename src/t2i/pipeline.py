@@ -77,9 +77,10 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
     commands = [
         f'python sample.py ckpt={last} prompt="two red circles above a blue square" n=8',
         f"python sample.py ckpt={last} prompts=prompts.txt out=drawings",
-        f"python evaluate.py ckpt={last} n_per_task=200",
-        "python train.py experiments=shapes",
     ]
+    if settings is not None:
+        following = "shapes" if config.get("group") == "quickstart" else "pictures data.root=FOLDER"
+        commands += [f"python evaluate.py ckpt={last} n_per_task=200", f"python train.py experiments={following}"]
     memory = engine.peak_memory()
     total = time.monotonic() - started
     notes.append(f"This command took {clock(total)} min and {memory:.1f} GB of memory at most.")

@@ -38,9 +38,9 @@ RADII = {"small": 0.11, "large": 0.16}
 GAP = 0.028  # between the circles around two things
 MARGIN = 0.03  # between such a circle and the edge of the canvas
 INVERSE = {"left": "right", "right": "left", "above": "below", "below": "above"}
-TASKS = ("single", "colour", "count", "two", "position", "attribution")  # GenEval's six
 
 Task = Literal["single", "colour", "count", "two", "position", "attribution", "compound"]
+TASKS: tuple[Task, ...] = ("single", "colour", "count", "two", "position", "attribution")  # GenEval's six
 
 # Extents for radius 1. The square's half side keeps its corners inside the circle.
 _CIRCLE, _SQUARE, _CROSS_HALF, _RING_OUTER, _RING_INNER = 0.88, 0.70, 0.32, 0.98, 0.52

@@ -5,13 +5,13 @@ Images travel as float32 in [-1, 1], shape (b, 3, h, w); data sets yield uint8, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass
@@ -77,6 +77,26 @@ def number_of(each: Int[Tensor, "... f"], factors: Sequence[int]) -> Int[Tensor,
     return ids
 
 
+class Autoencoder(Protocol):
+    """A module's two halves: pictures to latents of `z_channels` channels, in `parts` equal groups, and back.
+
+    `factor`: pixels a side that one latent covers; `last_layer`: the decoder's last weight.
+    """
+
+    factor: int
+    z_channels: int
+    parts: int
+
+    @property
+    def encoder(self) -> Callable[[Tensor], Tensor]: ...
+
+    @property
+    def decoder(self) -> Callable[[Tensor], Tensor]: ...
+
+    @property
+    def last_layer(self) -> Tensor: ...
+
+
 @runtime_checkable
 class Quantizer(Protocol):
     """`factors`: how many codes each part of a code has, (codebook_size,) where codes have no parts."""
@@ -101,6 +121,8 @@ class Tokenizer(Protocol):
     factors: tuple[int, ...]
     grid: tuple[int, int]
     image_size: int
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
 
     def encode(self, image: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b n"]: ...
 

@@ -32,8 +32,8 @@ def read_metadata(root: Path) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason})") from error
+        number = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason})") from error
     items = []
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines(): a caption may hold U+2028
         if not line.strip():
@@ -79,9 +79,9 @@ def decode_image(path: Path, image_size: int) -> np.ndarray:
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
     scale = image_size / min(image.size)
-    size = tuple(max(image_size, round(side * scale)) for side in image.size)
-    image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
-    left, top = (size[0] - image_size) // 2, (size[1] - image_size) // 2
+    width, height = (max(image_size, round(side * scale)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    left, top = (width - image_size) // 2, (height - image_size) // 2
     return np.asarray(image.crop((left, top, left + image_size, top + image_size)))
 
 

@@ -65,8 +65,9 @@ def describe(scene: Scene, rng: Random, extras: bool = True) -> Caption:
         colour = common([thing.colour for thing in group]) if coloured else None
         size = common([thing.size for thing in group]) if extras and rng.random() < 0.3 else None
         exact = scene.task in ("count", "compound")
-        clauses.append(Described(group[0].shape, colour, size, count, exact))
-        words.append(_phrase(clauses[-1], rng, plain_number=scene.task != "count"))
+        described = Described(group[0].shape, colour, size, count, exact)
+        clauses.append(described)
+        words.append(_phrase(described, rng, plain_number=scene.task != "count"))
     if len(words) == 1:
         text = pick(rng, FRAMES).format(x=words[0], **{"is": "is" if scene.groups[0] == 1 else "are"})
     elif scene.relation is not None:

@@ -53,7 +53,8 @@ from t2i.types import Example
 Split = Literal["train", "val", "heldout"]
 
 ROLES = ("left", "right", "above", "below")
-HELDOUT_TASKS = ("colour", "count", "position", "attribution")
+HELDOUT_TASKS: tuple[Task, ...] = ("colour", "count", "position", "attribution")
+KINDS: tuple[Task, ...] = (*TASKS, "compound")
 TASK_WEIGHTS: dict[str, float] = {**dict.fromkeys(TASKS, 1.0), "compound": 0.5}
 CAPTIONS_PER_SCENE = 6
 COUNTS = (1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6)
@@ -112,8 +113,9 @@ def caption_held_out(caption: Caption) -> bool:
                 return True
         if isinstance(clause, Related):
             subject, target = caption.clauses[clause.subject], caption.clauses[clause.object]
-            if relation_held_out(subject.shape, clause.relation, target.shape):
-                return True
+            if isinstance(subject, Described) and isinstance(target, Described):
+                if relation_held_out(subject.shape, clause.relation, target.shape):
+                    return True
     return False
 
 
@@ -214,7 +216,7 @@ class Shapes:
         self.split, self.image_size, self.seed = split, image_size, seed
         self.world = World(lattice, tuple(backgrounds or BACKGROUNDS))
         self.size = size if split == "train" else val_size
-        self._kinds = [kind for kind in TASK_WEIGHTS if weights.get(kind, 0) > 0]
+        self._kinds = [kind for kind in KINDS if weights.get(kind, 0) > 0]
         self._bounds = np.cumsum([weights[kind] for kind in self._kinds]) / sum(
             weights[k] for k in self._kinds
         )
@@ -246,11 +248,11 @@ class Shapes:
 
 
 def prompted(
-    split: Split, task: str, n: int, seed: int = 0, world: World = EVERYWHERE
+    split: Split, task: Task, n: int, seed: int = 0, world: World = EVERYWHERE
 ) -> list[tuple[Caption, Scene]]:
     """`n` captions of one task for evaluation, each with a scene that it is true of (whose render is the ceiling):
     of seen combinations (`val`), or (`heldout`) naming a held-out one."""
-    allowed = HELDOUT_TASKS if split == "heldout" else (*TASKS, "compound")
+    allowed = HELDOUT_TASKS if split == "heldout" else KINDS
     if task not in allowed:
         raise ValueError(f"task={task!r} with split={split!r}: allowed are {', '.join(allowed)}")
     found: list[tuple[Caption, Scene]] = []
@@ -263,7 +265,7 @@ def prompted(
     return found
 
 
-def prompts(split: Split, task: str, n: int, seed: int = 0) -> list[Caption]:
+def prompts(split: Split, task: Task, n: int, seed: int = 0) -> list[Caption]:
     """The captions of `prompted`."""
     return [caption for caption, _ in prompted(split, task, n, seed)]
 

@@ -65,6 +65,9 @@ class LPIPS(nn.Module):
     MB of public weights do not enter its checkpoints, its optimiser and its DDP buckets.
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, vgg_path: str | None = None, heads_path: str | None = None) -> None:
         super().__init__()
         self.vgg = VGG16Features()

@@ -12,10 +12,10 @@ import hashlib
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPModel
 
-from t2i.clip_folder import CaptionTokenizer, image_normalisation, load_clip, preprocess
+from t2i.clip_folder import CaptionTokenizer, image_normalisation, image_size, load_clip, preprocess
 
 ROWS = 256
 
@@ -40,7 +40,7 @@ class CLIPScorer:
         self, model: CLIPModel, tokenizer: CaptionTokenizer, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> None:
         self.model, self.tokenizer, self.mean, self.std = model, tokenizer, mean, std
-        self.size = model.config.vision_config.image_size
+        self.size = image_size(model)
         self._id: str | None = None
 
     @property
@@ -55,7 +55,8 @@ class CLIPScorer:
         return self._id
 
     def to(self, device: torch.device | str) -> CLIPScorer:
-        self.model.to(device)
+        module: nn.Module = self.model  # transformers' `to` is typed as one without self
+        module.to(device)
         return self
 
     @torch.no_grad()

@@ -267,7 +267,7 @@ def composition_score(images: np.ndarray | Tensor, captions: Sequence[Caption]) 
     if not right:
         raise ValueError("captions: none given, a score needs at least one")
     order = [task for task in (*TASKS, "compound") if task in right]
-    scores = {task: float(np.mean(right[task])) for task in order}
+    scores: dict[str, float] = {task: float(np.mean(right[task])) for task in order}
     return {**scores, "overall": float(np.mean(list(scores.values())))}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -62,7 +62,7 @@ class TwoPlayers(pl.LightningModule):
 
     def players(self) -> tuple[Any, Any]:
         """The two Lightning optimisers; the discriminator's no longer counts steps."""
-        generator, discriminator = self.optimizers()
+        generator, discriminator = cast(list[Any], self.optimizers())
         discriminator._on_before_step = discriminator._on_after_step = _nothing
         return generator, discriminator
 

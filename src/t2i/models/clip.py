@@ -16,6 +16,7 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Float
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
@@ -75,7 +76,7 @@ class CLIP(pl.LightningModule):
         if context_length < 3:
             raise ValueError(f"context_length={context_length}: at least 3 (start, one token, end)")
         self.image_size, self.vocab_size, self.context_length = image_size, vocab_size, context_length
-        self.learning_rate, self.betas, self.weight_decay = learning_rate, tuple(betas), weight_decay
+        self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
         self.warmup_steps, self.max_steps = warmup_steps, max_steps
         self.optimizer, self.muon_learning_rate = optimizer, muon_learning_rate
         start, end, pad = range(len(SPECIAL))
@@ -175,7 +176,7 @@ class CLIP(pl.LightningModule):
         for name, share in retrieval(image, text, caption_groups(captions)).items():
             self.log(f"val/{name}", share, prog_bar=True, sync_dist=True)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Linear warm-up, then half a cosine down to 0 at `max_steps`."""
         optimizer = optim.make(self.clip, self.optimizer, self.learning_rate, self.muon_learning_rate, self.betas,
                                self.weight_decay)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Float, Int
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from t2i import optim
@@ -62,7 +63,7 @@ class Prior(pl.LightningModule):
                        width, num_layers, num_heads, dropout, text_noise)
         self.gpt.start_from(tokenizer.codebooks())
         self.caption_dropout, self.max_steps, self.warmup_steps = caption_dropout, max_steps, warmup_steps
-        self.learning_rate, self.betas, self.weight_decay = learning_rate, tuple(betas), weight_decay
+        self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
         self.optimizer, self.muon_learning_rate = optimizer, muon_learning_rate
 
     @property
@@ -87,7 +88,7 @@ class Prior(pl.LightningModule):
     def on_fit_start(self) -> None:
         self.place()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = optim.make(self.gpt, self.optimizer, self.learning_rate, self.muon_learning_rate, self.betas,
                                self.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -8,7 +8,7 @@ hinge is chosen by name; schedules are warm-up and cosine; the commitment weight
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from t2i import checkpoint, optim
 from t2i.losses.gan import adaptive_weight, hinge_d, hinge_g, vanilla_d, vanilla_g
 from t2i.models.base import TwoPlayers, check_finite, frozen_call
 from t2i.nets.tokenizer import ImageTokenizer
-from t2i.types import Batch
+from t2i.types import Autoencoder, Batch, Quantizer
 
 
 class VQGAN(TwoPlayers):
@@ -38,8 +38,8 @@ class VQGAN(TwoPlayers):
 
     def __init__(
         self,
-        autoencoder: nn.Module,
-        quantizer: nn.Module,
+        autoencoder: Autoencoder,
+        quantizer: Quantizer,
         image_size: int,
         max_steps: int,
         discriminator: nn.Module | None = None,
@@ -68,9 +68,10 @@ class VQGAN(TwoPlayers):
         self.discriminator = discriminator if discriminator is not None else nn.Identity()
         self.has_discriminator = discriminator is not None
         self._outside = (perceptual,)  # a tuple, so that frozen weights stay out of state dict and optimisers
-        same = discriminator_learning_rate is None
-        self.discriminator_learning_rate = learning_rate if same else discriminator_learning_rate
-        self.betas, self.weight_decay = tuple(betas), weight_decay
+        self.discriminator_learning_rate = (
+            learning_rate if discriminator_learning_rate is None else discriminator_learning_rate
+        )
+        self.betas, self.weight_decay = betas, weight_decay
         self.pixel_loss, self.perceptual_weight, self.quantizer_weight = pixel_loss, perceptual_weight, quantizer_weight
         self.discriminator_weight, self.discriminator_start = discriminator_weight, discriminator_start
         self.use_adaptive_weight, self.gan_loss = adaptive_weight, gan_loss
@@ -98,7 +99,7 @@ class VQGAN(TwoPlayers):
             difference = reconstruction.float() - image.float()
             parts = {"l1": difference.abs().mean(), "l2": difference.square().mean()}
             pixel = sum(parts[name] for name in self.pixel_loss.split("+"))
-            terms = {"loss/pixel": pixel}
+            terms = {"loss/pixel": cast(Tensor, pixel)}  # not 0: there is a name
             if self._outside[0] is not None:
                 terms["loss/perceptual"] = self._outside[0](reconstruction.float(), image.float()).mean()
         return terms

@@ -37,8 +37,8 @@ class ResidualBlock(nn.Module):
         same = in_channels == out_channels
         self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
         if not num_groups:  # without norms a deep stack must start as its shortcuts
-            nn.init.zeros_(self.conv_2.weight)
-            nn.init.zeros_(self.conv_2.bias)
+            for parameter in self.conv_2.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
         h = self.conv_1(F.silu(self.norm_1(x)))
@@ -238,7 +238,7 @@ class Decoder(_Pyramid):
         self.head = nn.Conv2d(current, out_channels * patch_size**2, 3, padding=1)
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The weight on which the adaptive weight of the adversarial loss is measured."""
         return self.head.weight
 
@@ -280,7 +280,7 @@ class Autoencoder(nn.Module):
         self.factor = self.encoder.factor
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         return self.decoder.last_layer
 
     def encode(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b z gh gw"]:

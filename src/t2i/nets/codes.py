@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +58,9 @@ class Reader(nn.Module):
         width: of the transformer. text_dim: of the caption's word states.
     """
 
-    def __init__(self, factors: Sequence[int], index: int, width: int, text_dim: int) -> None:
+    offsets: Tensor
+
+    def __init__(self, factors: tuple[int, ...], index: int, width: int, text_dim: int) -> None:
         super().__init__()
         self.index = index
         self.told = nn.ModuleList(nn.Embedding(k, width) for k in factors[:index])
@@ -106,11 +109,12 @@ class Reader(nn.Module):
 class CodeHead(nn.Module):
     """p(part i | the transformer's output, parts before i), as logits."""
 
-    def __init__(self, factors: Sequence[int], width: int, text_dim: int) -> None:
+    def __init__(self, factors: tuple[int, ...], width: int, text_dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, bias=False)
         self.first = nn.Linear(width, factors[0], bias=False)
-        self.readers = nn.ModuleList(Reader(factors, i, width, text_dim) for i in range(1, len(factors)))
+        readers = nn.ModuleList(Reader(factors, i, width, text_dim) for i in range(1, len(factors)))
+        self.readers = cast(Sequence[Reader], readers)  # torch's own type forgets what it holds
 
     def words(self, states: Tensor, triples: Tensor, mask: Tensor) -> list[Words]:
         """The caption as each reader sees it, once a caption."""

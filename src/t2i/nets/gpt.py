@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -106,7 +107,8 @@ class GPT(nn.Module):
         self.text_in = nn.Linear(3 * text_dim, width)
         self.text_position = nn.Parameter(torch.zeros(text_length, width))
         self.null = nn.Parameter(torch.zeros(width))  # the caption that says nothing: learned, one position
-        self.blocks = nn.ModuleList(Block(width, num_heads, dropout) for _ in range(num_layers))
+        blocks = nn.ModuleList(Block(width, num_heads, dropout) for _ in range(num_layers))
+        self.blocks = cast(Sequence[Block], blocks)  # torch's own type forgets what it holds
         self.predict = CodeHead(self.factors, width, text_dim)
         self.initialise()
 
@@ -232,6 +234,7 @@ class GPT(nn.Module):
             cache.keys[layer, :, :, : x.shape[1]] = k
             cache.values[layer, :, :, : x.shape[1]] = v
             x = block.finish(x, attend(q, k, v, additive))
+        assert cache is not None  # there is at least one layer
         return x[:, -1], cache
 
     def logits(self, x: Float[Tensor, "b width"], known: Int[Tensor, "b i"], cache: Cache) -> Float[Tensor, "b k"]:

@@ -12,19 +12,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from t2i.types import Quantized
+from t2i.types import Autoencoder, Quantized, Quantizer
 
 
 class ImageTokenizer(nn.Module):
     """A `t2i.types.Tokenizer`.
 
     Args:
-        autoencoder: has `encoder`, `decoder`, `factor`, `z_channels`, `parts`, `last_layer`.
-        quantizer: a `t2i.types.Quantizer`.
+        autoencoder: a module and `t2i.types.Autoencoder`.
+        quantizer: a module and `t2i.types.Quantizer`.
         image_size: side of the square pictures, divisible by the autoencoder's factor.
     """
 
-    def __init__(self, autoencoder: nn.Module, quantizer: nn.Module, image_size: int) -> None:
+    def __init__(self, autoencoder: Autoencoder, quantizer: Quantizer, image_size: int) -> None:
         super().__init__()
         if image_size % autoencoder.factor:
             raise ValueError(

@@ -34,7 +34,7 @@ def matrix_vector(x: Tensor) -> Iterator[None]:
     through them at a fraction of the memory's speed (measured: benchmarks/run.py decoding)."""
     one = x.device.type == "cpu" and x.dtype == torch.bfloat16 and len(x) == 1
     before = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = before and not one
+    torch.backends.mkldnn.enabled = before and not one  # type: ignore[assignment]  # torch types it as a descriptor
     try:
         yield
     finally:

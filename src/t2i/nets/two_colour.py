@@ -98,11 +98,11 @@ class TwoColourDecoder(nn.Module):
         self.form_out = _net(z_channels // 3, channels, patch_size**2)
         self.colour_out = _net(z_channels // 3, channels, 3)
         self.refine = Decoder(channels, [1], num_res_blocks, [], z_channels, 3, 0, patch_size, False)
-        nn.init.zeros_(self.refine.head.weight)  # it starts from what is painted
-        nn.init.zeros_(self.refine.head.bias)
+        for parameter in self.refine.head.parameters():  # it starts from what is painted
+            nn.init.zeros_(parameter)
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The weight on which the adaptive weight of the adversarial loss is measured."""
         return self.refine.last_layer
 
@@ -131,7 +131,7 @@ class TwoColourAutoencoder(nn.Module):
         self.z_channels, self.factor, self.parts = z_channels, patch_size, 3
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         return self.decoder.last_layer
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:

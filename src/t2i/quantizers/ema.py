@@ -31,6 +31,12 @@ class EMA(nn.Module):
     The codebook moves only in training mode, once a forward.
     """
 
+    codebook: Tensor
+    counts: Tensor
+    sums: Tensor
+    initialised: Tensor
+    step: Tensor
+
     def __init__(
         self,
         codebook_size: int = 1024,

@@ -20,6 +20,9 @@ from t2i.types import Quantized
 class FSQ(nn.Module):
     """Latents (b, len(levels), h, w) to a grid of prod(levels) points in [-1, 1]; computed in float32."""
 
+    _levels: Tensor
+    _basis: Tensor
+
     def __init__(self, levels: Sequence[int] = (8, 5, 5, 5)) -> None:
         super().__init__()
         if len(levels) == 0 or min(levels) < 2:

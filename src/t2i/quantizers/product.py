@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -34,7 +35,8 @@ class Product(nn.Module):
         if len(set(dims.values())) > 1:
             shown = ", ".join(f"{name} {dim}" for name, dim in dims.items())
             raise ValueError(f"parts of different dim ({shown}): all must have the same")
-        self.parts = nn.ModuleDict(parts)
+        modules = nn.ModuleDict(cast(Mapping[str, nn.Module], parts))
+        self.parts = cast(Mapping[str, Quantizer], modules)  # torch's own type forgets what it holds
         self.dim = sum(dims.values())
         self.factors = tuple(factor for part in parts.values() for factor in part.factors)
         self.codebook_size = math.prod(self.factors)

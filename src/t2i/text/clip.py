@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from t2i.clip_folder import CaptionTokenizer, check_end_token, load_clip
+from t2i.clip_folder import CaptionTokenizer, check_end_token, load_clip, text_config
 from t2i.types import TextEmbedding
 
 
@@ -29,7 +29,7 @@ class CLIPText:
 
     def __init__(self, path: str, layer: int = -1, allow_download: bool = False) -> None:
         model, tokenizer = load_clip(path, allow_download)
-        config = model.config.text_config
+        config = text_config(model)
         config.projection_dim = model.config.projection_dim
         tower = CLIPTextModelWithProjection(config)
         tower.load_state_dict(
