@@ -74,8 +74,9 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
         notes.append(f"Sampler: {result['protocol']['sampler']}, {settings['n_per_task']} pictures a task,"
                      f" seed {result['protocol']['seed']}; reader: {result['protocol']['reader']}.")
     last = f"{done[len(stages) - 1]['run_dir']}/last.ckpt"
+    prompt = "two red circles above a blue square" if settings is not None else "a caption of your own"
     commands = [
-        f'python sample.py ckpt={last} prompt="two red circles above a blue square" n=8',
+        f'python sample.py ckpt={last} prompt="{prompt}" n=8',
         f"python sample.py ckpt={last} prompts=prompts.txt out=drawings",
     ]
     if settings is not None:
