@@ -39,11 +39,11 @@ def place(
                 continue
         x, y = spot
         if any(
-            math.hypot(x - u, y - v) < radii[i] + r + GAP for (u, v), r in zip(placed, radii, strict=False)
+            math.hypot(x - u, y - v) < radii[i] + r + GAP for (u, v), r in zip(placed, radii[:i], strict=True)
         ):
             continue
         if relation is not None and i >= groups[0]:
-            others = list(zip(placed, radii, strict=False))[: groups[0]]
+            others = list(zip(placed, radii[:i], strict=True))[: groups[0]]
             if any(relation not in relations(u, v, r, x, y, radii[i]) for (u, v), r in others):
                 continue
             if clear:

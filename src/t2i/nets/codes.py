@@ -101,8 +101,8 @@ class Reader(nn.Module):
         of_code = share.new_zeros(*codes.shape[:2], len(self.seen)).scatter_add(2, codes, share[..., :s])
         y = (of_word @ words.value).transpose(1, 2).flatten(2)
         y = y + of_code @ self.seen + share[..., s:] @ self.constants
-        told = torch.tanh(self.summary(known[..., 0]))
-        y = y + self.summary_in(told + NOISE * torch.randn_like(told) if self.training else told)
+        summary = torch.tanh(self.summary(known[..., 0]))
+        y = y + self.summary_in(summary + NOISE * torch.randn_like(summary) if self.training else summary)
         return self.head(self.norm_out(y + self.mlp_out(squared_relu(self.mlp_in(self.norm_mlp(y))))))
 
 

@@ -64,7 +64,8 @@ class GPT(nn.Module):
         dropout: on both residual branches, in training.
         text_noise: standard deviation of noise on the normalised caption states that the blocks (not the readers) see
             in training. Words of one kind lie far apart and stay clear, faint evidence ("green things are no circles")
-            does not. 1.0 for word embeddings, 0 for states whose nuances count.
+            does not. The recipes take 0.3 for word embeddings; 1.0 slowed counting and positions (docs/log.md). 0 for
+            states whose nuances count.
     """
 
     def __init__(
