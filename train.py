@@ -13,10 +13,15 @@ ABOUT = """
 python train.py experiments=quickstart              nothing -> captioned pictures
 python train.py model=vqgan data=shapes             one stage; runs/vqgan-shapes
 python train.py -m model/quantizer=vq,ema,fsq       a sweep
+python train.py experiments=shapes estimate=true    parameters, memory and hours of a recipe, without training
 """
 
 
 def run(config: dict[str, Any], overrides: list[str]) -> Any:
+    if config["estimate"]:
+        from t2i import estimate
+
+        return estimate.run(config, overrides)
     if config["stages"] is not None:
         from t2i import pipeline
 

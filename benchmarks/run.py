@@ -1,10 +1,12 @@
 """Ratios that were measured in one run, as a Markdown table: what a part gains over the plain way to write it.
 
-    python benchmarks/run.py [quantizer] [vqgan] [prior] [decoding] [--quick] [--every 8]
+    python benchmarks/run.py [quantizer] [vqgan] [prior] [decoding] [data] [--quick] [--every 8] [--pictures FOLDER]
 
 `quantizer`: a step's vectors a second and peak memory, against all distances as one matrix.
 `vqgan`: a step of both players on one autoencoder forward, against a second forward for the discriminator.
 `prior`: training tokens a second, and the share of the speed of a big matrix product that this is.
+`data`: decoding against torchvision alone, the packed cache against decoding, and the share of its time that a prior
+waits for codes; on the JPEGs of a folder (`--pictures`), or on synthetic ones.
 `decoding`: tokens with the cache against without (of which every 8th is run and counts for its neighbours, unless
 `--every 1`); at batch 1 the weight bytes a second against a memory read.
 
@@ -28,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
+from benchmarks import data as data_rows
 from benchmarks import quantizer as quantizer_rows
 from torch import Tensor, nn
 
@@ -40,6 +43,7 @@ from t2i.nets.gpt import GPT
 from t2i.nets.patchgan import PatchGAN
 from t2i.nets.tokenizer import ImageTokenizer
 from t2i.quantizers.vq import VQ
+from t2i.types import CodeBatch
 
 MIXED = torch.cpu._is_avx512_bf16_supported()
 DTYPE = torch.bfloat16 if MIXED else torch.float32
@@ -243,8 +247,28 @@ def decoding(quick: bool, every: int = 8) -> Iterator[Row]:
               f"memory read (sum of 1 GB): {read / 1e9:.1f} GB/s", achieved / read)
 
 
+def data(quick: bool, every: int = 8) -> Iterator[Row]:
+    torch.manual_seed(0)
+    side, width, layers = (4, 32, 2) if quick else (16, 256, 6)
+    gpt = GPT((1024,), (side, side), 128, 24, width, layers, width // 16 if quick else 4)
+    optimizer = torch.optim.AdamW(gpt.parameters(), 3e-4, fused=True)
+
+    def step(batch: CodeBatch) -> None:
+        text = torch.randn(len(batch.text), 24, 128), torch.ones(len(batch.text), 24, dtype=torch.bool)
+        with torch.autocast("cpu", DTYPE, enabled=MIXED):
+            (logits,) = gpt(batch.ids, *text, torch.zeros(len(batch.text), dtype=torch.bool))
+        loss = cross_entropy(logits.flatten(0, 1), batch.ids.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    for row in data_rows.run(quick, turns, step, side * side, PICTURES[0]):
+        yield Row(*row)
+
+
+PICTURES: list[str | None] = [None]  # the folder of --pictures
 BENCHMARKS: dict[str, Callable[..., Iterator[Row]]] = {
-    "quantizer": quantizer, "vqgan": vqgan, "prior": prior, "decoding": decoding,
+    "quantizer": quantizer, "vqgan": vqgan, "prior": prior, "decoding": decoding, "data": data,
 }
 
 
@@ -261,7 +285,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
     parser.add_argument("--every", type=int, default=8, help="without cache only every so many-th token is run; 1: all")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--pictures", help="a folder of JPEGs for data")
     args = parser.parse_args(arguments)
+    PICTURES[0] = args.pictures
     keep_freed_memory()  # as the doors do
     unknown = [name for name in args.names if name not in BENCHMARKS]
     if unknown:

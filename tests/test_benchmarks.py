@@ -6,14 +6,14 @@ import pytest
 from benchmarks import quantizer, run
 
 
-@pytest.mark.parametrize("name", ["vqgan", "prior", "decoding"])
+@pytest.mark.parametrize("name", ["vqgan", "prior", "decoding", "data"])
 def test_a_benchmark_prints_its_rows(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     run.main(["--quick", "--threads", "1", name])
     lines = capsys.readouterr().out.splitlines()
     assert "torch" in lines[0]
     assert "threads" in lines[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[4:]]
-    assert len(rows) == (2 if name == "decoding" else 1)
+    assert len(rows) == {"decoding": 2, "data": 3}.get(name, 1)
     assert all(len(row) == 5 and float(row[-1]) >= 0 for row in rows)
 
 
@@ -44,4 +44,4 @@ def test_both_ways_to_step_a_vqgan_move_the_autoencoder_alike() -> None:
 def test_an_unknown_name_is_an_error_with_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run.main(["quantiser"])
-    assert "quantizer, vqgan, prior, decoding" in capsys.readouterr().err
+    assert "quantizer, vqgan, prior, decoding, data" in capsys.readouterr().err

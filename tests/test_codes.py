@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from t2i.data import codes
+from t2i.data.lines import Lines
 from t2i.nets.autoencoder import Autoencoder
 from t2i.nets.tokenizer import ImageTokenizer
 from t2i.quantizers.fsq import FSQ
@@ -18,6 +19,8 @@ SETTINGS = {"_target_": "t2i.data.shapes.Shapes", "image_size": 16}
 
 
 class Pictures:
+    """View 1 of a picture is its mirror."""
+
     def __init__(self, size: int = 7, fails_at: int | None = None) -> None:
         self.size, self.fails_at, self.read = size, fails_at, 0
 
@@ -26,11 +29,12 @@ class Pictures:
 
     def __getitem__(self, at: tuple[int, int]) -> Example:
         index, epoch = at
-        assert epoch == 0
+        assert epoch in (0, 1)
         if index == self.fails_at:
             raise ValueError("picture 5 is broken")
         self.read += 1
         image = torch.randint(0, 256, (3, 16, 16), generator=torch.Generator().manual_seed(index), dtype=torch.uint8)
+        image = image.flip(2) if epoch else image
         return Example(image, (f"é {index}", f"two\u2028lines {index}") if index else (), f"k{index}")
 
 
@@ -58,7 +62,7 @@ def test_the_cache_is_what_encoding_gives(folder) -> None:
     image = torch.stack([data[i, 0].image for i in range(7)]) / 127.5 - 1
     expected = made.encode(image)
     assert expected.unique().numel() > 3
-    batch = codes.collate([codes.PickedCodes(cached, lambda epoch, index: epoch + index)[i, 1] for i in range(7)])
+    batch = codes.collate([codes.PickedCodes(cached, lambda what, epoch, index: epoch + index)[i, 1] for i in range(7)])
     assert isinstance(batch, CodeBatch) and batch.ids.dtype == torch.long
     assert torch.equal(batch.ids, expected)
     assert batch.key == [f"k{i}" for i in range(7)]
@@ -66,62 +70,81 @@ def test_the_cache_is_what_encoding_gives(folder) -> None:
     assert cached.codes.dtype == np.uint16 and len(cached) == 7
 
 
-def test_a_fitting_cache_is_left_as_it_is_and_another_is_written_anew(folder) -> None:
+def test_a_fitting_cache_is_left_as_it_is_and_another_refused(folder) -> None:
     made, data = tokenizer(), Pictures()
     codes.build(folder, data, made, head(made))
     codes.build(folder, data, made, head(made))
     assert data.read == 7
     other = tokenizer(seed=1)
-    codes.build(folder, data, other, head(other))
-    assert data.read == 14
-    codes.Codes(folder, head(other))
+    with pytest.raises(ValueError, match="does not fit:\n  tokenizer: cache"):
+        codes.build(folder, data, other, head(other))
     (folder / "header.json").write_text('{"version": 1, "tok')  # damaged: not one to trust
-    codes.build(folder, data, other, head(other))
-    assert data.read == 21 and len(codes.Codes(folder, head(other))) == 7
+    with pytest.raises(ValueError, match="holds no whole code cache"):
+        codes.build(folder, data, made, head(made))
+    assert data.read == 7
 
 
-def test_whole_or_not_at_all(folder) -> None:
+def test_every_view_of_a_picture(folder) -> None:
+    made, data = tokenizer(), Pictures()
+    wanted = codes.header(made, SETTINGS, "train", 7, views=2)
+    codes.build(folder, data, made, wanted, batch_size=4)
+    cached = codes.Codes(folder, wanted)
+    assert cached.codes.shape == (7, 2, 64)
+    for view in (0, 1):
+        image = torch.stack([data[i, view].image for i in range(7)]) / 127.5 - 1
+        assert torch.equal(torch.from_numpy(np.array(cached.codes[:, view])).long(), made.encode(image))
+    picked = codes.PickedCodes(cached, lambda what, epoch, index: epoch if what == "view" else 0)
+    assert [np.array_equal(picked[3, epoch][0], cached.codes[3, epoch % 2]) for epoch in range(3)] == [True] * 3
+    with pytest.raises(ValueError, match="views: cache 2, wanted 1"):
+        codes.Codes(folder, head(made))
+
+
+def test_whole_or_not_at_all_and_continued(folder) -> None:
     made = tokenizer()
     with pytest.raises(ValueError, match="picture 5 is broken"):
         codes.build(folder, Pictures(fails_at=5), made, head(made), batch_size=2)
-    assert list(folder.parent.iterdir()) == []
-    with pytest.raises(ValueError, match=r"holds no code cache \(header.json is missing\)"):
+    with pytest.raises(ValueError, match="holds no code cache"):
         codes.Codes(folder, head(made))
-    codes.build(folder, Pictures(), made, head(made))
-    with pytest.raises(ValueError, match="picture 5 is broken"):
-        codes.build(folder, Pictures(fails_at=5), made, head(made, split="val"), batch_size=2)
-    assert [path.name for path in folder.parent.iterdir()] == ["train"]
-    assert len(codes.Codes(folder, head(made))) == 7  # the one that was there stays
+    data = Pictures()
+    codes.build(folder, data, made, head(made), batch_size=2)
+    assert data.read == 3  # four were there
+    whole = folder.with_name("whole")
+    codes.build(whole, Pictures(), made, head(made), batch_size=2)
+    assert {p.name for p in folder.iterdir()} == {"codes.npy", "header.json", "rows.jsonl", "rows.npy"}
+    assert all((whole / p.name).read_bytes() == p.read_bytes() for p in folder.iterdir())
 
 
 def test_another_tokenizer_or_other_settings_are_refused(folder) -> None:
     made, other = tokenizer(), tokenizer(seed=1)
     codes.build(folder, Pictures(), made, head(made))
-    with pytest.raises(ValueError, match=r"does not fit: tokenizer: cache '\w{16}', expected '\w{16}'. Delete it"):
+    with pytest.raises(ValueError, match=r"(?s)does not fit:\n  tokenizer: cache '\w{16}', wanted '\w{16}'.*Delete it"):
         codes.Codes(folder, head(other))
     for name, value in (("data", {**SETTINGS, "image_size": 32}), ("split", "val"), ("size", 8), ("grid", [4, 4]),
                         ("codebook_size", 36), ("version", codes.VERSION + 1)):
-        with pytest.raises(ValueError, match=f"does not fit: {name}: cache"):
+        with pytest.raises(ValueError, match=rf"does not fit:\n  {name}(\.image_size)?: cache"):
             codes.Codes(folder, head(made, **{name: value}))
 
 
 def test_lost_captions_are_noticed(folder) -> None:
     made = tokenizer()
     codes.build(folder, Pictures(), made, head(made))
-    lines = (folder / "captions.jsonl").read_text(encoding="utf-8").split("\n")
-    (folder / "captions.jsonl").write_text("\n".join(lines[:-2]), encoding="utf-8")
-    with pytest.raises(ValueError, match="is damaged: 7 rows of codes, 6 captions"):
+    lines = (folder / "rows.jsonl").read_bytes().split(b"\n")
+    (folder / "rows.jsonl").write_bytes(b"\n".join(lines[:-2]) + b"\n")
+    with pytest.raises(ValueError, match="rows.jsonl is damaged"):
+        codes.Codes(folder, head(made))
+    Lines.index(folder / "rows.jsonl")
+    with pytest.raises(ValueError, match="is damaged: 7 rows of codes, 6 of captions"):
         codes.Codes(folder, head(made))
 
 
 def test_the_hash_tells_weights_apart_and_survives_json() -> None:
     made = tokenizer()
-    assert codes.tokenizer_hash(made.state_dict()) == codes.tokenizer_hash(tokenizer().state_dict())
-    before = codes.tokenizer_hash(made.state_dict())
+    assert codes.weights_hash(made.state_dict()) == codes.weights_hash(tokenizer().state_dict())
+    before = codes.weights_hash(made.state_dict())
     with torch.no_grad():
         made.quant_conv.bias[0] += 1e-3
-    assert codes.tokenizer_hash(made.state_dict()) != before
-    assert codes.tokenizer_hash({"a": torch.tensor(3)}) != codes.tokenizer_hash({"a": torch.tensor(4)})
+    assert codes.weights_hash(made.state_dict()) != before
+    assert codes.weights_hash({"a": torch.tensor(3)}) != codes.weights_hash({"a": torch.tensor(4)})
     assert json.loads(json.dumps(head(made))) == head(made)
 
 
@@ -131,7 +154,7 @@ def test_large_codebooks_fit(folder) -> None:
     cached = codes.Codes(folder, head(made))
     assert cached.codes.dtype == np.int32
     image = torch.stack([Pictures()[i, 0].image for i in range(7)]) / 127.5 - 1
-    assert torch.equal(torch.from_numpy(np.array(cached.codes)).long(), made.encode(image))
+    assert torch.equal(torch.from_numpy(np.array(cached.codes[:, 0])).long(), made.encode(image))
 
 
 def test_codes_out_of_range_are_refused() -> None:

@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from t2i import checkpoint, engine, pipeline
 from t2i.config import ROOT, compose, plan
@@ -85,6 +87,33 @@ def test_stopping_and_continuing_equals_an_unbroken_run(tmp_path: Path, monkeypa
     assert held["global_step"] == at
     engine.run(config(tmp_path, VQ, "name=broken", steps=20))
     assert same(weights(tmp_path / "runs/whole"), weights(tmp_path / "runs/broken"))
+
+
+def test_pictures_cropped_and_mirrored_by_chance_come_again_after_a_break(tmp_path: Path, monkeypatch: Any) -> None:
+    for split, count in (("train", 20), ("val", 4)):
+        (tmp_path / "pictures" / split).mkdir(parents=True)
+        for i in range(count):
+            noise = np.random.default_rng(i).integers(0, 256, (44, 50, 3), np.uint8)
+            Image.fromarray(noise).save(tmp_path / "pictures" / split / f"{i}.png")
+    words = [*VQ, *TRAINER, f"paths.runs={tmp_path / 'runs'}", f"paths.cache={tmp_path / 'cache'}", "data=folder",
+             f"data.root={tmp_path / 'pictures'}", "data.image_size=32", "data.load_size=40", "data.crop=random",
+             "data.flip=true", "data.batch_size=8", "trainer.max_steps=8", "callbacks.pictures=null"]
+    engine.run(compose([*words, "name=whole"]))
+    original = Checkpoints.on_train_batch_end
+
+    def interrupting(self: Checkpoints, trainer: Any, *rest: Any) -> None:
+        if trainer.global_step == 5:  # in the middle of the third epoch
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, trainer, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "on_train_batch_end", interrupting)
+        with pytest.raises(SystemExit):
+            engine.run(compose([*words, "name=broken"]))
+    engine.run(compose([*words, "name=broken"]))
+    assert same(weights(tmp_path / "runs/whole"), weights(tmp_path / "runs/broken"))
+    engine.run(compose([*words, "name=raw", "data.pack=false"]))  # and without the packed cache the same
+    assert same(weights(tmp_path / "runs/whole"), weights(tmp_path / "runs/raw"))
 
 
 def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(tmp_path: Path, capsys: Any) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from t2i.data.folder import Folder, decode_image
+from t2i.data.folder import Folder
 
 
 def write(root: Path, *lines: dict | str, pictures: bool = True) -> str:
@@ -44,11 +45,13 @@ def test_pictures_captions_and_splits(root) -> None:
 def test_without_splits_a_hash_of_the_name_decides(root) -> None:
     lines = [item(f"p{i}") for i in range(400)]
     where = write(root, *lines, pictures=False)
-    names = {split: {i["file_name"] for i in Folder(split, where).items} for split in ("train", "val")}
+    for line in lines:
+        (root / line["file_name"]).write_bytes(b"x")
+    names = {split: {row["key"] for row in Folder(split, where).rows} for split in ("train", "val")}
     assert names["train"] | names["val"] == {line["file_name"] for line in lines}
     assert not names["train"] & names["val"] and 8 <= len(names["val"]) <= 34
     write(root, *reversed(lines[:200]), pictures=False)  # a picture stays on its side whatever the others are
-    assert {i["file_name"] for i in Folder("val", where).items} <= names["val"]
+    assert {row["key"] for row in Folder("val", where).rows} <= names["val"]
 
 
 def test_other_splits_are_left_alone_and_an_absent_one_is_named(root) -> None:
@@ -90,93 +93,105 @@ def test_encodings(root) -> None:
 
 
 def test_missing_folders_lists_and_pictures(root) -> None:
-    with pytest.raises(ValueError, match="is not a folder; it must hold pictures and a metadata.jsonl"):
+    with pytest.raises(ValueError, match="is not a folder; it must hold pictures"):
         Folder("train", str(root))
     root.mkdir()
-    with pytest.raises(ValueError, match="metadata.jsonl is missing"):
+    with pytest.raises(ValueError, match="it has no pictures at all"):
         Folder("train", str(root))
-    data = Folder("train", write(root, item("gone"), pictures=False))
-    with pytest.raises(ValueError, match="gone.png cannot be read as a picture: .*No such file"):
-        data[0, 0]
+    where = write(root, item("gone"), item("here"), item("here"), pictures=False)
+    Image.new("RGB", (12, 12)).save(root / "here.png")
+    with pytest.raises(ValueError, match=r"(?s)2 faults .*gone.png is not there.*line 3: here.png is listed twice"):
+        Folder("train", where)
+    kept = Folder("train", where, on_error="skip")
+    assert len(kept) == 1 and len(kept.faults) == 2
+    (root / "here.png").unlink()
+    with pytest.raises(ValueError, match=r"here.png cannot be read: No such file"):
+        kept[0, 0]
 
 
-def test_a_broken_picture_is_named_wherever_the_damage_is(root) -> None:
+def test_a_typo_in_a_split_is_no_split(root) -> None:
+    with pytest.raises(ValueError, match="line 2: split is 'vall'; train or val is wanted"):
+        Folder("train", write(root, item("a"), item("b", split="vall")))
+    assert len(Folder("val", write(root, item("a"), item("b", split="validation")))) == 1
+
+
+def test_names_stay_inside_the_folder(root) -> None:
+    for name in ("../x.png", "/etc/x.png"):
+        with pytest.raises(ValueError, match="a name inside the folder is wanted"):
+            Folder("train", write(root, {"file_name": name, "text": "x"}, pictures=False))
+
+
+def test_csv(root) -> None:
     root.mkdir()
-    noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
-    for suffix in ("png", "jpg", "gif", "webp", "bmp"):
-        path = root / f"broken.{suffix}"
-        Image.fromarray(noise).save(path)
-        whole = path.read_bytes()
-        for cut in (0, 4, 20, len(whole) // 2):
-            path.write_bytes(whole[:cut])
-            with pytest.raises(ValueError, match=rf"broken.{suffix} cannot be read as a picture"):
-                decode_image(path, 8)
-    path = root / "broken.png"
-    Image.fromarray(noise).save(path)
-    whole = path.read_bytes()
-    named = 0
-    for at in range(8, len(whole), 7):  # a changed byte is named, or harmless
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
-        try:
-            decode_image(path, 8)
-        except ValueError as error:
-            named += "broken.png cannot be read as a picture" in str(error)
-        else:
-            named += 1
-    assert named == len(range(8, len(whole), 7))
+    for name in "abc":
+        Image.new("RGB", (12, 12)).save(root / f"{name}.png")
+    lines = ["file_name,text,split", 'a.png,"one, two",train', "b.png,three,val", "c.png,four,"]
+    (root / "metadata.csv").write_text("\n".join(lines))
+    train = Folder("train", str(root))
+    assert [train.captions(i) for i in range(len(train))] == [("one, two",), ("four",)]
+    assert Folder("val", str(root)).captions(0) == ("three",)
+    (root / "metadata.csv").write_text("file_name,text\na.png,one, two")
+    with pytest.raises(ValueError, match="line 2: not as many cells as the first line has.*stand in quotes"):
+        Folder("train", str(root))
 
 
-def test_transparency_is_flattened_on_white(root) -> None:
+def test_text_files_beside_the_pictures_and_pictures_alone(root) -> None:
+    (root / "deep/er").mkdir(parents=True)
+    for i in range(60):
+        Image.new("RGB", (12, 12)).save(root / f"deep/er/{i}.PNG")
+        if i % 2:
+            (root / f"deep/er/{i}.txt").write_text(f"first {i}\n\n second é {i} \n", encoding="utf-8")
+    (root / ".hidden.png").write_bytes(b"")
+    rows = [row for split in ("train", "val") for row in Folder(split, str(root), on_error="skip").rows]
+    assert len(rows) == 60 and {row["key"] for row in rows} == {f"deep/er/{i}.PNG" for i in range(60)}
+    found = {row["key"]: row["captions"] for row in rows}
+    assert found["deep/er/7.PNG"] == ["first 7", "second é 7"] and found["deep/er/8.PNG"] == []
+
+
+@pytest.mark.parametrize("val", ["val", "validation"])
+def test_folders_named_like_splits(root, val: str) -> None:
+    for folder, count in (("train", 3), (val, 2)):
+        (root / folder / "sub").mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (12, 12)).save(root / folder / f"sub/{i}.png")
+    write(root / "train", {"file_name": "sub/1.png", "text": "only this"}, pictures=False)
+    train, held = Folder("train", str(root)), Folder("val", str(root))
+    assert [train.key(i) for i in range(len(train))] == ["train/sub/1.png"] and train.captions(0) == ("only this",)
+    assert [held.key(i) for i in range(len(held))] == [f"{val}/sub/0.png", f"{val}/sub/1.png"]
+    assert train[0, 0].image.shape == (3, 64, 64)
+
+
+def test_crops_and_flips_are_functions_of_seed_epoch_and_index(root) -> None:
     root.mkdir()
-    image = Image.new("RGBA", (8, 8), (255, 0, 0, 0))  # red that nobody sees
-    image.paste((0, 0, 255, 255), (0, 0, 4, 8))
-    half = Image.new("LA", (8, 8), (0, 128))
-    for name, picture in (("rgba.png", image), ("la.png", half), ("p.gif", image)):
-        picture.save(root / name)
-    for name in ("rgba.png", "p.gif"):
-        pixels = decode_image(root / name, 8)
-        assert (pixels[:, 7] == 255).all() and (pixels[:, 0] == (0, 0, 255)).all(), name
-    assert abs(int(decode_image(root / "la.png", 8)[0, 0, 0]) - 127) <= 1
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        Image.fromarray(rng.integers(0, 256, (20, 26, 3), np.uint8)).save(root / f"{i}.png")
+    write(root, *(item(str(i)) for i in range(6)), item("v", split="val"), pictures=False)
+    Image.new("RGB", (12, 12)).save(root / "v.png")
+    options = {"image_size": 16, "load_size": 20, "crop": "random", "flip": True}
+    one, same, other = (Folder("train", str(root), seed=seed, **options) for seed in (0, 0, 1))
+    seen = [one[i, epoch].image for epoch in range(4) for i in range(6)]
+    assert all(torch.equal(a, same[i, epoch].image) for a, (epoch, i) in
+               zip(seen, ((e, i) for e in range(4) for i in range(6)), strict=True))
+    assert len({image.numpy().tobytes() for image in seen}) > 20
+    assert any(not torch.equal(one[i, 0].image, other[i, 0].image) for i in range(6))
+    flips = Folder("train", str(root), image_size=16, flip=True)
+    plain = Folder("train", str(root), image_size=16)
+    for i in range(6):  # every other epoch, beginning with either
+        turned = [not torch.equal(flips[i, e].image, plain[i, e].image) for e in range(4)]
+        assert turned in ([False, True] * 2, [True, False] * 2)
+        assert torch.equal(flips[i, turned.index(True)].image, plain[i, 0].image.flip(2))
+    val = Folder("val", str(root), **options)
+    assert val.side == 16 and torch.equal(val[0, 0].image, val[0, 5].image)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "RGB", "RGBA"])
-def test_every_mode_becomes_rgb_bytes(root, mode: str) -> None:
-    root.mkdir()
-    path = root / ("x.tif" if mode == "CMYK" else "x.png")
-    Image.new("RGB", (10, 10), (255, 255, 255)).convert(mode).save(path)
-    pixels = decode_image(path, 8)
-    assert pixels.shape == (8, 8, 3) and pixels.dtype == np.uint8 and (pixels == 255).all()
-
-
-@pytest.mark.parametrize("size", [(30, 10), (10, 30)])
-def test_the_short_side_fits_and_the_middle_is_kept(root, size) -> None:
-    root.mkdir()
-    image = Image.new("RGB", size, (255, 0, 0))
-    left, top = (size[0] - 10) // 2, (size[1] - 10) // 2
-    image.paste((0, 255, 0), (left - 3 * (left > 0), top - 3 * (top > 0), left + 10 + 3, top + 10 + 3))
-    image.save(root / "x.png")
-    for side in (5, 10, 20):
-        pixels = decode_image(root / "x.png", side)
-        assert pixels.shape == (side, side, 3) and (pixels == (0, 255, 0)).all()
-
-
-def test_a_photograph_stands_as_the_camera_was_held(root) -> None:
-    root.mkdir()
-    image = Image.new("RGB", (8, 8), (255, 255, 255))
-    image.paste((0, 0, 0), (0, 0, 4, 8))  # dark on the left, and turned by 90 degrees: dark on top
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image.save(root / "x.png", exif=exif)
-    pixels = decode_image(root / "x.png", 8)
-    assert (pixels[:4] == 0).all() and (pixels[4:] == 255).all()
-
-
-def test_kept_in_memory_or_read_again(root) -> None:
-    where = write(root, item("a"))
-    kept, fresh = Folder("train", where, 8), Folder("train", where, 8, in_memory=False)
-    assert kept[0, 0].image.eq(fresh[0, 0].image).all()
-    kept[0, 0].image.fill_(9)  # what a user of the picture does to it
-    (root / "a.png").unlink()
-    assert kept[0, 1].image.unique().tolist() == [0]
-    with pytest.raises(ValueError, match="a.png cannot be read"):
-        fresh[0, 1]
+@pytest.mark.parametrize(
+    "options, message",
+    [({"load_size": 8}, "load_size=8 is less than data.image_size=16"),
+     ({"load_size": 20}, "crop=center would only zoom in"),
+     ({"views": 0}, "views=0 must be at least 1"),
+     ({"on_error": "skip", "pack": False}, "on_error=skip needs data.pack=true")],
+)  # fmt: skip
+def test_settings_that_do_not_go_together(root, options, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Folder("train", write(root, item("a")), **{"image_size": 16, **options})

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from t2i import loggers
-from t2i.data.module import DataModule, Loader, Order, Picked, PictureCollate, number
+from t2i.data.module import DataModule, Loader, Order, Picked, PictureCollate, scaled
+from t2i.data.seeds import number
 from t2i.types import Batch, Example
 
 
@@ -84,8 +85,10 @@ def test_pictures_become_batches() -> None:
     data = DataModule(Pictures(256), Pictures(5), batch_size=4, seed=1)
     batch = next(iter(data.val_dataloader()))
     assert isinstance(batch, Batch) and batch.key == ["0", "1", "2", "3"] and batch.text[0] == ""
-    assert batch.image.dtype == torch.float32 and batch.image.shape == (4, 3, 2, 2)
-    ends = PictureCollate()([(Pictures(256)[i, 0], 0) for i in (0, 255)]).image
+    assert batch.image.dtype == torch.uint8 and batch.image.shape == (4, 3, 2, 2)  # they travel as bytes
+    moved = data.on_after_batch_transfer(batch, 0)
+    assert moved.image.dtype == torch.float32 and data.on_after_batch_transfer(moved, 0) is moved
+    ends = scaled(PictureCollate()([(Pictures(256)[i, 0], 0) for i in (0, 255)])).image
     assert ends[0].unique().tolist() == [-1.0] and ends[1].unique().tolist() == [1.0]
 
 

@@ -164,6 +164,8 @@ class PictureGrid(pl.Callback):
         # Not `on_validation_end`: there EMA has given the training weights back, or not, by its place in the list.
         step = trainer.global_step
         batch, self.batch = self.batch, None
+        if type(trainer.strategy).__name__ == "Sharded":  # drawing on one rank would wait for the others for ever
+            return
         if batch is None or trainer.sanity_checking or not hasattr(module, "pictures"):
             return
         ends = 0 < trainer.max_steps <= step
@@ -177,6 +179,47 @@ class PictureGrid(pl.Callback):
                      else pictures.grid(page["images"], page["captions"]))
             pictures.save(image, Path(trainer.default_root_dir) / "grids" / f"{name}-{step:06}.png")
             log_image(trainer.loggers, name, image, step)
+
+
+class EarlyStopping(pl.Callback):
+    """Stops when `monitor` has not fallen by more than `least` for `patience` validations; `best.ckpt` is what counts.
+
+    A stopped run is finished: the same command does not go on. Its counts are kept in checkpoints.
+
+    Args:
+        monitor: a metric of validation; smaller is better.
+        patience: validations without improvement that are borne.
+        least: what counts as improvement.
+    """
+
+    def __init__(self, monitor: str = "val/loss", patience: int = 3, least: float = 0.0) -> None:
+        if patience < 1 or least < 0:
+            raise ValueError(f"patience={patience} (a whole number from 1) and least={least} (a number from 0)")
+        self.monitor, self.patience, self.least = monitor, patience, least
+        self.best, self.since = float("inf"), 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "since": self.since}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best, self.since = state["best"], state["since"]
+
+    def on_validation_end(self, trainer: Any, module: Any) -> None:
+        if trainer.sanity_checking:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            known = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
+            raise ValueError(f"callbacks: monitor={self.monitor} is no metric of this run's validation; it has {known}")
+        value = float(trainer.callback_metrics[self.monitor])
+        if value < self.best - self.least:
+            self.best, self.since = value, 0
+            return
+        self.since += 1
+        if self.since >= self.patience:
+            trainer.should_stop = True
+            if trainer.is_global_zero:
+                print(f"\nStopped early at step {trainer.global_step}: {self.monitor} was {self.best:.4g} at best, and"
+                      f" not better for {self.since} validations. best.ckpt holds that step.")
 
 
 class LossPlots(pl.Callback):

@@ -32,6 +32,11 @@ VALUES: dict[str, tuple[str, float | None, float | None]] = {
     "guidance": ("float | None", 0, None),
     "unconditional": ("bool", None, None),
     "debug": ("bool", None, None),
+    "estimate": ("bool", None, None),
+    "nearest": ("bool", None, None),
+    "pack": ("bool", None, None),
+    "split": ("Literal['train', 'val']", None, None),
+    "sheet": ("int", 0, None),
     "device": ("Literal['auto', 'cpu', 'cuda', 'mps']", None, None),
     "completion.rows": ("int | None", 1, None),
     "data.batch_size": ("int", 1, None),
@@ -39,6 +44,7 @@ VALUES: dict[str, tuple[str, float | None, float | None]] = {
     "trainer.accelerator": ("Literal['auto', 'cpu', 'gpu', 'cuda', 'mps']", None, None),
     "trainer.devices": ("int | Literal['auto'] | list[int]", -1, None),
     "trainer.num_nodes": ("int", 1, None),
+    "trainer.strategy": ("str", None, None),
     "trainer.precision": ("Literal['auto', '32-true', 'bf16-mixed', '16-mixed']", None, None),
     "trainer.max_steps": ("int", 1, None),
     "trainer.val_every_steps": ("int", 1, None),
@@ -47,6 +53,8 @@ VALUES: dict[str, tuple[str, float | None, float | None]] = {
     "trainer.checkpoint_every_steps": ("int | None", 1, None),
     "trainer.checkpoint_every_minutes": ("float | None", 0, None),
     "trainer.gradient_clip": ("float | None", 0, None),
+    "trainer.accumulate": ("int", 1, None),
+    "trainer.compile": ("bool | Literal['aot_eager']", None, None),
 }
 # Files and folders that must exist: path of the key -> what it names.
 FILES = {"ckpt": "a checkpoint", "model.tokenizer.path": "the checkpoint of a tokenizer (model=vqgan)",
@@ -285,4 +293,5 @@ def check(config: dict[str, Any], files: bool = True) -> list[str]:
     """Everything that is wrong with a resolved config, one line each."""
     problems = [line for path, node in nodes(config) for line in check_node(path, node)]
     problems += check_values(config) + check_sizes(config)
-    return problems + (check_files(config) if files else [])
+    # An estimate works out of what is there: it says itself what it needs.
+    return problems + (check_files(config) if files and not config.get("estimate") else [])

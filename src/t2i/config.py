@@ -21,13 +21,14 @@ ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 RECIPES = ROOT / "experiments"
 TEXTS = {"prompt", "negative"}  # taken to the letter
-PATHS = {"ckpt", "out", "prompts", "scorer", "resume", "name", "group", "completion.image"}  # text, or null
+# Text, or null.
+PATHS = {"ckpt", "out", "data.font", "prompts", "scorer", "resume", "name", "group", "completion.image"}
 PATH_ENDINGS = ("path", "root", "runs", "cache", "folder")
 HINTS = {
     "ckpt": "the checkpoint to use, for instance runs/<name>/last.ckpt",
     "model.tokenizer.path": "the checkpoint of a tokenizer, for instance runs/vqgan-shapes/last.ckpt",
     "text_encoder.path": "a CLIP: a Hugging Face folder such as runs/clip-shapes/hf, or a hub name",
-    "data.root": "the folder with the pictures and their metadata.jsonl",
+    "data.root": "the folder with the pictures; python prepare.py data=… data.root=… looks it over",
 }
 
 

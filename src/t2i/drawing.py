@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from t2i import checkpoint, pictures
-from t2i.data.module import number
+from t2i.data.seeds import number
 from t2i.sampling import check_options
 
 KINDS = ("prior",)
@@ -183,6 +183,35 @@ def jobs(texts: Sequence[str], n: int, best_of: int, seed: int) -> tuple[list[tu
             [picture_seed(seed, j, i, c) for j, i, c in places])
 
 
+def beside(cfg: dict[str, Any], out: Path, drawn: np.ndarray, entries: list[dict[str, Any]]) -> None:
+    """`nearest.png`: under each drawn picture the one of the checkpoint's training data that is most like it."""
+    from t2i.datasets import dataset
+    from t2i.nearest import nearest
+    from t2i.progress import counter
+
+    config = checkpoint.read(cfg["ckpt"])["t2i"]["config"]
+    try:
+        data = dataset(config, "train")
+    except ValueError as error:
+        raise ValueError(f"nearest=true needs the pictures that the checkpoint was trained on: {error}") from error
+    with counter("nearest training pictures", len(data)) as progress:
+        found, captions, away = nearest(drawn, data, progress)
+    texts = [f"trained on ({far:.0f} away): {text}" for text, far in zip(captions, away, strict=True)]
+    pages = []
+    for start in range(0, len(drawn), 8):
+        pair = slice(start, start + 8)
+        mixed = np.concatenate([drawn[pair], found[pair]])
+        under = [entry["prompt"] or "(no caption)" for entry in entries[pair]] + texts[pair]
+        pages.append(pictures.grid(mixed, under, len(drawn[pair])))
+    width = max(page.width for page in pages)
+    sheet = Image.new("RGB", (width, sum(page.height for page in pages)), "white")
+    top = 0
+    for page in pages:
+        sheet.paste(page, (0, top))
+        top += page.height
+    print(pictures.save(sheet, out / "nearest.png"))
+
+
 def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str, Any]:
     """Draws what `conf/sample.yaml` describes and returns what it writes to `drawing.json`, with `files` and `out`.
 
@@ -249,6 +278,8 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
             under = [entry["prompt"] or "(no caption)" for entry in record["pictures"][: len(shown)]]
             columns = cfg["n"] if 1 < cfg["n"] <= 12 and len(texts) > 1 else None
             pictures.save(pictures.grid(np.concatenate(shown), under, columns), out / "grid.png")
+    if cfg["nearest"]:
+        beside(cfg, out, np.concatenate(shown), record["pictures"])
     if len(record["pictures"]) > GRID_LIMIT:
         print(f"grid.png shows the first {GRID_LIMIT} of {len(record['pictures'])} pictures")
     print(out / "grid.png", out / "drawing.json", sep="\n")

@@ -10,23 +10,23 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from t2i import checkpoint, loggers
 from t2i.config import difference
-from t2i.data import codes
-from t2i.data.module import DataModule, number
+from t2i.datasets import caption_texts, data_module
+from t2i.devices import strategy
 from t2i.guards import Checkpoints, SelfDescribing, StepSeed
-from t2i.models.base import NonFiniteLoss
+from t2i.models.base import NonFiniteLoss, switch
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 STOPPED = 75  # exit code of a run that was asked to stop and can be continued
-IGNORED = ("resume", "debug", "logger", "stages", "experiments")  # may differ when a run is continued
+IGNORED = ("resume", "debug", "logger", "stages", "experiments", "estimate")  # may differ when a run is continued
 
 
 def precision(wanted: Literal["auto"] | Precision, accelerator: str) -> Precision:
@@ -44,6 +44,11 @@ def compared(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in IGNORED}
 
 
+def first_of_all() -> bool:
+    """Whether this process is the only one, or the first of several."""
+    return getattr(rank_zero_only, "rank", None) in (None, 0)
+
+
 def open_run(config: dict[str, Any], run_dir: Path) -> Path | None:
     """Makes or re-opens the run's folder and returns the checkpoint to continue from, if any.
 
@@ -51,7 +56,8 @@ def open_run(config: dict[str, Any], run_dir: Path) -> Path | None:
     afresh in an emptied folder; anything else is the path of a checkpoint to continue from.
     """
     resume, saved = config["resume"], run_dir / "config.json"
-    if resume == "never" and run_dir.exists():
+    first = first_of_all()  # of several processes one makes and moves folders
+    if resume == "never" and run_dir.exists() and first:
         old = run_dir.with_name(f"{run_dir.name}.old{int(time.time())}")
         run_dir.rename(old)
         print(f"The earlier run was moved to {old}")
@@ -63,7 +69,8 @@ def open_run(config: dict[str, Any], run_dir: Path) -> Path | None:
                              "Give the new run a name (name=…), or start afresh with resume=never.")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_text(run_dir / "config.json", json.dumps(config, indent=1, ensure_ascii=False))
+        if first:
+            checkpoint.write_text(run_dir / "config.json", json.dumps(config, indent=1, ensure_ascii=False))
     except OSError as error:
         raise ValueError(f"the run folder {run_dir} cannot be written: {error.strerror}."
                          " Choose another with paths.runs=…") from error
@@ -85,55 +92,17 @@ def open_run(config: dict[str, Any], run_dir: Path) -> Path | None:
     return None
 
 
-def datasets(config: dict[str, Any]) -> tuple[Any, Any]:
-    """The training and the validation set of a config's `data` node."""
-    node = {key: value for key, value in config["data"].items() if key not in ("batch_size", "workers")}
-    return tuple(checkpoint.build(node, split=split) for split in ("train", "val"))
-
-
-def caption_texts(dataset: Any, limit: int = 5000) -> Iterator[str]:
-    """The captions of a data set's first pictures, for what must see text before training starts."""
-    for index in range(min(len(dataset), limit)):
-        for caption in dataset.captions(index):
-            yield getattr(caption, "text", caption)
-
-
-def code_cache(config: dict[str, Any], model: Any, splits: dict[str, Any]) -> dict[str, Any]:
-    """The codes of each split, encoded on the first use by the model's tokenizer."""
-    from t2i.progress import counter
-
-    node = {key: value for key, value in config["data"].items() if key not in ("batch_size", "workers")}
-    model.tokenizer.to("cuda" if torch.cuda.is_available() and config["trainer"]["accelerator"] != "cpu" else "cpu")
-    found = {}
-    for split, dataset in splits.items():
-        head = codes.header(model.tokenizer, node, split, len(dataset))
-        folder = Path(config["paths"]["cache"]) / "codes" / f"{split}-{number(json.dumps(head, sort_keys=True)):016x}"
-        with counter(f"codes of {split}", len(dataset)) as progress:
-            codes.build(folder, dataset, model.tokenizer, head, progress=progress)
-        cached = codes.Codes(folder, head)
-        found[split] = codes.PickedCodes(cached, lambda epoch, index: number(config["seed"], "caption", epoch, index))
-    return found
-
-
-def data_module(config: dict[str, Any], model: Any) -> DataModule:
-    train, val = datasets(config)
-    common = {"batch_size": config["data"]["batch_size"], "workers": config["data"]["workers"], "seed": config["seed"]}
-    if model.batch == "codes":
-        found = code_cache(config, model, {"train": train, "val": val})
-        return DataModule(found["train"], found["val"], collate=codes.collate, **common)
-    return DataModule(train, val, **common)
-
-
-def make_trainer(config: dict[str, Any], run_dir: Path, callbacks: list[Any]) -> pl.Trainer:
+def make_trainer(config: dict[str, Any], run_dir: Path, callbacks: list[Any], model: Any) -> pl.Trainer:
     t = config["trainer"]
     return pl.Trainer(
-        accelerator=t["accelerator"], devices=t["devices"], num_nodes=t["num_nodes"], strategy=t["strategy"],
+        accelerator=t["accelerator"], devices=t["devices"], num_nodes=t["num_nodes"], strategy=strategy(config, model),
         precision=precision(t["precision"], t["accelerator"]), max_steps=t["max_steps"], max_epochs=-1,
         val_check_interval=t["val_every_steps"], check_val_every_n_epoch=None,
         limit_val_batches=t["limit_val_batches"], log_every_n_steps=t["log_every_steps"], num_sanity_val_steps=0,
         default_root_dir=run_dir, callbacks=callbacks, enable_checkpointing=False, enable_model_summary=False,
         logger=loggers.make_loggers(config["logger"]["names"], run_dir, config, config["name"], config["group"]),
         plugins=[checkpoint.AtomicCheckpointIO()], use_distributed_sampler=False, gradient_clip_val=t["gradient_clip"],
+        sync_batchnorm=t["devices"] != 1 and torch.cuda.is_available(),  # it exists on GPUs alone
     )
 
 
@@ -154,6 +123,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     started = time.monotonic()
     pl.seed_everything(config["seed"], workers=False, verbose=False)
     model = checkpoint.build(config["model"])
+    switch(model, config["trainer"]["accumulate"], config["trainer"]["compile"], config["data"]["batch_size"])
     data = data_module(config, model)
     if hasattr(model, "prepare") and resume is None:
         model.prepare(caption_texts(data.train_set))
@@ -161,8 +131,8 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     saver = Checkpoints(run_dir, every_steps=t["checkpoint_every_steps"], every_minutes=t["checkpoint_every_minutes"],
                         monitor=t["monitor"])
     extra = [checkpoint.build(node) for node in config["callbacks"].values() if node]
-    trainer = make_trainer(config, run_dir, [StepSeed(config["seed"]), *extra, SelfDescribing(config), saver])
-    if resume is not None:
+    trainer = make_trainer(config, run_dir, [StepSeed(config["seed"]), *extra, SelfDescribing(config), saver], model)
+    if resume is not None and first_of_all():
         print(f"Continuing from {resume}")
     try:
         trainer.fit(model, data, ckpt_path=resume, weights_only=True)
@@ -172,7 +142,8 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     finally:
         loggers.finish(trainer.loggers)
     if saver.stopped:
-        print(f"Stopped at step {trainer.global_step}; {run_dir / 'last.ckpt'} continues with the same command.")
+        if trainer.is_global_zero:
+            print(f"Stopped at step {trainer.global_step}; {run_dir / 'last.ckpt'} continues with the same command.")
         raise SystemExit(STOPPED)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     result = {"run_dir": str(run_dir), "steps": trainer.global_step, "seconds": round(time.monotonic() - started, 1),

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from t2i import checkpoint
 from t2i.data import shapes
-from t2i.data.module import DataModule, number
+from t2i.data.module import DataModule, scaled
+from t2i.data.seeds import number
+from t2i.datasets import dataset
 from t2i.metrics.composition import composition_score, shuffled
 from t2i.metrics.reconstruction import CodebookUsage, psnr, ssim
 from t2i.scenes import TASKS, Task, render
@@ -86,12 +88,11 @@ def composition(
 
 
 @torch.inference_mode()
-def reconstruction(tokenizer: Any, config: dict[str, Any], limit: int = 512) -> dict[str, float]:
-    """Means over the first `limit` validation pictures of the data the checkpoint was trained on."""
-    node = {key: value for key, value in config["data"].items() if key not in ("batch_size", "workers")}
-    data = DataModule(None, checkpoint.build(node, split="val"), BATCH, 0, config["seed"])
+def reconstruction(tokenizer: Any, config: dict[str, Any], split: str = "val", limit: int = 512) -> dict[str, Any]:
+    """Means over the first `limit` pictures of a split of the data the checkpoint was trained on."""
+    data = DataModule(None, dataset(config, split), BATCH, 0, config["seed"])
     usage, sums, count = CodebookUsage(tokenizer.factors), {"psnr": 0.0, "ssim": 0.0}, 0
-    for batch in data.val_dataloader():
+    for batch in map(scaled, data.val_dataloader()):
         ids = tokenizer.encode(batch.image.to(next(tokenizer.parameters()).device))
         back = tokenizer.decode_ids(ids.clone()).float().cpu()
         usage.update(ids.cpu())
@@ -100,7 +101,7 @@ def reconstruction(tokenizer: Any, config: dict[str, Any], limit: int = 512) -> 
         count += len(batch.text)
         if count >= limit:
             break
-    return {**{k: v / count for k, v in sums.items()}, **usage.compute(), "n": count}
+    return {**{k: v / count for k, v in sums.items()}, **usage.compute(), "n": count, "split": split}
 
 
 def evaluate(config: dict[str, Any], progress: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -122,7 +123,7 @@ def evaluate(config: dict[str, Any], progress: Any = None) -> tuple[dict[str, An
         examples = {split: found[split].pop("examples") for split in found}
         scores["composition"] = found
     if "reconstruction" in config["metrics"]:
-        scores["reconstruction"] = reconstruction(model.tokenizer, held)
+        scores["reconstruction"] = reconstruction(model.tokenizer, held, config["split"])
     protocol = {
         "checkpoint": str(config["ckpt"]), "hash": checkpoint.file_hash(config["ckpt"]), "seed": config["seed"],
         "sampler": options, "n_per_task": config["n_per_task"], "image_size": model.tokenizer.image_size,

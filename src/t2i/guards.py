@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 from t2i import checkpoint
-from t2i.data.module import number
+from t2i.data.seeds import number
 
 
 class StepSeed(pl.Callback):
@@ -24,6 +24,7 @@ class StepSeed(pl.Callback):
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
         torch.manual_seed(number(self.seed, "step", trainer.global_step, trainer.global_rank))
+        module.shared_seed = number(self.seed, "step", trainer.global_step, 0)  # what all ranks draw alike
 
 
 class SelfDescribing(pl.Callback):

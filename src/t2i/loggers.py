@@ -28,6 +28,7 @@ KINDS = ("csv", "tensorboard", "wandb")
 _NEWS = (
     "Tip:", "litlogger", "litmodels", "GPU available", "TPU available", "HPU available", "Seed set to", "LOCAL_RANK",
     "`Trainer.fit` stopped", "Restoring states from", "Restored all states", "Using bfloat16", "Using 16bit",
+    "Initializing distributed:", "distributed_backend=", "All distributed processes", "--------------------",
     "`Trainer(", "Loading `train_dataloader`", "Running in `fast_dev_run`",
 )
 _WARNINGS = (
@@ -45,8 +46,8 @@ def _says_something(record: logging.LogRecord) -> bool:
 
 def quiet() -> None:
     """Silences the adverts and warnings of Lightning that tell the user nothing; everything else still speaks."""
-    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.rank_zero",
-                 "lightning_fabric.utilities.seed", "pytorch_lightning.accelerators.cuda"):
+    for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda",
+                 *(f"lightning_fabric.utilities.{part}" for part in ("rank_zero", "seed", "distributed"))):
         logger = logging.getLogger(name)
         if _says_something not in logger.filters:
             logger.addFilter(_says_something)

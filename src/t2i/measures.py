@@ -54,6 +54,42 @@ class Reconstructions(pl.Callback):
         self.setup(trainer, module, "fit")
 
 
+class Gap(pl.Callback):
+    """`val/gap`: how much worse validation is than the training since the last one. Growing, it is overfitting.
+
+    The training side has dropout and dropped captions and averages over changing weights, so a gap below 0 is usual
+    early on; what tells is its course.
+
+    Args:
+        train, val: names of the two losses; None for those that are alike in each model: the whole loss, but for a
+            VQGAN, whose whole loss has players in it, the pixels'.
+    """
+
+    def __init__(self, train: str | None = None, val: str | None = None) -> None:
+        self.train, self.val = train, val
+        self.total: Any = 0.0
+        self.count = 0
+
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+        part = "loss/pixel" if module.kind == "vqgan" else "loss"
+        self.names = self.train or f"train/{part}", self.val or f"val/{part}"
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        value = trainer.callback_metrics.get(self.names[0])
+        if value is not None:
+            self.total, self.count = self.total + value.detach().double(), self.count + 1
+
+    def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
+        value = trainer.callback_metrics.get(self.names[1])
+        if value is None or not self.count or trainer.sanity_checking:
+            return
+        mean = self.total / self.count
+        if trainer.world_size > 1:
+            mean = trainer.strategy.reduce(mean.clone(), reduce_op="mean")
+        module.log("val/gap", float(value) - float(mean), sync_dist=True)
+        self.total, self.count = 0.0, 0
+
+
 class Composition(pl.Callback):
     """Composition score of samples at validation, `n_per_task` pictures a task: a rough curve, not the evaluation."""
 

@@ -34,11 +34,15 @@ class Batch:
 
 @dataclass
 class CodeBatch:
-    """Codebook indices in raster order with one caption each, as the prior trains on them."""
+    """Codebook indices in raster order with one caption each, as the prior trains on them.
+
+    `states` and `mask` are the captions' as `TextEmbedding` has them, where they were cached."""
 
     ids: Int[Tensor, "b n"]
     text: list[str]
     key: list[str]
+    states: Float[Tensor, "b t d"] | None = None
+    mask: Bool[Tensor, "b t"] | None = None
 
 
 @dataclass

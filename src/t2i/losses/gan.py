@@ -8,6 +8,7 @@ gradients and lies in [0, max_weight].
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -44,9 +45,14 @@ def adaptive_weight(
 ) -> Float[Tensor, ""]:
     """How much longer the reconstruction's gradient on the decoder's last layer is than the adversary's.
 
-    The losses must not be scaled (fp16). Detached; both graphs are kept for the backward pass that follows.
+    The losses must not be scaled (fp16). Detached; both graphs are kept for the backward pass that follows. With
+    several ranks the gradients are those of the global batch.
     """
     (rec_grad,) = torch.autograd.grad(rec_loss, last_layer, retain_graph=True)
     (gan_grad,) = torch.autograd.grad(gan_loss, last_layer, retain_graph=True)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        both = torch.stack([rec_grad.float(), gan_grad.float()])
+        dist.all_reduce(both)
+        rec_grad, gan_grad = both / dist.get_world_size()
     weight = rec_grad.float().norm() / (gan_grad.float().norm() + eps)
     return weight.clamp(0.0, max_weight).detach()

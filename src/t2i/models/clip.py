@@ -17,14 +17,15 @@ import pytorch_lightning as pl
 import torch
 from jaxtyping import Float
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
 from t2i import optim
 from t2i.clip_folder import SPECIAL, CaptionTokenizer, preprocess, save_folder, train_tokenizer
 from t2i.losses.contrastive import caption_groups, contrastive
 from t2i.metrics.retrieval import retrieval
-from t2i.models.base import check_finite, warmup_cosine
+from t2i.models.base import check_finite, clip_by_norm, warmup_cosine
+from t2i.models.ranks import gathered, gathered_objects, log_now
 from t2i.types import Batch
 
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -42,6 +43,7 @@ class CLIP(pl.LightningModule):
 
     kind = "clip"
     batch = "images"
+    captions = True  # it needs them
 
     def __init__(
         self,
@@ -114,6 +116,10 @@ class CLIP(pl.LightningModule):
         self.tokenizer: CaptionTokenizer | None = None
         self._validated: list[tuple[Tensor, Tensor, list[str]]] = []
 
+    def nets(self) -> list[nn.Module]:
+        """What `trainer.compile` compiles."""
+        return [self.clip.vision_model, self.clip.text_model]
+
     def prepare(self, captions: Iterable[str]) -> None:
         """Train the tokenizer on the data's captions; once before training, not after loading a checkpoint.
         """
@@ -137,15 +143,15 @@ class CLIP(pl.LightningModule):
         ids, _ = self._trained_tokenizer()(text)  # causal tower, padding behind: no mask needed
         return self.clip.get_text_features(input_ids=ids.to(self.device)).pooler_output
 
-    def _step(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        image, text = self.encode_image(batch.image), self.encode_text(batch.text)
-        groups = caption_groups(batch.text).to(image.device)
-        return contrastive(image, text, self.clip.logit_scale.exp(), groups), image, text
+    def _loss(self, image: Tensor, text: Tensor, captions: list[str]) -> Tensor:
+        return contrastive(image, text, self.clip.logit_scale.exp(), caption_groups(captions).to(image.device))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss, _, _ = self._step(batch)
+        # Of the global batch: the negatives do not depend on the number of ranks.
+        image, text = gathered(self.encode_image(batch.image)), gathered(self.encode_text(batch.text))
+        loss = self._loss(image, text, gathered_objects(batch.text))
         check_finite({"loss": loss}, self.global_step, batch.key)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.text))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.text), sync_dist=log_now(self))
         self.log("train/scale", self.clip.logit_scale.detach().exp(), batch_size=len(batch.text))
         return loss
 
@@ -158,13 +164,15 @@ class CLIP(pl.LightningModule):
         self._validated = []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        loss, image, text = self._step(batch)
-        n = len(batch.text)
-        self.log("val/loss", loss, batch_size=n, sync_dist=True)
-        image, text = image.float(), text.float()
-        for name, share in retrieval(image, text, caption_groups(batch.text)).items():
-            self.log(f"val/batch_{name}", share, batch_size=n, sync_dist=True)
-        self._validated.append((image, text, batch.text))
+        image, text = self.encode_image(batch.image).float().cpu(), self.encode_text(batch.text).float().cpu()
+        rows = gathered_objects(list(zip(image, text, batch.text, strict=True)))
+        image, text = torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
+        captions = [row[2] for row in rows]
+        loss = self._loss(image.to(self.device), text.to(self.device), captions)
+        self.log("val/loss", loss, batch_size=len(rows), sync_dist=True)
+        for name, share in retrieval(image, text, caption_groups(captions)).items():
+            self.log(f"val/batch_{name}", share, batch_size=len(rows), sync_dist=True)
+        self._validated.append((image, text, captions))
 
     def on_validation_epoch_end(self) -> None:
         if not self._validated:
@@ -175,6 +183,8 @@ class CLIP(pl.LightningModule):
         self._validated = []
         for name, share in retrieval(image, text, caption_groups(captions)).items():
             self.log(f"val/{name}", share, prog_bar=True, sync_dist=True)
+
+    configure_gradient_clipping = clip_by_norm
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Linear warm-up, then half a cosine down to 0 at `max_steps`."""

@@ -7,35 +7,40 @@ checkpoint carries them as parts, so that a prior draws from its own file alone.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-import pytorch_lightning as pl
 import torch
 from jaxtyping import Float, Int
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from t2i import optim
 from t2i.losses.cross_entropy import cross_entropy
-from t2i.models.base import check_finite, warmup_cosine
+from t2i.models.base import OnePlayer, check_finite, warmup_cosine
+from t2i.models.ranks import log_now, shared_rand
 from t2i.nets.gpt import GPT
+from t2i.nets.recompute import set_checkpointing
 from t2i.sampling import check_options, generate, uniforms
 from t2i.types import Batch, CodeBatch, TextEncoder, Tokenizer, digits
 
 
-class Prior(pl.LightningModule):
+class Prior(OnePlayer):
     """A GPT over a tokenizer's codes with caption states as its prefix.
 
     Args:
         tokenizer: frozen; gives codebook size, grid and picture size.
         text_encoder: frozen; gives the prefix's width and length.
         width, num_layers, num_heads, dropout, text_noise: see `t2i.nets.gpt.GPT`.
+        cache_text: whether training reads the captions' states from a cache instead of running the text encoder.
         caption_dropout: probability with which a training caption gives way to the learned null prefix.
         max_steps: length of training in batches, for the schedule.
+        checkpointing: the blocks compute their activations again in the backward instead of keeping them.
     """
 
     kind = "prior"
     batch = "codes"
+    captions = True  # it needs them
+    divides = True
 
     def __init__(
         self,
@@ -54,6 +59,8 @@ class Prior(pl.LightningModule):
         warmup_steps: int = 100,
         optimizer: Literal["adamw", "muon"] = "adamw",
         muon_learning_rate: float = 0.02,
+        cache_text: bool = False,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= caption_dropout < 1:
@@ -62,9 +69,10 @@ class Prior(pl.LightningModule):
         self.gpt = GPT(tokenizer.factors, tokenizer.grid, text_encoder.dim, text_encoder.max_length,
                        width, num_layers, num_heads, dropout, text_noise)
         self.gpt.start_from(tokenizer.codebooks())
+        set_checkpointing(self.gpt, checkpointing)
         self.caption_dropout, self.max_steps, self.warmup_steps = caption_dropout, max_steps, warmup_steps
         self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
-        self.optimizer, self.muon_learning_rate = optimizer, muon_learning_rate
+        self.optimizer, self.muon_learning_rate, self.cache_text = optimizer, muon_learning_rate, cache_text
 
     @property
     def tokenizer(self) -> Any:
@@ -73,6 +81,10 @@ class Prior(pl.LightningModule):
     @property
     def text_encoder(self) -> Any:
         return self._outside[1]
+
+    def nets(self) -> list[nn.Module]:
+        """What `trainer.compile` compiles: block by block, since all are alike; sampling takes its own way."""
+        return cast(list[nn.Module], list(self.gpt.blocks))
 
     def parts(self) -> dict[str, dict[str, Any]]:
         """What the checkpoint carries beside the GPT's weights."""
@@ -88,6 +100,20 @@ class Prior(pl.LightningModule):
     def on_fit_start(self) -> None:
         self.place()
 
+    def shard(self, mesh: Any) -> None:
+        """Each block, and the rest, in shares over a device mesh (FSDP2)."""
+        from torch.distributed.fsdp import fully_shard
+
+        for block in self.gpt.blocks:
+            fully_shard(cast(nn.Module, block), mesh=mesh)
+        fully_shard(self.gpt, mesh=mesh)
+
+    def configure_model(self) -> None:
+        mesh = self.device_mesh  # there is one under trainer=fsdp alone
+        if mesh is not None and not hasattr(self, "_sharded"):
+            self._sharded = True
+            self.shard(mesh["data_parallel"])
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = optim.make(self.gpt, self.optimizer, self.learning_rate, self.muon_learning_rate, self.betas,
                                self.weight_decay)
@@ -98,18 +124,28 @@ class Prior(pl.LightningModule):
 
     def loss(self, batch: CodeBatch, null: Tensor) -> Float[Tensor, ""]:
         """Mean negative log-likelihood a code (the sum over its parts), in nats."""
-        text = self.text_encoder(batch.text)
-        logits = self.gpt(batch.ids, text.states, text.mask, null)
+        if batch.states is not None and batch.mask is not None:
+            states, mask = batch.states, batch.mask
+        else:
+            text = self.text_encoder(batch.text)
+            states, mask = text.states, text.mask
+        logits = self.gpt(batch.ids, states, mask, null)
         each = digits(batch.ids, self.gpt.factors).flatten(0, 1)
         parts = [cross_entropy(part.flatten(0, 1), each[:, i]) for i, part in enumerate(logits)]
         return torch.stack(parts).sum()
 
     def training_step(self, batch: CodeBatch, batch_index: int) -> Tensor:
-        null = torch.rand(len(batch.text), device=self.device) < self.caption_dropout
-        loss = self.loss(batch, null)
-        check_finite({"train/loss": loss}, self.global_step, batch.key)
-        self.log("train/loss", loss.detach(), batch_size=len(batch.text))
-        return loss
+        size = len(batch.text)
+        if self.first:  # for the whole batch, as it is drawn for one in one piece
+            self._null = shared_rand(self, size) < self.caption_dropout
+            self._mean = torch.zeros((), device=self.device)
+        piece, where = self.part(batch, size)
+        loss = self.loss(piece, self._null[where])
+        check_finite({"train/loss": loss}, self.global_step, piece.key)
+        self._mean = self._mean + self.share * loss.detach()
+        if self.last:
+            self.log("train/loss", self._mean, batch_size=size, sync_dist=log_now(self))
+        return loss * self.share if self.accumulate > 1 else loss
 
     def validation_step(self, batch: CodeBatch, batch_index: int) -> None:
         conditional = torch.zeros(len(batch.text), dtype=torch.bool, device=self.device)

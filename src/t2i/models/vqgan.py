@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from t2i import checkpoint, optim
 from t2i.losses.gan import adaptive_weight, hinge_d, hinge_g, vanilla_d, vanilla_g
 from t2i.models.base import TwoPlayers, check_finite, frozen_call
+from t2i.models.ranks import log_now
+from t2i.nets.levels import Level, Middle
+from t2i.nets.recompute import set_checkpointing
 from t2i.nets.tokenizer import ImageTokenizer
 from t2i.types import Autoencoder, Batch, Quantizer
 
@@ -30,10 +33,14 @@ class VQGAN(TwoPlayers):
         discriminator_start: fraction of `max_steps` after which the discriminator trains and is heard.
         discriminator_weight: factor on the generator's GAN loss; times λ when `adaptive_weight`.
         max_steps: length of training in batches, for schedules.
+        checkpointing: the autoencoder's residual blocks and attentions compute their activations again in the
+            backward instead of keeping them.
     """
 
     kind = "vqgan"
     batch = "images"
+    captions = False
+    divides = True
     training_only = ("perceptual",)  # not needed to use a checkpoint
 
     def __init__(
@@ -59,12 +66,14 @@ class VQGAN(TwoPlayers):
         gan_loss: Literal["hinge", "vanilla"] = "hinge",
         optimizer: Literal["adamw", "muon"] = "adamw",
         muon_learning_rate: float = 0.02,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__(learning_rate, warmup_steps, max_steps, gradient_clip)
         if not 0 <= discriminator_start <= 1:
             raise ValueError(f"discriminator_start={discriminator_start} is a fraction of training, within [0, 1]")
         self.tokenizer = ImageTokenizer(autoencoder, quantizer, image_size)
         self.tokenizer.to(memory_format=torch.channels_last)
+        set_checkpointing(self.tokenizer, checkpointing)
         self.discriminator = discriminator if discriminator is not None else nn.Identity()
         self.has_discriminator = discriminator is not None
         self._outside = (perceptual,)  # a tuple, so that frozen weights stay out of state dict and optimisers
@@ -85,6 +94,12 @@ class VQGAN(TwoPlayers):
         spare = nn.ParameterList([nn.Parameter(torch.zeros(()))])  # no discriminator: the player moves nothing
         judge = self.discriminator if self.has_discriminator else spare
         return [generator, optim.make(judge, "adamw", self.discriminator_learning_rate, 0.0, self.betas, 0.0)]
+
+    def nets(self) -> list[nn.Module]:
+        """What `trainer.compile` compiles: not encoder and decoder whole, since λ asks for the gradient of the last
+        layer alone, and a compiled net gives all or none."""
+        levels: list[nn.Module] = [module for module in self.tokenizer.modules() if isinstance(module, Level | Middle)]
+        return [*levels, self.discriminator] if self.has_discriminator else levels
 
     def on_fit_start(self) -> None:
         if self._outside[0] is not None:
@@ -111,6 +126,17 @@ class VQGAN(TwoPlayers):
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         self.schedule()
+        named: dict[str, Tensor] = {}
+        ids = []
+        for piece in self.pieces(batch, len(batch.text)):
+            found, codes = self.piece_step(piece)
+            ids.append(codes)
+            named = {name: named.get(name, 0) + self.share * value for name, value in found.items()}
+        self.log_dict(named, batch_size=len(batch.text), sync_dist=log_now(self))
+        return {"ids": torch.cat(ids)}
+
+    def piece_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """Losses, gradients and, with the batch's last piece, the step; returns what is logged, and the codes."""
         image = batch.image.contiguous(memory_format=torch.channels_last)
         reconstruction, quantized = self.tokenizer(image)
         terms = self.reconstruction_terms(image, reconstruction)
@@ -135,8 +161,7 @@ class VQGAN(TwoPlayers):
             terms["loss/discriminator"] = step_loss
         named = {f"train/{name}": value.detach() for name, value in {**terms, **logits, **quantized.metrics}.items()}
         named["train/loss"] = total.detach()
-        self.log_dict(named, batch_size=len(batch.text))
-        return {"ids": quantized.ids.detach()}
+        return named, quantized.ids.detach()
 
     def add_gan_loss(self, total: Tensor, rec: Tensor, reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         logits = frozen_call(self.discriminator, reconstruction).float()

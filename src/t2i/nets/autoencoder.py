@@ -1,7 +1,7 @@
 """The convolutional autoencoder of VQGAN: pictures to a grid of latent vectors and back.
 
 Paper: Taming Transformers for High-Resolution Image Synthesis, arXiv 2012.09841. Residual blocks with
-GroupNorm and swish, single-head self-attention on chosen levels, strided convolutions down, nearest
+GroupNorm and swish, self-attention on chosen levels, strided convolutions down, nearest
 neighbour and a convolution up.
 
 Deviations: attention is placed by level and not by resolution, so that a net does not depend on the picture
@@ -13,112 +13,13 @@ left out; the group count shrinks to the largest common divisor where a level ha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-
-def _norm(channels: int, num_groups: int) -> nn.Module:
-    """GroupNorm, or nothing for num_groups 0."""
-    return nn.GroupNorm(math.gcd(num_groups, channels), channels, eps=1e-6) if num_groups else nn.Identity()
-
-
-class ResidualBlock(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, num_groups: int, kernel_size: int = 3) -> None:
-        super().__init__()
-        padding = kernel_size // 2
-        self.norm_1 = _norm(in_channels, num_groups)
-        self.conv_1 = nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding)
-        self.norm_2 = _norm(out_channels, num_groups)
-        self.conv_2 = nn.Conv2d(out_channels, out_channels, kernel_size, padding=padding)
-        same = in_channels == out_channels
-        self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
-        if not num_groups:  # without norms a deep stack must start as its shortcuts
-            for parameter in self.conv_2.parameters():
-                nn.init.zeros_(parameter)
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
-        h = self.conv_1(F.silu(self.norm_1(x)))
-        h = self.conv_2(F.silu(self.norm_2(h)))
-        return self.shortcut(x) + h
-
-
-class Attention(nn.Module):
-    """Single-head self-attention over all positions, with a residual connection."""
-
-    def __init__(self, channels: int, num_groups: int) -> None:
-        super().__init__()
-        self.norm = _norm(channels, num_groups)
-        self.query = nn.Conv2d(channels, channels, 1)
-        self.key = nn.Conv2d(channels, channels, 1)
-        self.value = nn.Conv2d(channels, channels, 1)
-        self.output = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        b, c, h, w = x.shape
-        y = self.norm(x)
-        q, k, v = (part(y).permute(0, 2, 3, 1).reshape(b, 1, h * w, c) for part in (self.query, self.key, self.value))
-        y = F.scaled_dot_product_attention(q, k, v)
-        return x + self.output(y.reshape(b, h, w, c).permute(0, 3, 1, 2))
-
-
-class Downsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-        # One column right and one row below, not one all round: what the published weights were trained with.
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
-class Level(nn.Module):
-    """Residual blocks at one resolution, each followed by attention where asked, then the change of size."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        num_blocks: int,
-        num_groups: int,
-        attention: bool,
-        resize: nn.Module | None,
-        kernel_size: int = 3,
-    ) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(
-            ResidualBlock(in_channels if i == 0 else out_channels, out_channels, num_groups, kernel_size)
-            for i in range(num_blocks)
-        )
-        self.attentions = nn.ModuleList(
-            Attention(out_channels, num_groups) for _ in range(num_blocks if attention else 0)
-        )
-        self.resize = nn.Identity() if resize is None else resize
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
-        for i, block in enumerate(self.blocks):
-            x = block(x)
-            if len(self.attentions) > 0:
-                x = self.attentions[i](x)
-        return self.resize(x)
-
-
-def _middle(channels: int, num_groups: int, attention: bool, kernel_size: int = 3) -> nn.Sequential:
-    first = ResidualBlock(channels, channels, num_groups, kernel_size)
-    centre = Attention(channels, num_groups) if attention else nn.Identity()
-    return nn.Sequential(first, centre, ResidualBlock(channels, channels, num_groups, kernel_size))
+from t2i.nets.levels import Downsample, Level, Middle, Upsample, norm_of
 
 
 class _Pyramid(nn.Module):
@@ -168,6 +69,7 @@ class Encoder(_Pyramid):
         patch_size: int = 1,
         mid_attention: bool = True,
         local: bool = False,
+        attention_heads: int = 1,
     ) -> None:
         super().__init__(channels, multipliers, num_res_blocks, attention_levels, patch_size)
         if local and (len(multipliers) > 1 or len(attention_levels) > 0 or mid_attention or num_groups):
@@ -184,10 +86,12 @@ class Encoder(_Pyramid):
         for i, width in enumerate(self.widths):
             resize = Downsample(width) if i < len(self.widths) - 1 else None
             attention = i in attention_levels
-            self.levels.append(Level(current, width, num_res_blocks, num_groups, attention, resize, kernel_size))
+            self.levels.append(
+                Level(current, width, num_res_blocks, num_groups, attention, resize, kernel_size, attention_heads)
+            )
             current = width
-        self.middle = _middle(current, num_groups, mid_attention, kernel_size)
-        self.norm = _norm(current, num_groups)
+        self.middle = Middle(current, num_groups, mid_attention, kernel_size, attention_heads)
+        self.norm = norm_of(current, num_groups)
         self.head = nn.Conv2d(current, z_channels, kernel_size, padding=padding)
 
     def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b z gh gw"]:
@@ -222,19 +126,23 @@ class Decoder(_Pyramid):
         num_groups: int = 32,
         patch_size: int = 1,
         mid_attention: bool = True,
+        attention_heads: int = 1,
     ) -> None:
         super().__init__(channels, multipliers, num_res_blocks, attention_levels, patch_size)
         self.z_channels = z_channels
         current = self.widths[-1]
         self.stem = nn.Conv2d(z_channels, current, 3, padding=1)
-        self.middle = _middle(current, num_groups, mid_attention)
+        self.middle = Middle(current, num_groups, mid_attention, num_heads=attention_heads)
         levels: list[Level] = []
         for i, width in reversed(list(enumerate(self.widths))):
             resize = Upsample(width) if i > 0 else None
-            levels.append(Level(current, width, num_res_blocks + 1, num_groups, i in attention_levels, resize))
+            attention = i in attention_levels
+            levels.append(
+                Level(current, width, num_res_blocks + 1, num_groups, attention, resize, num_heads=attention_heads)
+            )
             current = width
         self.levels = nn.ModuleList(reversed(levels))
-        self.norm = _norm(current, num_groups)
+        self.norm = norm_of(current, num_groups)
         self.head = nn.Conv2d(current, out_channels * patch_size**2, 3, padding=1)
 
     @property
@@ -256,7 +164,8 @@ class Autoencoder(nn.Module):
     `attention_levels` are indices into `multipliers`, 0 the finest; `factor` is how many pixels a side one
     latent position covers: patch_size * 2 ** (len(multipliers) - 1). With `local_encoder` the encoder's convolutions
     are 1x1: a code says what its own patch shows and nothing else, so that equal patches have equal codes; a prior
-    learns such codes several times faster (docs/log.md). The decoder still sees the neighbours.
+    learns such codes several times faster (docs/log.md). The decoder still sees the neighbours. `attention_heads` is of
+    every attention, in the levels and in the middle.
     """
 
     def __init__(
@@ -271,11 +180,12 @@ class Autoencoder(nn.Module):
         patch_size: int = 1,
         mid_attention: bool = True,
         local_encoder: bool = False,
+        attention_heads: int = 1,
     ) -> None:
         super().__init__()
         shared = (channels, multipliers, num_res_blocks, attention_levels, z_channels, image_channels)
-        self.encoder = Encoder(*shared, num_groups, patch_size, mid_attention, local_encoder)
-        self.decoder = Decoder(*shared, num_groups, patch_size, mid_attention)
+        self.encoder = Encoder(*shared, num_groups, patch_size, mid_attention, local_encoder, attention_heads)
+        self.decoder = Decoder(*shared, num_groups, patch_size, mid_attention, attention_heads)
         self.z_channels, self.parts = z_channels, 1
         self.factor = self.encoder.factor
 

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from t2i.nets.recompute import Recomputed
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Attention. On a CPU: in bf16 training as plain products (the bf16 kernel takes 6x the time), and for single
@@ -61,7 +63,7 @@ def squared_relu(x: Tensor) -> Tensor:
     return _SquaredReLU.apply(x)
 
 
-class Block(nn.Module):
+class Block(Recomputed):
     """Attention and MLP with residual connections; both output projections start at zero."""
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
@@ -97,6 +99,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, start: int = 0) -> Tensor:
         """Positions from `start` on, which see all that the mask lets them see."""
+        return self.again(self.run, x, mask, start)
+
+    def run(self, x: Tensor, mask: Tensor, start: int) -> Tensor:
         q, k, v = self.heads(x)
         return self.finish(x[:, start:], attend(q[:, :, start:], k, v, mask[:, :, start:]))
 

@@ -77,10 +77,12 @@ class EMA(nn.Module):
         # make the host wait for it.
         self._ready: bool | None = None
         self._step = 0
+        self._cells = 1  # latents a picture, as the last forward had them
         self.register_load_state_dict_post_hook(_forget)
 
     def forward(self, z: Float[Tensor, "b d h w"]) -> Quantized:
         b, d, h, w = z.shape
+        self._cells = h * w
         metrics: dict[str, Tensor] = {}
         with torch.autocast(z.device.type, enabled=False):
             x = z.float().permute(0, 2, 3, 1).reshape(-1, d)  # (b h w, d)
@@ -131,7 +133,8 @@ class EMA(nn.Module):
         if self._ready or self._step < self.warmup_steps:
             return
         # Lloyd's iterations; a centre that loses all its vectors stays where it is.
-        centres = self._candidates(x, (x - x.mean(0)).square().sum(1))
+        every = self._every(x)
+        centres = self._candidates(every, (every - every.mean(0)).square().sum(1))
         for _ in range(self.kmeans_steps):
             counts, sums = self._totals(x, nearest(x, centres))
             centres = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], centres)
@@ -159,7 +162,7 @@ class EMA(nn.Module):
             if self._step % REVIEW == 0:
                 dead = dead | self._spare(self._over_ranks(error.sum()))
             # The draws are in order of likelihood: the first ones for the dead.
-            candidates = self._candidates(x, error)[(dead.cumsum(0) - 1).clamp_min(0)]
+            candidates = self._candidates(self._every(x), self._every(error))[(dead.cumsum(0) - 1).clamp_min(0)]
             trial = min(1.0, 2 * self.dead_threshold) * share  # unused, it is dead again after ln 2 / (1 - decay) steps
             self.counts.copy_(torch.where(dead, trial, self.counts))
             self.sums.copy_(torch.where(dead[:, None], candidates * trial, self.sums))
@@ -197,29 +200,27 @@ class EMA(nn.Module):
             dist.all_reduce(total)
         return total
 
-    def _candidates(self, x: Float[Tensor, "n d"], weights: Float[Tensor, "n"]) -> Float[Tensor, "k d"]:
-        """One latent for each code, drawn from the whole batch in proportion to `weights`; the same on every rank.
+    def _every(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "m ..."]:
+        """The latents (or what else there is one of for each) of all ranks, in the order of the global batch, of which
+        rank r has the pictures r, r + world, …: what is drawn from them does not depend on the number of ranks."""
+        if _world() == 1:
+            return x
+        parts = [torch.empty_like(x) for _ in range(_world())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.stack([part.unflatten(0, (-1, self._cells)) for part in parts], 1).flatten(0, 2)
 
-        Rank r of w fills the rows r, r + w, ...; their sum over the ranks is complete.
-        """
-        world = _world()
-        rank = dist.get_rank() if world > 1 else 0
-        generator = torch.Generator().manual_seed(((self.seed * 1_000_003 + self._step) * 1_000_003 + rank) % 2**63)
-        rows = len(range(rank, self.codebook_size, world))
-        enough = x.shape[0] >= rows
+    def _candidates(self, x: Float[Tensor, "n d"], weights: Float[Tensor, "n"]) -> Float[Tensor, "k d"]:
+        """One latent for each code, drawn from the whole batch in proportion to `weights`; the same on every rank."""
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self._step) * 1_000_003 % 2**63)
+        enough = x.shape[0] >= self.codebook_size
         weights = weights.double().cpu() + 1e-12 + 1e-6 * weights.double().mean().cpu()
-        draw = torch.multinomial(weights, rows, replacement=not enough, generator=generator)
+        draw = torch.multinomial(weights, self.codebook_size, replacement=not enough, generator=generator)
         chosen = x[draw.to(x.device)]
         if not enough:
             # Fewer latents than codes: copies are told apart by noise well below the spread of the latents.
             noise = torch.randn(chosen.shape, generator=generator).to(x.device)
             chosen = chosen + 0.01 * x.std() * noise
-        if world == 1:
-            return chosen
-        candidates = x.new_zeros(self.codebook_size, self.dim)
-        candidates[rank::world] = chosen
-        dist.all_reduce(candidates)
-        return candidates
+        return chosen
 
 
 def _forget(module: EMA, incompatible_keys: object) -> None:

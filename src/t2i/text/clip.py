@@ -7,6 +7,7 @@ CLIP compares with pictures, not normalised.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,13 @@ class CLIPText:
             output = self.tower(input_ids=ids, output_hidden_states=not last)
         states = output.last_hidden_state if last else output.hidden_states[self.layer]
         return TextEmbedding(states * mask[..., None], mask, output.text_embeds)
+
+    def hash(self) -> str:
+        """Sixteen hex digits of what decides about a caption's states: weights, words and layer."""
+        digest = hashlib.sha256(repr((self.layer, self.tokenizer.to_json())).encode())
+        for name, value in sorted(self.tower.state_dict().items()):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def part(self) -> dict[str, Any]:
         """What a checkpoint carries: a local folder's tower whole, one from the hub by its name alone."""

@@ -1,0 +1,103 @@
+"""How fast pictures come: decoding, the packed cache, and how long a prior waits for its codes. See `run.py`."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from t2i.data import codes, packed
+from t2i.data.decode import decode_image
+from t2i.data.folder import Folder
+from t2i.data.lines import Lines
+from t2i.data.module import DataModule
+from t2i.data.seeds import number
+
+
+def photographs(folder: Path, count: int, size: tuple[int, int] = (640, 480)) -> None:
+    """JPEGs as large as COCO's, of smooth noise, where there are no real ones."""
+    for i in range(count):
+        rng = np.random.default_rng(i)
+        parts = [Image.fromarray(rng.integers(0, 256, (size[1] // s, size[0] // s, 3), np.uint8)) for s in (40, 8, 2)]
+        grown = [np.asarray(part.resize(size, Image.Resampling.BICUBIC), np.float32) for part in parts]
+        mixed = 0.6 * grown[0] + 0.3 * grown[1] + 0.1 * grown[2]
+        Image.fromarray(mixed.clip(0, 255).astype(np.uint8)).save(folder / f"{i:04}.jpg", quality=92)
+
+
+def plain(data: bytes, side: int) -> torch.Tensor:
+    """The best decode and resize there is in torchvision, and nothing else."""
+    from torchvision.io import ImageReadMode
+    from torchvision.io import decode_image as decode
+
+    image = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    height, width = image.shape[1:]
+    scale = side / min(height, width)
+    size = max(side, round(height * scale)), max(side, round(width * scale))
+    return F.interpolate(image[None], size=size, mode="bicubic", antialias=True)[0]
+
+
+def waiting(folder: Path, quick: bool, step: Callable[[Any], object], count: int) -> tuple[float, float]:
+    """Seconds in all and seconds spent on waiting for the batch, of training steps fed from a code cache."""
+    size = 64 if quick else 20000
+    rows = Lines.of({"key": f"{i}", "captions": [f"caption {k} of {i}" for k in range(5)]} for i in range(size))
+    head = {"views": 2}
+    part = folder / "codes"
+    part.mkdir()
+    np.save(part / "codes.npy", np.random.default_rng(0).integers(0, 1024, (size, 2, count), np.uint16))
+    rows.save(part / "rows.jsonl")
+    (part / "header.json").write_text('{"views": 2}')
+    held = codes.PickedCodes(codes.Codes(part, head), lambda *what: number(0, *what))
+    loader = DataModule(held, held, 32, collate=codes.collate).train_dataloader()
+    every = iter(loader)
+    for _ in range(2):
+        step(next(every))
+    started, waited = time.perf_counter(), 0.0
+    for _ in range(1 if quick else 10):
+        before = time.perf_counter()
+        batch = next(every)
+        waited += time.perf_counter() - before
+        step(batch)
+    return time.perf_counter() - started, waited
+
+
+def run(quick: bool, turns: Callable[..., list[float]], step: Callable[[Any], object], num_codes: int,
+        pictures: str | None) -> list[tuple[str, str, str, str, float]]:
+    """(part, setting, measured, against, ratio); `step` trains a prior on a batch of codes."""
+    side, count = (32, 6) if quick else (256, 80)
+    found = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        if pictures is None:
+            (folder / "pictures").mkdir()
+            photographs(folder / "pictures", count, (96, 64) if quick else (640, 480))
+        source = Path(pictures) if pictures else folder / "pictures"
+        files = sorted(source.glob("*.jpg"))[:count]
+        held = [path.read_bytes() for path in files]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        ours, best = turns(2 if quick else 5, lambda: [decode_image(data, "x", side, False) for data in held],
+                           lambda: [plain(data, side) for data in held])
+        what = f"{len(held)} {'photographs' if pictures else 'synthetic JPEGs'} to {side} px, 1 thread"
+        found.append(("data: decoding", what, f"{len(held) / ours:.0f} images/s",
+                      f"torchvision alone: {len(held) / best:.0f} images/s", best / ours))
+        raw = Folder("train", str(source), image_size=side)
+        kept = Folder("train", str(source), image_size=side, flip=True)
+        packed.attach(kept, folder / "cache")
+        slow, fast = turns(2 if quick else 5, lambda: [raw[i, 0] for i in range(len(raw))],
+                           lambda: [kept[i, k] for i in range(len(kept)) for k in range(4)])
+        rates = len(raw) / slow, 4 * len(kept) / fast
+        found.append(("data: packed", what, f"{rates[1]:.0f} images/s", f"decoded: {rates[0]:.0f} images/s",
+                      rates[1] / rates[0]))
+        torch.set_num_threads(threads)
+        total, waited = waiting(folder, quick, step, num_codes)
+    what = f"steps of a prior 6 x 256, {num_codes} codes, batch 32"
+    found.append(("data: waiting", what, f"{1000 * waited:.1f} ms for 10 batches", f"in all {total:.2f} s",
+                  waited / total))
+    return found

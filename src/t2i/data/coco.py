@@ -1,0 +1,120 @@
+"""MS COCO captions (arXiv 1504.00325) in the layout of its makers, 2017 or 2014, or in that of AttnGAN and DF-GAN.
+
+- `train2017/`, `val2017/`, `annotations/captions_{train,val}2017.json`, and the same with 2014;
+- `{train,test}/filenames.pickle`, `text/KEY.txt`, `images/{train2014,val2014}/KEY.jpg` (test is our val).
+Nothing but the standard library reads the JSON: names and captions are all that is kept of it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from t2i.data.lines import Row
+from t2i.data.pictures import Pictures, Split, found_files
+from t2i.data.plain_pickle import read_plain
+
+YEARS = (2017, 2014)
+
+
+def slim(pairs: list[tuple[str, Any]]) -> Any:
+    """A JSON object as what we need of it, so that half a million annotations fit in little memory."""
+    item = dict(pairs)
+    if "caption" in item and "image_id" in item:
+        return item["image_id"], item["caption"]
+    if "file_name" in item and "id" in item:
+        return item["id"], item["file_name"]
+    return item
+
+
+def read_annotations(path: Path) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+    """(id, file name) of every picture and (picture's id, caption) of every caption."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            held = json.load(file, object_pairs_hook=slim)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    for name in ("images", "annotations"):
+        items = held.get(name) if isinstance(held, dict) else None
+        if not isinstance(items, list) or not all(isinstance(item, tuple) for item in items):
+            raise ValueError(f"{path} holds no captions of COCO: wanted are images (id, file_name) and annotations"
+                             " (image_id, caption)")
+    return held["images"], held["annotations"]
+
+
+def read_layout(root: Path, split: Split, year: int) -> tuple[list[Row], list[str]]:
+    path = root / f"annotations/captions_{split}{year}.json"
+    images, annotations = read_annotations(path)
+    folder = f"{split}{year}"
+    files = found_files(root / folder)
+    captions: dict[int, list[str]] = {}
+    names: dict[int, str] = {}
+    faults = []
+    for identity, name in images:
+        if identity in names:
+            faults.append(f"{path.name}: the picture id {identity} is there twice ({names[identity]}, {name})")
+        elif name not in files:
+            faults.append(f"{path.name} names {folder}/{name}, which is not there")
+        names.setdefault(identity, name)
+    for identity, caption in annotations:
+        if identity not in names:
+            faults.append(f"{path.name}: a caption of picture id {identity}, which is not listed:"
+                          f" {str(caption)[:60]!r}")
+        elif not isinstance(caption, str) or not caption.strip():
+            faults.append(f"{path.name}: an empty caption of {names[identity]}")
+        else:
+            captions.setdefault(identity, []).append(" ".join(caption.split()))
+    rows = [{"key": f"{folder}/{name}", "captions": captions.get(identity, []), "bytes": files[name]}
+            for identity, name in names.items() if name in files]
+    for row in rows:
+        if not row["captions"]:
+            faults.append(f"{path.name} has no caption of {row['key']}")
+    return [row for row in rows if row["captions"]], faults
+
+
+def read_attngan_layout(root: Path, split: Split) -> tuple[list[Row], list[str]]:
+    path = root / ("train" if split == "train" else "test") / "filenames.pickle"
+    keys = read_plain(path)
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise ValueError(f"{path} holds no list of names")
+    folders = {name: found_files(root / "images" / name) for name in ("train2014", "val2014")
+               if (root / "images" / name).is_dir()}
+    rows: list[Row] = []
+    faults, seen = [], set()
+    for key in keys:
+        folder = next((name for name, files in folders.items() if f"{key}.jpg" in files), None)
+        text = root / "text" / f"{key}.txt"
+        if key in seen:
+            faults.append(f"{path.parent.name}/{path.name} lists {key} twice")
+        elif folder is None:
+            faults.append(f"{path.parent.name}/{path.name} names {key}, of which images/ has no picture")
+        elif not text.is_file() or not (captions := [c for c in text.read_text("utf-8").split("\n") if c.strip()]):
+            faults.append(f"{text} is missing or empty")
+        else:
+            rows.append({"key": f"images/{folder}/{key}.jpg", "captions": captions,
+                         "bytes": folders[folder][f"{key}.jpg"]})
+        seen.add(key)
+    return rows, faults
+
+
+class COCO(Pictures):
+    """See the module. Args beside those of `Pictures`: root, the folder; year, 2017 or 2014, None for what is there."""
+
+    def __init__(self, split: Split, root: str, year: Literal[2017, 2014] | None = None, image_size: int = 256,
+                 load_size: int | None = None, crop: Literal["center", "random"] = "center", flip: bool = False,
+                 views: int = 1, seed: int = 0, on_error: Literal["raise", "skip"] = "raise",
+                 pack: bool = True) -> None:
+        where = Path(root)
+        here = [y for y in YEARS if (where / f"annotations/captions_{split}{y}.json").is_file()
+                and (where / f"{split}{y}").is_dir() and year in (y, None)]
+        if here:
+            rows, faults = read_layout(where, split, here[0])
+        elif year is None and (where / "train/filenames.pickle").is_file():
+            rows, faults = read_attngan_layout(where, split)
+        else:
+            years = [year] if year else list(YEARS)
+            wanted = " or ".join(f"{split}{y}/ with annotations/captions_{split}{y}.json" for y in years)
+            raise ValueError(f"data.root={root} is not laid out as COCO: wanted is {wanted}"
+                             + ("" if year else ", or train/filenames.pickle with images/ and text/"))
+        super().__init__(split, where, rows, faults, image_size, load_size, crop, flip, views, seed, on_error, pack)

@@ -1,0 +1,200 @@
+"""CUB-200-2011: birds of 200 kinds, one box and ten captions each, in the original layout or DF-GAN's.
+
+    CUB_200_2011/{images.txt, bounding_boxes.txt, train_test_split.txt, images/KEY.jpg}    the pictures, as published
+    text/KEY.txt                                                                           ten captions, a line each
+    birds/{train,test}/filenames.pickle, birds/text/KEY.txt                                the usual split by class
+
+(https://www.vision.caltech.edu/datasets/cub_200_2011/; captions: Reed et al., arXiv 1605.05395). A key is
+`002.Laysan_Albatross/Laysan_Albatross_0002_1027`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from t2i.data.decode import fit, read_pixels
+from t2i.data.lines import Row
+from t2i.data.pictures import Pictures, found_files
+from t2i.data.plain_pickle import read_plain
+
+KEY = re.compile(r"[^/\\]+/[^/\\]+")
+VAL_CLASSES = 4  # where no pickles say otherwise, every class whose number this divides is for validation
+
+
+class CUB(Pictures):
+    """Captioned birds: `dataset[index, epoch] -> Example`.
+
+    With `splits=class` no kind of bird is on both sides: `birds/{train,test}/filenames.pickle` say which (test is
+    val), and where there are none every class whose number is divisible by 4 is val (50 of 200: 004, 008, …, 200).
+    That is *not* the published list of 150 and 50 classes, which comes only with the pickles: figures of the two
+    cannot be compared.
+
+    Args:
+        root: the folder that holds `CUB_200_2011` (and `birds` or `text`), or `CUB_200_2011` itself.
+        box: cut each picture to the square about the centre of the bird's box, of 1.5 times its longer side.
+        splits: `class`, or `official` for `train_test_split.txt`, which has every class on both sides.
+        Everything else: see `Pictures`.
+    """
+
+    def __init__(self, split: Literal["train", "val"], root: str, image_size: int = 256, load_size: int | None = None,
+                 crop: Literal["center", "random"] = "center", flip: bool = False, box: bool = True,
+                 splits: Literal["class", "official"] = "class", views: int = 1, seed: int = 0,
+                 on_error: Literal["raise", "skip"] = "raise", pack: bool = True) -> None:
+        base = Path(root).expanduser()
+        places = [base, base / "CUB_200_2011", base / "birds", base / "birds/CUB_200_2011"]
+        home = next((place for place in places if (place / "images").is_dir()), None)
+        if home is None:
+            raise ValueError(f"data.root={root} is no CUB-200-2011: there is no CUB_200_2011/images in it; it must be"
+                             " the folder that holds CUB_200_2011, or that folder")
+        places += [home.parent, home.parent / "birds"]
+        folders = [place / name for place in places for name in ("text", "text_c10")]
+        texts = next((folder for folder in folders if folder.is_dir()), None)
+        if texts is None:
+            raise ValueError(f"data.root={root} has no captions: a folder text with CLASS/NAME.txt in it is wanted in"
+                             f" {base}, {home} or {base / 'birds'}")
+        faults: list[str] = []
+        keys = keys_of(split, splits, home, places, faults)
+        boxes = read_boxes(home) if box else None
+        rows = list(listed(keys, home / "images", texts, boxes, faults))
+        self.pictures, self.box, self.splits = home / "images", box, splits
+        super().__init__(split, base, rows, faults, image_size, load_size, crop, flip, views, seed, on_error, pack)
+
+    def name(self, row: Row) -> str:
+        return str(self.pictures / f"{row['key']}.jpg")
+
+    def source(self, row: Row) -> bytes:
+        try:
+            return Path(self.name(row)).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{self.name(row)} cannot be read: {error.strerror}") from error
+
+    def decoded(self, row: Row) -> UInt8[Tensor, "3 h w"]:
+        image = read_pixels(self.source(row), self.name(row))
+        if self.box:
+            image = boxed(image, row["box"], self.name(row))
+        return fit(image, self.side, self.crop == "center")
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"box": self.box, "splits": self.splits}
+
+
+def boxed(image: UInt8[Tensor, "3 h w"], box: Sequence[float], name: str) -> UInt8[Tensor, "3 h2 w2"]:
+    """The square of side 2r about the centre of a box (x, y, width, height), r = 0.75 of the longer side (StackGAN,
+    arXiv 1612.03242), as far as it lies in the picture; ValueError with `name` where nothing of it does."""
+    x, y, width, height = box
+    across, down, r = int(x + width / 2), int(y + height / 2), int(0.75 * max(width, height))
+    cut = image[:, max(0, down - r) : max(0, down + r), max(0, across - r) : max(0, across + r)]
+    if not cut.numel():
+        raise ValueError(f"{name} is {image.shape[2]} x {image.shape[1]} pixels, its box {list(box)} (x, y, width,"
+                         " height) lies outside (data.box=false leaves boxes alone)")
+    return cut
+
+
+def table(path: Path, columns: int) -> Iterator[list[str]]:
+    """The lines of one of CUB's lists; ValueError names the file and the line that has not so many columns."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            if len(line.split()) != columns:
+                raise ValueError(f"{path}, line {number}: {line[:60]!r} has not {columns} columns")
+            yield line.split()
+
+
+def read_images(home: Path) -> dict[str, str]:
+    """Every picture's key by its number in CUB's lists."""
+    return {number: name.removesuffix(".jpg") for number, name in table(home / "images.txt", 2)}
+
+
+def read_boxes(home: Path) -> dict[str, list[float]]:
+    """The box of every key: x, y, width, height in pixels."""
+    path, images, boxes = home / "bounding_boxes.txt", read_images(home), {}
+    for number, *box in table(path, 5):
+        try:
+            boxes[images.get(number, "")] = [float(side) for side in box]
+        except ValueError as error:
+            raise ValueError(f"{path}: the box of picture {number} is {' '.join(box)}; four numbers are wanted"
+                             " (data.box=false does without)") from error
+    return boxes
+
+
+def class_of(key: str) -> str:
+    return key.partition("/")[0]
+
+
+def keys_of(split: str, splits: str, home: Path, places: Iterable[Path], faults: list[str]) -> list[str]:
+    """The keys of one side, in the order of the list that names them."""
+    if splits == "official":
+        path, images = home / "train_test_split.txt", read_images(home)
+        side = {number: {"1": "train", "0": "val"}.get(told) for number, told in table(path, 2)}
+        faults += [f"{path} does not say on which side {images[n]} is" for n in images if side.get(n) is None]
+        return [images[number] for number in images if side.get(number) == split]
+    names = [f"{side}/filenames.pickle" for side in ("train", "test")]
+    pickles = next((place for place in places if all((place / name).is_file() for name in names)), None)
+    if pickles is None:
+        if not (home / "images.txt").is_file():
+            raise ValueError(f"{home} has no images.txt, and there are no birds/{{train,test}}/filenames.pickle beside"
+                             " it: one of them must say which pictures there are")
+        found: dict[str, list[str]] = {"train": [], "val": []}
+        for key in read_images(home).values():
+            if number := re.match(r"\d+", key):
+                found["train" if int(number[0]) % VAL_CLASSES else "val"].append(key)
+            else:
+                faults.append(f"{key} in images.txt: the name of a class starts with its number")
+        return found[split]
+    train, val = (read_keys(pickles / name) for name in names)
+    both = {class_of(key) for key in train} & {class_of(key) for key in val}
+    faults += [f"class {name} is both in {pickles / names[0]} and in {names[1]}; it must be on one side (or"
+               " data.splits=official)" for name in sorted(both)]
+    return [key for key in (train if split == "train" else val) if class_of(key) not in both]
+
+
+def read_keys(path: Path) -> list[str]:
+    keys = read_plain(path)
+    if not isinstance(keys, list | tuple) or not all(isinstance(key, str) for key in keys):
+        raise ValueError(f"{path} holds a {type(keys).__name__} that is not a list of keys like"
+                         " 002.Laysan_Albatross/Laysan_Albatross_0002_1027")
+    return list(keys)
+
+
+def listed(keys: Iterable[str], images: Path, texts: Path, boxes: dict[str, list[float]] | None,
+           faults: list[str]) -> Iterator[Row]:
+    """A row for each key that is whole; a fault for each other."""
+    seen: set[str] = set()
+    files: dict[str, dict[str, int]] = {}  # by class
+    for key in keys:
+        folder, _, stem = key.partition("/")
+        if folder not in files:
+            files[folder] = found_files(images / folder) if (images / folder).is_dir() else {}
+        if not KEY.fullmatch(key) or ".." in key.split("/"):
+            faults.append(f"{key!r} is no key; CLASS/NAME is wanted")
+        elif key in seen:
+            faults.append(f"{key} is listed twice")
+        elif f"{stem}.jpg" not in files[folder]:
+            faults.append(f"{key} has no picture: {images / key}.jpg is not there")
+        elif not (captions := read_captions(texts / f"{key}.txt")):
+            faults.append(f"{key} has no captions: {texts / key}.txt is missing or empty")
+        elif boxes is not None and key not in boxes:
+            faults.append(f"{key} has no box in bounding_boxes.txt (data.box=false does without)")
+        else:
+            row = {"key": key, "captions": captions, "bytes": files[folder][f"{stem}.jpg"]}
+            yield row if boxes is None else row | {"box": boxes[key]}
+        seen.add(key)
+
+
+def read_captions(path: Path) -> list[str]:
+    """The lines of a caption file; what the published files hold of undecodable characters becomes a space."""
+    try:
+        text = path.read_bytes().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [" ".join(line.replace("\ufffd", " ").replace("\ufeff", "").split()) for line in text.split("\n")
+            if line.strip("\ufffd\ufeff \t\r")]

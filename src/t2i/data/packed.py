@@ -1,0 +1,174 @@
+"""The packed cache: decoded, scaled pictures of a data set in one mapped file, read by random access.
+
+A folder with `pixels.bin` (uint8, picture after picture, each 3 x h x w), `shapes.npy` (n, 2) and the rows
+(`rows.jsonl`, `rows.npy`). It is made once, on the first use or by `prepare.py`; pictures that cannot be read are
+refused or left out and listed in the header, never replaced. Nothing is recompressed: a run with it sees the very
+pixels that a run without it decodes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from t2i.data import cache
+from t2i.data.lines import Lines
+from t2i.data.pictures import Pictures
+from t2i.data.seeds import number
+
+VERSION = 1
+CHUNK = 64  # pictures that are decoded side by side and written together
+WHAT = "packed cache"
+Progress = Callable[[int, int], None]
+
+
+def place(dataset: Pictures, root: Path) -> Path:
+    """Where a data set's cache lies: by its class, its split, its settings and where its pictures are."""
+    settings = dataset.settings()
+    code = number(json.dumps(settings, sort_keys=True), str(dataset.root.resolve()))
+    return root / f"{settings['data'].lower()}-{dataset.split}-{settings['side']}-{code:016x}"
+
+
+def wanted(dataset: Pictures) -> cache.Header:
+    return {"version": VERSION, "settings": dataset.settings(),
+            "source": {"pictures": len(dataset.rows), "hash": dataset.rows.hash()}}
+
+
+def expected_bytes(dataset: Pictures) -> int:
+    """About how large the cache will be: photographs are a third longer than wide."""
+    return int(len(dataset) * 3 * dataset.side**2 * (1 if dataset.crop == "center" else 1.35))
+
+
+class Packed:
+    """Reads a packed cache; `pixels(i)` is a view of the mapped file, not to be written to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.open()
+
+    def open(self) -> None:
+        self.rows = Lines.open(self.folder / "rows.jsonl")
+        self.shapes = np.load(self.folder / "shapes.npy")
+        self.ends = np.cumsum(self.shapes.astype(np.int64).prod(1) * 3)
+        size = (self.folder / "pixels.bin").stat().st_size
+        if len(self.rows) != len(self.shapes) or size != (int(self.ends[-1]) if len(self.ends) else 0):
+            raise ValueError(f"the {WHAT} {self.folder} is damaged: {len(self.rows)} rows, {len(self.shapes)} shapes,"
+                             f" {size} bytes of pixels. Delete it to make it anew.")
+        # Copy on write, so that torch takes it without a copy; nobody writes.
+        self.bytes = np.memmap(self.folder / "pixels.bin", np.uint8, "c")
+
+    def pixels(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        height, width = (int(side) for side in self.shapes[index])
+        end = int(self.ends[index])
+        return torch.from_numpy(self.bytes[end - 3 * height * width : end].reshape(3, height, width))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["folder"])  # type: ignore[misc]
+
+
+def decoded_chunks(dataset: Pictures, start: int, workers: int) -> Iterator[tuple[int, list[Tensor | str]]]:
+    """From picture `start` on: the first index of a chunk, and for each picture its pixels or why there are none."""
+
+    def attempt(index: int) -> Tensor | str:
+        try:
+            return dataset.decoded(dataset.rows[index])
+        except ValueError as error:
+            return str(error)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the pictures are what runs side by side
+    try:
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            for first in range(start, len(dataset.rows), CHUNK):
+                yield first, list(pool.map(attempt, range(first, min(first + CHUNK, len(dataset.rows)))))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def journal(part: Path) -> list[dict[str, Any]]:
+    """What an interrupted call had written for certain; both files are cut to it."""
+    path, pixels = part / "journal.jsonl", part / "pixels.bin"
+    if not path.is_file() or not pixels.is_file():
+        path.write_bytes(b"")
+        pixels.write_bytes(b"")
+        return []
+    found: list[dict[str, Any]] = []
+    size, length, have = 0, 0, pixels.stat().st_size
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        entry = json.loads(line)
+        more = 3 * entry["shape"][0] * entry["shape"][1] if "shape" in entry else 0
+        if size + more > have:
+            break
+        found.append(entry)
+        size, length = size + more, length + len(line) + 1
+    for file, keep in ((path, length), (pixels, size)):
+        with file.open("r+b") as opened:
+            opened.truncate(keep)
+    return found
+
+
+def build(dataset: Pictures, folder: Path, progress: Progress | None = None, workers: int = 1) -> None:
+    """Packs `dataset` into `folder`, unless that is done; an interrupted call is continued.
+
+    ValueError names an unreadable picture (on_error=raise), a full or read-only disk, or what does not fit.
+    """
+
+    def fill(part: Path) -> cache.Header:
+        entries = journal(part)
+        total = len(dataset.rows)
+        left, free = expected_bytes(dataset) * (total - len(entries)) // total, shutil.disk_usage(part).free
+        if left > free:
+            raise ValueError(f"the {WHAT} {folder} needs about {left / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are"
+                             " free there. paths.cache=… puts it elsewhere; data.pack=false does without.")
+        with (part / "pixels.bin").open("ab") as pixels, (part / "journal.jsonl").open("ab") as log:
+            for first, chunk in decoded_chunks(dataset, len(entries), workers):
+                for index, image in enumerate(chunk, first):
+                    if isinstance(image, str):
+                        if dataset.on_error == "raise":
+                            raise ValueError(f"{image} ({index} of {total} pictures are packed and kept;"
+                                             " data.on_error=skip leaves such pictures out)")
+                        entry: dict[str, Any] = {"skipped": dataset.rows[index]["key"], "reason": image}
+                    else:
+                        entry = {"shape": list(image.shape[1:])}
+                        pixels.write(image.numpy().tobytes())
+                        pixels.flush()
+                    log.write(json.dumps(entry).encode() + b"\n")
+                    log.flush()
+                    entries.append(entry)
+                if progress is not None:
+                    progress(len(entries), total)
+        kept = [row for row, entry in zip(dataset.rows, entries, strict=True) if "shape" in entry]
+        if not kept:
+            raise ValueError(f"none of the {total} pictures of {dataset.root} can be read; the first:"
+                             f" {entries[0]['reason']}")
+        Lines.of(kept).save(part / "rows.jsonl")
+        np.save(part / "shapes.npy", np.asarray([e["shape"] for e in entries if "shape" in e], np.int32))
+        (part / "journal.jsonl").unlink()
+        return {"pictures": len(kept), "skipped": [e for e in entries if "skipped" in e]}
+
+    cache.make(folder, wanted(dataset), fill, WHAT)
+
+
+def attach(dataset: Pictures, root: Path, progress: Progress | None = None, workers: int = 1) -> list[dict[str, str]]:
+    """Packs a data set where that is not done, and lets it read from there; returns the pictures left out."""
+    folder = place(dataset, root)
+    build(dataset, folder, progress, workers)
+    skipped = (cache.read_header(folder) or {})["skipped"]
+    if skipped and dataset.on_error == "raise":
+        raise ValueError(f"the {WHAT} {folder} leaves out {len(skipped)} unreadable pictures (the first:"
+                         f" {skipped[0]['reason']}). data.on_error=skip takes it so; mend the pictures and delete it"
+                         " to make it anew.")
+    dataset.use(Packed(folder))
+    return skipped

@@ -1,0 +1,142 @@
+"""What all data sets of picture files have in common: rows, decoding, crops and flips, and what to do with faults.
+
+A data set lists its rows (`Lines`: key, captions, and what `source` needs); here a row becomes an `Example`. Crops and
+flips are functions of (seed, epoch, index): a run that goes on sees what an unbroken one would have seen. With a packed
+cache (`packed.py`) the pixels come from there, and are the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from t2i.data.decode import decode_image
+from t2i.data.lines import Lines, Row
+from t2i.data.seeds import number
+from t2i.types import Example
+
+Split = Literal["train", "val"]
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+class Store(Protocol):
+    rows: Lines
+
+    def pixels(self, index: int) -> UInt8[Tensor, "3 h w"]: ...
+
+
+class Pictures:
+    """Captioned pictures: `dataset[index, epoch] -> Example`.
+
+    Args:
+        split: train or val; validation is never cropped by chance or flipped.
+        root: what keys are relative to.
+        rows: one a picture, in the order of the data set.
+        faults: what is wrong with the listing, a line each: raised, or left out and kept in `faults`.
+        image_size: side of the square pictures.
+        load_size: short side before the crop, in training; None for image_size.
+        crop: where training pictures are cut.
+        flip: whether every other epoch sees a training picture mirrored (which of them is chance).
+        views: how many crops and flips of a training picture the code cache holds.
+        seed: of crops and flips.
+        on_error: what is done about pictures that cannot be read and listings with faults. `skip` needs `pack`.
+        pack: whether training builds and uses the packed cache.
+    """
+
+    def __init__(self, split: Split, root: str | Path, rows: Iterable[Row], faults: Sequence[str], image_size: int,
+                 load_size: int | None = None, crop: Literal["center", "random"] = "center", flip: bool = False,
+                 views: int = 1, seed: int = 0, on_error: Literal["raise", "skip"] = "raise",
+                 pack: bool = True) -> None:
+        if image_size < 1 or views < 1:
+            raise ValueError(f"data.image_size={image_size} and data.views={views} must be at least 1")
+        if load_size is not None and load_size < image_size:
+            raise ValueError(f"data.load_size={load_size} is less than data.image_size={image_size}")
+        if on_error == "skip" and not pack:
+            raise ValueError("data.on_error=skip needs data.pack=true: which pictures can be read is only known once"
+                             " all of them were")
+        if load_size is not None and load_size > image_size and crop == "center" and split == "train":
+            raise ValueError(f"data.load_size={load_size} with data.crop=center would only zoom in;"
+                             " data.crop=random is meant, or load_size=null")
+        self.split, self.root, self.image_size, self.on_error, self.pack = split, Path(root), image_size, on_error, pack
+        chance = split == "train"
+        self.crop = crop if chance else "center"
+        self.flip, self.views = flip and chance, views if chance else 1
+        self.side = load_size if load_size is not None and chance else image_size
+        self.seed = seed
+        self.rows = rows if isinstance(rows, Lines) else Lines.of(rows)
+        self.faults = list(faults)
+        if self.faults and on_error == "raise":
+            more = f"\n  and {len(self.faults) - 5} more" if len(self.faults) > 5 else ""
+            raise ValueError(f"{self.root}: {len(self.faults)} faults in the listing (data.on_error=skip leaves them"
+                             " out):\n  " + "\n  ".join(self.faults[:5]) + more)
+        if not len(self.rows):
+            raise ValueError(f"{self.root} has no pictures for split={split!r}")
+        self.store: Store | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def key(self, index: int) -> str:
+        return self.rows[index]["key"]
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return tuple(self.rows[index]["captions"])
+
+    def source(self, row: Row) -> bytes:
+        """The bytes of a row's picture file; ValueError names it where there are none."""
+        path = self.root / row["key"]
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+
+    def name(self, row: Row) -> str:
+        """What to call a row's picture in a message."""
+        return str(self.root / row["key"])
+
+    def decoded(self, row: Row) -> UInt8[Tensor, "3 h w"]:
+        """A row's picture as it is packed: short side `side`, square unless it is cropped by chance."""
+        return decode_image(self.source(row), self.name(row), self.side, self.crop == "center")
+
+    def settings(self) -> dict[str, Any]:
+        """What decides about the stored pixels, beside the files."""
+        return {"data": type(self).__name__, "split": self.split, "side": self.side, "square": self.crop == "center"}
+
+    def use(self, store: Store) -> None:
+        """From here on rows and pixels come from a packed cache."""
+        self.store, self.rows = store, store.rows
+
+    def __getitem__(self, at: tuple[int, int]) -> Example:
+        index, epoch = at
+        row = self.rows[index]
+        image = self.store.pixels(index) if self.store is not None else self.decoded(row)
+        size = self.image_size
+        down, right = image.shape[1] - size, image.shape[2] - size
+        if down or right:
+            chance = number(self.seed, "crop", epoch, index)
+            top, left = chance % (down + 1), (chance >> 24) % (right + 1)
+            image = image[:, top : top + size, left : left + size]
+        if self.flip and (number(self.seed, "flip", index) + epoch) % 2:
+            image = image.flip(2)
+        elif self.store is not None:
+            image = image.clone(memory_format=torch.contiguous_format)  # the cache's own pixels are nobody's to change
+        return Example(image.contiguous(), tuple(row["captions"]), row["key"])
+
+
+def found_files(folder: Path) -> dict[str, int]:
+    """The files of one folder and their sizes in bytes."""
+    with os.scandir(folder) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+
+def sided(key: str) -> Split:
+    """The split of a picture whose data set names none: every twentieth, by a hash of its key, is for validation."""
+    import hashlib
+
+    return "val" if hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[0] % 20 == 0 else "train"

@@ -1,0 +1,88 @@
+"""The cache of a frozen text encoder's states: every caption of a data set once, without its padding.
+
+A folder with `states.bin` (float32, caption after caption, each length x dim), `ends.npy` (the last position of each
+caption, counted in positions) and `starts.npy` (the first caption of each picture). float32, so that a prior trains on
+it to the same weights as without it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from t2i.data import cache
+from t2i.data.lines import Lines
+from t2i.types import TextEncoder
+
+VERSION = 1
+WHAT = "cache of caption states"
+
+
+def header(encoder_hash: str, rows: Lines) -> cache.Header:
+    return {"version": VERSION, "encoder": encoder_hash, "captions": rows.hash(), "pictures": len(rows)}
+
+
+def build(folder: Path, rows: Lines, encoder: TextEncoder, head: cache.Header, batch_size: int = 256,
+          progress: Any = None) -> Path:
+    """Encodes every caption of every row into `folder`, whole or not at all."""
+
+    def fill(part: Path) -> cache.Header:
+        starts, ends = [0], [0]
+        waiting: list[str] = []
+        with (part / "states.bin").open("wb") as file:
+
+            def write() -> None:
+                text = encoder(waiting)
+                for states, mask in zip(text.states.float().cpu(), text.mask.cpu(), strict=True):
+                    kept = states[mask].numpy()
+                    file.write(kept.tobytes())
+                    ends.append(ends[-1] + len(kept))
+                waiting.clear()
+
+            for i, row in enumerate(rows, 1):
+                waiting += row["captions"]
+                starts.append(starts[-1] + len(row["captions"]))
+                if len(waiting) >= batch_size or (i == len(rows) and waiting):
+                    write()
+                if progress is not None:
+                    progress(i, len(rows))
+        np.save(part / "starts.npy", np.asarray(starts, np.int64))
+        np.save(part / "ends.npy", np.asarray(ends[1:], np.int64))
+        return {"dim": encoder.dim}
+
+    cache.make(folder, head, fill, WHAT)
+    return folder
+
+
+class States:
+    """`states[index, caption] -> (length, dim)` float32, mapped."""
+
+    def __init__(self, folder: Path, expected: cache.Header) -> None:
+        cache.refuse(folder, expected, WHAT)
+        self.folder, self.dim = folder, (cache.read_header(folder) or {})["dim"]
+        self.open()
+
+    def open(self) -> None:
+        self.starts, self.ends = np.load(self.folder / "starts.npy"), np.load(self.folder / "ends.npy")
+        path = self.folder / "states.bin"
+        positions = int(self.ends[-1]) if len(self.ends) else 0
+        if path.stat().st_size != positions * self.dim * 4:
+            raise ValueError(f"the {WHAT} {self.folder} is damaged. Delete it to make it anew.")
+        self.values = np.memmap(path, np.float32, "r", shape=(positions, self.dim)) if positions else None
+
+    def __getitem__(self, at: tuple[int, int]) -> np.ndarray:
+        index, caption = at
+        number = int(self.starts[index]) + caption
+        if not number < self.starts[index + 1]:
+            raise IndexError(f"caption {caption} of picture {index}, which has {self.starts[index + 1] - number}")
+        assert self.values is not None  # there is at least this one
+        return self.values[int(self.ends[number - 1]) if number else 0 : int(self.ends[number])]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "dim": self.dim}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.open()

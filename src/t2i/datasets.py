@@ -1,0 +1,123 @@
+"""From a config's `data` node to what a model trains on: pictures, or the cached codes of a prior.
+
+Caches lie under `paths.cache`: `packed/` (decoded pictures), `codes/` (a tokenizer's codes), `states/` (a frozen text
+encoder's). All are made on the first use, once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from t2i import checkpoint
+from t2i.data import codes, packed, states
+from t2i.data.module import DataModule
+from t2i.data.pictures import Pictures
+from t2i.data.seeds import number
+from t2i.progress import counter
+
+LOOP = ("batch_size", "workers")  # keys of the node that are no argument of the data set
+SPLITS = ("train", "val")
+
+
+def node_of(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config["data"].items() if key not in LOOP}
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def dataset(config: dict[str, Any], split: str) -> Any:
+    """One split of a config's data; pictures on the disk are packed, where `data.pack` says so."""
+    made = checkpoint.build(node_of(config), split=split)
+    if isinstance(made, Pictures) and made.pack:
+        with counter(f"packing {split}", len(made)) as progress:
+            skipped = packed.attach(made, Path(config["paths"]["cache"]) / "packed", progress, cores())
+        left_out(made, skipped)
+    return made
+
+
+def left_out(made: Pictures, skipped: list[dict[str, str]]) -> None:
+    """Says what data.on_error=skip left out."""
+    lines = made.faults + [entry["reason"] for entry in skipped]
+    if lines:
+        more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
+        print(f"data.on_error=skip: {len(lines)} left out of {made.split}:", *lines[:10], *more, sep="\n  ")
+
+
+def need_captions(config: dict[str, Any], made: dict[str, Any]) -> None:
+    """ValueError where a model that reads captions would get pictures without any."""
+    for split, one in made.items():
+        if isinstance(one, Pictures):
+            bare = next((row["key"] for row in one.rows if not row["captions"]), None)
+            if bare is not None:
+                raise ValueError(f"{bare} (data, {split}) has no caption; model=vqgan trains on pictures alone,"
+                                 f" {config['model']['_target_'].rpartition('.')[2]} needs captions")
+
+
+def disjoint(made: dict[str, Any]) -> None:
+    """ValueError where a picture stands in both splits."""
+    if all(isinstance(one, Pictures) for one in made.values()):
+        train, val = ({row["key"] for row in made[split].rows} for split in SPLITS)
+        if both := sorted(train & val):
+            raise ValueError(f"{len(both)} pictures are in training and in validation, for instance {both[0]}")
+
+
+def caption_texts(made: Any, limit: int = 5000) -> Iterator[str]:
+    """The captions of a data set's first pictures, for what must see text before training starts."""
+    for index in range(min(len(made), limit)):
+        for caption in made.captions(index):
+            yield getattr(caption, "text", caption)
+
+
+def described(config: dict[str, Any], made: Any) -> dict[str, Any]:
+    """What decides about a data set's pictures and captions, for the header of its codes."""
+    if not isinstance(made, Pictures):
+        return node_of(config)
+    return {**made.settings(), "image_size": made.image_size, "crop": made.crop, "flip": made.flip, "seed": made.seed,
+            "rows": made.rows.hash()}
+
+
+def code_cache(config: dict[str, Any], model: Any, made: dict[str, Any]) -> dict[str, Any]:
+    """The codes of each split, encoded on the first use by the model's tokenizer."""
+    root, seed = Path(config["paths"]["cache"]), config["seed"]
+    device = "cuda" if torch.cuda.is_available() and config["trainer"]["accelerator"] != "cpu" else "cpu"
+    model.tokenizer.to(device)
+    found = {}
+    for split, one in made.items():
+        views = one.views if isinstance(one, Pictures) else 1
+        head = codes.header(model.tokenizer, described(config, one), split, len(one), views)
+        folder = root / "codes" / f"{split}-{number(json.dumps(head, sort_keys=True)):016x}"
+        with counter(f"codes of {split}", len(one)) as progress:
+            codes.build(folder, one, model.tokenizer, head, progress=progress)
+        held = codes.Codes(folder, head)
+        texts = text_states(root, split, held, model, device) if model.cache_text else None
+        found[split] = codes.PickedCodes(held, lambda what, epoch, index: number(seed, what, epoch, index), texts)
+    return found
+
+
+def text_states(root: Path, split: str, held: codes.Codes, model: Any, device: str) -> states.States:
+    encoder = model.text_encoder.to(device)
+    head = states.header(encoder.hash(), held.rows)
+    folder = root / "states" / f"{split}-{number(json.dumps(head, sort_keys=True)):016x}"
+    with counter(f"caption states of {split}", len(held)) as progress:
+        states.build(folder, held.rows, encoder, head, progress=progress)
+    return states.States(folder, head)
+
+
+def data_module(config: dict[str, Any], model: Any) -> DataModule:
+    made = {split: dataset(config, split) for split in SPLITS}
+    disjoint(made)
+    if model.captions:
+        need_captions(config, made)
+    common = {"batch_size": config["data"]["batch_size"], "workers": config["data"]["workers"], "seed": config["seed"]}
+    if model.batch == "codes":
+        found = code_cache(config, model, made)
+        return DataModule(found["train"], found["val"], collate=codes.collate, **common)
+    return DataModule(made["train"], made["val"], **common)

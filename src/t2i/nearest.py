@@ -1,0 +1,43 @@
+"""The training pictures that drawn ones are most like: whether a model drew, or remembered.
+
+Likeness is the root mean square difference of 16 x 16 thumbnails in grey levels (0 to 255), a picture's mirror counted
+too. It finds copies and near copies; that two pictures show the same thing it does not know.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+THUMB = 16
+CHUNK = 256
+
+
+def thumbnails(images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
+    return F.interpolate(images.float(), (THUMB, THUMB), mode="area").flatten(1)
+
+
+def nearest(drawn: np.ndarray, dataset: Any, progress: Any = None) -> tuple[np.ndarray, list[str], list[float]]:
+    """For each of `drawn` (n, h, w, 3) uint8 the training picture most like it: pictures, captions, differences."""
+    images = torch.from_numpy(np.ascontiguousarray(drawn)).permute(0, 3, 1, 2)
+    wanted = thumbnails(images)
+    best = torch.full((len(drawn),), torch.inf)
+    which = torch.zeros(len(drawn), dtype=torch.long)
+    for start in range(0, len(dataset), CHUNK):
+        stop = min(start + CHUNK, len(dataset))
+        chunk = torch.stack([dataset[i, 0].image for i in range(start, stop)])
+        both = torch.stack([torch.cdist(wanted, thumbnails(view)) for view in (chunk, chunk.flip(3))]).amin(0)
+        value, index = both.min(1)
+        better = value < best
+        best, which = torch.where(better, value, best), torch.where(better, index + start, which)
+        if progress is not None:
+            progress(stop, len(dataset))
+    found = [dataset[int(i), 0] for i in which]
+    pixels = torch.stack([e.image for e in found]).permute(0, 2, 3, 1).numpy()
+    captions = [e.captions[0] if e.captions else e.key for e in found]
+    return pixels, captions, (best / wanted.shape[1] ** 0.5).tolist()
