@@ -45,7 +45,7 @@ def plain(data: bytes, side: int) -> torch.Tensor:
 
 def waiting(folder: Path, quick: bool, step: Callable[[Any], object], count: int) -> tuple[float, float]:
     """Seconds in all and seconds spent on waiting for the batch, of training steps fed from a code cache."""
-    size = 64 if quick else 20000
+    size = 128 if quick else 20000
     rows = Lines.of({"key": f"{i}", "captions": [f"caption {k} of {i}" for k in range(5)]} for i in range(size))
     head = {"views": 2}
     part = folder / "codes"

@@ -210,7 +210,7 @@ def best_of(times: int, *arguments: str) -> tuple[int, str, str, float]:
     return min((run(*arguments) for _ in range(times)), key=lambda found: found[3])
 
 
-@pytest.mark.parametrize("door", ["train.py", "sample.py", "evaluate.py"])
+@pytest.mark.parametrize("door", ["train.py", "sample.py", "evaluate.py", "prepare.py"])
 def test_help_is_quick(door: str) -> None:
     code, out, err, seconds = best_of(2, door, "--help")
     assert (code, err) == (0, "")

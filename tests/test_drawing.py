@@ -52,7 +52,7 @@ class Brightest:
 def config(tmp_path, **changes):
     cfg = {"ckpt": None, "prompt": "a dog", "prompts": None, "n": 3, "seed": 0, "out": str(tmp_path / "drawn"),
            "unconditional": False, "temperature": 1.0, "top_k": None, "top_p": None, "guidance": 2.0, "batch_size": 2,
-           "completion": {"image": None, "rows": None}, "best_of": 1, "scorer": None, "device": "cpu"}
+           "completion": {"image": None, "rows": None}, "best_of": 1, "scorer": None, "nearest": False, "device": "cpu"}
     assert set(changes) <= set(cfg)
     return {**cfg, **changes}
 
