@@ -100,6 +100,26 @@ def test_the_loss_falls_and_the_captions_draw_their_codes(made, toy, tmp_path, o
     assert torch.equal(drawn, model.tokenizer.decode_ids(toy.ids))
 
 
+def test_dropped_codes_are_shown_to_the_net_in_training_alone(made, toy, monkeypatch) -> None:
+    model = prior(made, code_dropout=0.5)
+    shown: list[torch.Tensor] = []
+    forward = model.gpt.forward
+    monkeypatch.setattr(model.gpt, "forward", lambda ids, *rest: shown.append(ids) or forward(ids, *rest))
+    null = torch.zeros(4, dtype=torch.bool)
+    torch.manual_seed(0)
+    for _ in range(50):
+        model.loss(toy, null)
+    changed = torch.stack([ids != toy.ids for ids in shown]).float().mean().item()
+    assert changed == pytest.approx(0.5 * 15 / 16, abs=0.03)  # a random other is the same one time in sixteen
+    assert all(int(ids.max()) < 16 and int(ids.min()) >= 0 for ids in shown)
+    model.eval()
+    shown.clear()
+    model.loss(toy, null)
+    assert torch.equal(shown[0], toy.ids)
+    with pytest.raises(ValueError, match=r"code_dropout=1.0 is a share, within \[0, 1\)"):
+        prior(made, code_dropout=1.0)
+
+
 def test_only_the_gpt_is_trained_and_saved(made, toy, tmp_path) -> None:
     model = prior(made)
     before = {name: value.clone() for name, value in model.tokenizer.state_dict().items()}

@@ -31,6 +31,8 @@ class Prior(OnePlayer):
         tokenizer: frozen; gives codebook size, grid and picture size.
         text_encoder: frozen; gives the prefix's width and length.
         width, num_layers, num_heads, dropout, text_noise: see `t2i.nets.gpt.GPT`.
+        code_dropout: in training, the share of codes that the net is shown as random others (1 - pkeep of
+            arXiv 2012.09841): it must then listen to the caption, where it would follow the picture so far.
         cache_text: whether training reads the captions' states from a cache instead of running the text encoder.
         caption_dropout: probability with which a training caption gives way to the learned null prefix.
         max_steps: length of training in batches, for the schedule.
@@ -59,17 +61,24 @@ class Prior(OnePlayer):
         warmup_steps: int = 100,
         optimizer: Literal["adamw", "muon"] = "adamw",
         muon_learning_rate: float = 0.02,
+        code_dropout: float = 0.0,
         cache_text: bool = False,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= caption_dropout < 1:
             raise ValueError(f"caption_dropout={caption_dropout} is a probability, within [0, 1)")
+        if not 0 <= code_dropout < 1:
+            raise ValueError(f"code_dropout={code_dropout} is a share, within [0, 1)")
+        if code_dropout and len(tokenizer.factors) > 1:
+            raise ValueError(f"code_dropout={code_dropout}: the later parts of a code are read off its first, which must"
+                             " be true; 0 is allowed with codes in parts")
         self._outside = (tokenizer, text_encoder)  # a tuple: frozen parts stay out of state dict and optimiser
         self.gpt = GPT(tokenizer.factors, tokenizer.grid, text_encoder.dim, text_encoder.max_length,
                        width, num_layers, num_heads, dropout, text_noise)
         self.gpt.start_from(tokenizer.codebooks())
         set_checkpointing(self.gpt, checkpointing)
+        self.code_dropout = code_dropout
         self.caption_dropout, self.max_steps, self.warmup_steps = caption_dropout, max_steps, warmup_steps
         self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
         self.optimizer, self.muon_learning_rate, self.cache_text = optimizer, muon_learning_rate, cache_text
@@ -129,7 +138,11 @@ class Prior(OnePlayer):
         else:
             text = self.text_encoder(batch.text)
             states, mask = text.states, text.mask
-        logits = self.gpt(batch.ids, states, mask, null)
+        shown = batch.ids
+        if self.training and self.code_dropout:
+            other = torch.randint_like(shown, self.tokenizer.codebook_size)
+            shown = torch.where(torch.rand(shown.shape, device=shown.device) < self.code_dropout, other, shown)
+        logits = self.gpt(shown, states, mask, null)
         each = digits(batch.ids, self.gpt.factors).flatten(0, 1)
         parts = [cross_entropy(part.flatten(0, 1), each[:, i]) for i, part in enumerate(logits)]
         return torch.stack(parts).sum()
