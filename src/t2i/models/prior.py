@@ -71,8 +71,8 @@ class Prior(OnePlayer):
         if not 0 <= code_dropout < 1:
             raise ValueError(f"code_dropout={code_dropout} is a share, within [0, 1)")
         if code_dropout and len(tokenizer.factors) > 1:
-            raise ValueError(f"code_dropout={code_dropout}: the later parts of a code are read off its first, which must"
-                             " be true; 0 is allowed with codes in parts")
+            raise ValueError(f"code_dropout={code_dropout}: the later parts of a code are read off its first, which"
+                             " must be true; 0 is allowed with codes in parts")
         self._outside = (tokenizer, text_encoder)  # a tuple: frozen parts stay out of state dict and optimiser
         self.gpt = GPT(tokenizer.factors, tokenizer.grid, text_encoder.dim, text_encoder.max_length,
                        width, num_layers, num_heads, dropout, text_noise)
