@@ -108,7 +108,6 @@ def jpeg(image: Image.Image, **options) -> bytes:
     return held.getvalue()
 
 
-@pytest.mark.skipif(decode._decode_jpeg is None, reason="torchvision has no JPEG decoder here")
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}], ids=str)
 def test_both_decoders_give_the_same_pixels(options, monkeypatch) -> None:
     data = jpeg(photo(), quality=92, **options)

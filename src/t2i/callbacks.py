@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from t2i import pictures
+from t2i.devices import is_sharded
 from t2i.loggers import log_image
 
 
@@ -164,7 +165,7 @@ class PictureGrid(pl.Callback):
         # Not `on_validation_end`: there EMA has given the training weights back, or not, by its place in the list.
         step = trainer.global_step
         batch, self.batch = self.batch, None
-        if type(trainer.strategy).__name__ == "Sharded":  # drawing on one rank would wait for the others for ever
+        if is_sharded(trainer):  # drawing on one rank would wait for the others for ever
             return
         if batch is None or trainer.sanity_checking or not hasattr(module, "pictures"):
             return

@@ -38,7 +38,7 @@ def strategy(config: dict[str, Any], model: Any) -> Any:
     if not hasattr(model, "shard"):
         faults.append(f"{checkpoint.kind_of(model)} has two optimisers or is small: model=prior is allowed, others take"
                       " trainer=ddp")
-    if config["model"].get("optimizer") == "muon":
+    if config["model"]["optimizer"] == "muon":
         faults.append("model.optimizer=muon needs whole matrices: model.optimizer=adamw is allowed")
     if config["callbacks"]["ema"] is not None:
         faults.append("callbacks.ema averages whole weights: callbacks.ema=null is allowed")

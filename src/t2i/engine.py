@@ -102,8 +102,12 @@ def make_trainer(config: dict[str, Any], run_dir: Path, callbacks: list[Any], mo
         default_root_dir=run_dir, callbacks=callbacks, enable_checkpointing=False, enable_model_summary=False,
         logger=loggers.make_loggers(config["logger"]["names"], run_dir, config, config["name"], config["group"]),
         plugins=[checkpoint.AtomicCheckpointIO()], use_distributed_sampler=False, gradient_clip_val=t["gradient_clip"],
-        sync_batchnorm=t["devices"] != 1 and torch.cuda.is_available(),  # it exists on GPUs alone
+        sync_batchnorm=(t["devices"], t["num_nodes"]) != (1, 1) and on_gpu(t),  # it exists on GPUs alone
     )
+
+
+def on_gpu(t: dict[str, Any]) -> bool:
+    return torch.cuda.is_available() and t["accelerator"] in ("auto", "gpu", "cuda")
 
 
 def finished(run_dir: Path) -> dict[str, Any] | None:

@@ -170,7 +170,10 @@ def run(config: dict[str, Any]) -> int:
     """Prints and writes what was found; 1 if anything should be mended (so that scripts can tell), else 0."""
     node = node_of(config)
     out = Path(config["out"])
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out={out} cannot be written: {error.strerror}") from error
     if "on_error" not in node:
         name = node["_target_"].rpartition(".")[2]
         raise ValueError(f"data={name} is drawn, not read: there is nothing to look over")

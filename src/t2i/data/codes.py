@@ -59,8 +59,9 @@ def encode(part: Path, dataset: Any, tokenizer: Tokenizer, views: int, batch_siz
     rows, columns = tokenizer.grid
     kind = np.uint16 if tokenizer.codebook_size <= 2**16 else np.int32
     path, shape = part / "codes.npy", (len(dataset), views, rows * columns)
-    done = (part / "rows.jsonl").read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    codes = np.lib.format.open_memmap(path, "r+" if path.is_file() else "w+", kind, shape)
+    begun = path.is_file() and (part / "rows.jsonl").is_file()
+    done = (part / "rows.jsonl").read_bytes().split(b"\n")[:-1] if begun else []
+    codes = np.lib.format.open_memmap(path, "r+" if begun else "w+", kind, shape)
     device = next(tokenizer.parameters()).device
     at_once = max(1, batch_size // views)
     with (part / "rows.jsonl").open("wb") as file:
