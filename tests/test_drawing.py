@@ -140,6 +140,7 @@ def test_another_drawing_is_not_overwritten_and_the_same_is(tmp_path) -> None:
     ({"completion": {"image": "a.png", "rows": None}}, "give both or none"),
     ({"completion": {"image": "a.png", "rows": 2}}, "completion.image=a.png: no such file"),
     ({"device": "tpu9"}, "device=tpu9"),
+    ({"nearest": True}, "nearest=true needs ckpt="),
 ])
 def test_refused_before_anything_is_drawn(tmp_path, changes, message) -> None:
     model = Drawer()

@@ -183,17 +183,25 @@ def jobs(texts: Sequence[str], n: int, best_of: int, seed: int) -> tuple[list[tu
             [picture_seed(seed, j, i, c) for j, i, c in places])
 
 
-def beside(cfg: dict[str, Any], out: Path, drawn: np.ndarray, entries: list[dict[str, Any]]) -> None:
-    """`nearest.png`: under each drawn picture the one of the checkpoint's training data that is most like it."""
+def training_data(cfg: dict[str, Any]) -> Any:
+    """What the checkpoint was trained on, for `nearest`; None where nobody asks."""
     from t2i.datasets import dataset
+
+    if not cfg["nearest"]:
+        return None
+    if cfg["ckpt"] is None:
+        raise ValueError("nearest=true needs ckpt=, which says what was trained on")
+    try:
+        return dataset(checkpoint.read(cfg["ckpt"])["t2i"]["config"], "train")
+    except ValueError as error:
+        raise ValueError(f"nearest=true needs the pictures that the checkpoint was trained on: {error}") from error
+
+
+def beside(data: Any, out: Path, drawn: np.ndarray, entries: list[dict[str, Any]]) -> None:
+    """`nearest.png`: under each drawn picture the one of the training data that is most like it."""
     from t2i.nearest import nearest
     from t2i.progress import counter
 
-    config = checkpoint.read(cfg["ckpt"])["t2i"]["config"]
-    try:
-        data = dataset(config, "train")
-    except ValueError as error:
-        raise ValueError(f"nearest=true needs the pictures that the checkpoint was trained on: {error}") from error
     with counter("nearest training pictures", len(data)) as progress:
         found, captions, away = nearest(drawn, data, progress)
     texts = [f"trained on ({far:.0f} away): {text}" for text, far in zip(captions, away, strict=True)]
@@ -244,6 +252,7 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
         "completion": {key: None if value is None else str(value) for key, value in cfg["completion"].items()},
         "checkpoint": str(cfg["ckpt"]), "hash": checkpoint.file_hash(cfg["ckpt"]) if cfg["ckpt"] else None,
     }
+    data = training_data(cfg)
     out = open_folder(cfg["out"], request)
     record: dict[str, Any] = {"request": request, "t2i": version(), "torch": torch.__version__,
                               "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "pictures": []}
@@ -278,8 +287,8 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
             under = [entry["prompt"] or "(no caption)" for entry in record["pictures"][: len(shown)]]
             columns = cfg["n"] if 1 < cfg["n"] <= 12 and len(texts) > 1 else None
             pictures.save(pictures.grid(np.concatenate(shown), under, columns), out / "grid.png")
-    if cfg["nearest"]:
-        beside(cfg, out, np.concatenate(shown), record["pictures"])
+    if data is not None:
+        beside(data, out, np.concatenate(shown), record["pictures"])
     if len(record["pictures"]) > GRID_LIMIT:
         print(f"grid.png shows the first {GRID_LIMIT} of {len(record['pictures'])} pictures")
     print(out / "grid.png", out / "drawing.json", sep="\n")

@@ -1,8 +1,8 @@
 """A small CLIP trained from scratch on the data at hand (Radford et al. 2021, arXiv 2103.00020).
 
 Deviations: sizes for minutes on a CPU; a byte-level BPE trained on the data's own captions; GELU in its exact
-form (one kernel); equal captions in a batch are not negatives of each other; negatives come from one
-process's batch. The result is an ordinary Hugging Face folder, which `text_encoder=clip` reads like any
+form (one kernel); equal captions in a batch are not negatives of each other; negatives are those of
+the global batch. The result is an ordinary Hugging Face folder, which `text_encoder=clip` reads like any
 published CLIP.
 """
 
