@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from t2i import drawing
+from t2i.models.prior import Prior
 from t2i.pictures import to_uint8
 
 
@@ -27,8 +30,13 @@ class Tokens:
 class Drawer(nn.Module):
     """Draws noise of each seed under a brightness made of the caption's length."""
 
+    kind = "prior"
+    options: ClassVar = {"temperature": 0.7, "top_k": None, "top_p": None, "guidance": 1.5, "unconditional": None}
+    check_options = Prior.check_options
+
     def __init__(self, fail_at: int | None = None) -> None:
         super().__init__()
+        self.gpt = SimpleNamespace(factors=Tokens.factors)
         self.tokenizer, self.calls, self.fail_at = Tokens(), [], fail_at
 
     @property
@@ -51,7 +59,8 @@ class Brightest:
 
 def config(tmp_path, **changes):
     cfg = {"ckpt": None, "prompt": "a dog", "prompts": None, "n": 3, "seed": 0, "out": str(tmp_path / "drawn"),
-           "unconditional": False, "temperature": 1.0, "top_k": None, "top_p": None, "guidance": 2.0, "batch_size": 2,
+           "unconditional": False, "temperature": 1.0, "top_k": None, "top_p": None, "guidance": 2.0,
+           "truncation": None, "batch_size": 2,
            "completion": {"image": None, "rows": None}, "best_of": 1, "scorer": None, "nearest": False, "device": "cpu"}
     assert set(changes) <= set(cfg)
     return {**cfg, **changes}
@@ -136,6 +145,7 @@ def test_another_drawing_is_not_overwritten_and_the_same_is(tmp_path) -> None:
     ({"top_k": 2.5}, "top_k=2.5: allowed are whole"),
     ({"top_p": 0}, "top_p=0"),
     ({"guidance": -1}, "guidance=-1"),
+    ({"truncation": 0.5}, "truncation=0.5: a prior has no such option; it has temperature"),
     ({"best_of": 2}, "best_of=2 needs scorer="),
     ({"completion": {"image": "a.png", "rows": None}}, "give both or none"),
     ({"completion": {"image": "a.png", "rows": 2}}, "completion.image=a.png: no such file"),

@@ -21,10 +21,12 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = choices("experiments")
 # What a choice needs beside itself before it says anything.
 BASE = {"model/quantizer": ["model=vqgan"], "model/autoencoder": ["model=vqgan"], "text_encoder": ["model=prior"],
-        "model": []}  # fmt: skip
+        "model/generator": ["model=dfgan"], "model/discriminator": ["model=dfgan"], "model": []}  # fmt: skip
 NEEDED = {
     **{f"model={name}": ["model.tokenizer.path=there.ckpt", "text_encoder.path=there"]
        for name in ("prior", "prior_92m", "prior_305m")},
+    **{f"model={name}": ["text_encoder.path=there"] for name in ("dfgan", "stackgan1")},
+    "model=stackgan2": ["model.stage1.path=there.ckpt"],
     **{f"data={name}": ["data.root=there"] for name in ("folder", "coco", "cub", "webdataset")},
 }
 CHOICES = [f"{group}={choice}" for group in groups() if group != "experiments" for choice in choices(group)]
@@ -55,6 +57,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+def stage1(image_size: int, clip_folder: str) -> Any:
+    encoder = checkpoint.build({"_target_": "t2i.text.clip.CLIPText", "path": clip_folder})
+    generator = {"_target_": "t2i.nets.stackgan.StageOne", "image_size": image_size, "channels": 4}
+    node = {"_target_": "t2i.models.stackgan.Coarse", "generator": generator, "pooled_dim": 16, "projection": "linear"}
+    return checkpoint.build(node, text_encoder=encoder)
+
+
 def build_all(config: dict[str, Any], clip_folder: str, pictures: str) -> Any:
     """Builds data, callbacks and model; what a stage leaves for the next one is replaced by something small."""
     data = {key: value for key, value in config["data"].items() if key not in ("batch_size", "workers")}
@@ -77,7 +86,9 @@ def build_all(config: dict[str, Any], clip_folder: str, pictures: str) -> Any:
         node = {"_target_": "t2i.nets.tokenizer.ImageTokenizer", "autoencoder": autoencoder, "image_size": size,
                 "quantizer": {"_target_": "t2i.quantizers.fsq.FSQ", "levels": [4, 4]}}  # fmt: skip
         given["tokenizer"] = checkpoint.build(node)
-    if "text_encoder" in config["model"]:
+    if "stage1" in config["model"]:
+        given["stage1"] = stage1(config["data"]["image_size"] // 4, clip_folder)
+    if config["model"].get("text_encoder"):
         given["text_encoder"] = checkpoint.build(config["model"]["text_encoder"] | {"path": clip_folder})
     if "perceptual" in config["model"]:  # its VGG is not to be had here
         given["perceptual"] = None
@@ -104,13 +115,16 @@ def test_the_other_doors_compose(config_name: str) -> None:
     "overrides",
     [["model=clip"], *(["model=vqgan", f"model/quantizer={q}"] for q in choices("model/quantizer")),
      *(["model=vqgan", f"model/autoencoder={a}", "model/quantizer=product"] for a in choices("model/autoencoder")),
-     ["model=prior"], ["model=clip", "data=folder"]],
+     *(["model=dfgan", f"model/generator={g}"] for g in choices("model/generator")),
+     ["model=dfgan", "model/discriminator=unet"], ["model=stackgan1"], ["model=stackgan1", "model/discriminator=unet"],
+     ["model=stackgan2"], ["model=prior"], ["model=clip", "data=folder"]],
     ids=" ".join,
 )  # fmt: skip
 def test_every_model_and_data_set_builds(overrides: list[str], clip_folder: str, pictures: str) -> None:
     torch.manual_seed(0)
     small = ["model.autoencoder.channels=32"] if "model=vqgan" in overrides else []
     small += ["model.num_layers=2"] if "model=prior" in overrides else []
+    small += ["model.generator.channels=16"] if overrides[0].startswith("model=stackgan") else []
     model = build_all(compose(filled(overrides) + small, files=False), clip_folder, pictures)
     assert sum(p.numel() for p in model.parameters()) > 0
 

@@ -26,21 +26,23 @@ from t2i.loggers import log_image
 class EMA(pl.Callback):
     """Exponential moving average of the weights of named sub-modules, used in validation and kept in checkpoints.
 
-    The shadow is float32 and holds parameters only (buffers stay as they are). It is counted in batches: after batch
+    The shadow is float32 and holds parameters, and with `buffers` what BatchNorm keeps of its inputs too, which belongs
+    to the weights that it was kept under; other buffers stay as they are. It is counted in batches: after batch
     n the decay is min(decay, (1 + n) / (10 + n)), so that no run, however short, ends near its initial weights.
     A checkpoint has it under `ema`: {"weights": {full name: tensor}, "updates": int}.
 
     Args:
         modules: attribute paths in the LightningModule, such as ["gpt"].
         decay: of the average, in [0, 1).
+        buffers: whether running statistics (floating-point buffers) are averaged with the weights.
     """
 
-    def __init__(self, modules: list[str], decay: float = 0.999) -> None:
+    def __init__(self, modules: list[str], decay: float = 0.999, buffers: bool = False) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay={decay}: allowed are numbers from 0 up to, not including, 1")
         if not modules:
             raise ValueError("modules=[]: name at least one sub-module to average")
-        self.modules, self.decay = list(modules), decay
+        self.modules, self.decay, self.buffers = list(modules), decay, buffers
         self.shadow: dict[str, Tensor] = {}
         self.held: dict[str, Tensor] = {}
         self.updates = 0
@@ -52,11 +54,13 @@ class EMA(pl.Callback):
             allowed = ", ".join(name for name, _ in module.named_children())
             name = type(module).__name__
             raise ValueError(f"modules={self.modules}: no {', '.join(unknown)} in {name}; it has {allowed}")
-        return {
-            f"{prefix}.{name}": parameter
-            for prefix in self.modules
-            for name, parameter in children[prefix].named_parameters()
-        }
+        found = {}
+        for prefix in self.modules:
+            held = dict(children[prefix].named_parameters())
+            if self.buffers:
+                held |= {n: b for n, b in children[prefix].named_buffers() if b.is_floating_point()}
+            found |= {f"{prefix}.{name}": value for name, value in held.items()}
+        return found
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:
         now = self.parameters(module)
@@ -169,7 +173,7 @@ class PictureGrid(pl.Callback):
             return
         if batch is None or trainer.sanity_checking or not hasattr(module, "pictures"):
             return
-        ends = 0 < trainer.max_steps <= step
+        ends = trainer.should_stop or 0 < trainer.max_steps <= step
         if not ends and self.last_step is not None and step - self.last_step < self.every_n_steps:
             return
         self.last_step = step

@@ -27,6 +27,7 @@ PATH_ENDINGS = ("path", "root", "runs", "cache", "folder")
 HINTS = {
     "ckpt": "the checkpoint to use, for instance runs/<name>/last.ckpt",
     "model.tokenizer.path": "the checkpoint of a tokenizer, for instance runs/vqgan-shapes/last.ckpt",
+    "model.stage1.path": "the checkpoint of a stage I (model=stackgan1), for instance runs/stackgan1-shapes/last.ckpt",
     "text_encoder.path": "a CLIP: a Hugging Face folder such as runs/clip-shapes/hf, or a hub name",
     "data.root": "the folder with the pictures; python prepare.py data=… data.root=… looks it over",
 }

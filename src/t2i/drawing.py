@@ -25,11 +25,11 @@ from torch import Tensor
 
 from t2i import checkpoint, pictures
 from t2i.data.seeds import number
-from t2i.sampling import check_options
+from t2i.nearest import beside, training_data
 
-KINDS = ("prior",)
+KINDS = ("prior", "dfgan", "stackgan1", "stackgan2")
 GRID_LIMIT = 144  # pictures on grid.png
-SAMPLER = ("temperature", "top_k", "top_p", "guidance")
+OPTIONS = ("temperature", "top_k", "top_p", "guidance", "truncation")
 
 
 def picture_seed(seed: int, prompt: int, picture: int, candidate: int = 0) -> int:
@@ -101,21 +101,20 @@ def faults_of(cfg: dict[str, Any]) -> list[str]:
     return faults
 
 
-def options_of(cfg: dict[str, Any], factors: Sequence[int]) -> dict[str, Any]:
-    """The options for `model.sample`, checked: those that are not null."""
-    try:
-        check_options(factors, 1.0 if cfg["temperature"] is None else cfg["temperature"], cfg["top_k"],
-                      cfg["top_p"], 1.0 if cfg["guidance"] is None else cfg["guidance"])
-    except TypeError as error:
-        given = ", ".join(f"{name}={cfg[name]!r}" for name in SAMPLER)
-        raise ValueError(f"{given}: allowed are numbers, or null") from error
-    infinite = [name for name in SAMPLER if cfg[name] is not None and not math.isfinite(cfg[name])]
-    if infinite:
-        raise ValueError(f"{infinite[0]}={cfg[infinite[0]]}: allowed are finite numbers")
-    if cfg["top_k"] is not None and not isinstance(cfg["top_k"], int):
-        raise ValueError(f"top_k={cfg['top_k']}: allowed are whole numbers from 1 to {max(factors)}, or null")
-    options = {name: cfg[name] for name in SAMPLER if cfg[name] is not None}
-    return {**options, "unconditional": True} if cfg["unconditional"] else options
+def options_of(cfg: dict[str, Any], model: Any) -> dict[str, Any]:
+    """The options for `model.sample`: the model's own where the config says null; all checked."""
+    given = {name: cfg[name] for name in OPTIONS if cfg[name] is not None}
+    if wrong := [name for name, value in given.items() if type(value) not in (int, float)]:
+        raise ValueError(f"{wrong[0]}={given[wrong[0]]!r}: allowed are numbers, or null")
+    if infinite := [name for name, value in given.items() if not math.isfinite(value)]:
+        raise ValueError(f"{infinite[0]}={given[infinite[0]]}: allowed are finite numbers")
+    given |= {"unconditional": True} if cfg.get("unconditional") else {}
+    if strange := [name for name in given if name not in model.options]:
+        raise ValueError(f"{strange[0]}={given[strange[0]]}: a {model.kind} has no such option; it has"
+                         f" {', '.join(model.options)}")
+    options = {name: value for name, value in {**model.options, **given}.items() if value is not None}
+    model.check_options(**options)
+    return options
 
 
 def open_folder(out: str | Path, request: dict[str, Any]) -> Path:
@@ -140,6 +139,8 @@ def open_folder(out: str | Path, request: dict[str, Any]) -> Path:
 
 def first_codes(model: Any, image: str | Path, rows: Any) -> Tensor:
     """The codes of the first `rows` rows of a picture, cut to a square from its middle and resized."""
+    if not hasattr(model, "tokenizer"):
+        raise ValueError(f"completion.image={image}: a {model.kind} has no codes to begin with; a prior has")
     height, width = model.tokenizer.grid
     if not isinstance(rows, int) or not 1 <= rows <= height:
         raise ValueError(f"completion.rows={rows}: allowed are 1 to {height}, the rows of the tokenizer's grid")
@@ -183,43 +184,6 @@ def jobs(texts: Sequence[str], n: int, best_of: int, seed: int) -> tuple[list[tu
             [picture_seed(seed, j, i, c) for j, i, c in places])
 
 
-def training_data(cfg: dict[str, Any]) -> Any:
-    """What the checkpoint was trained on, for `nearest`; None where nobody asks."""
-    from t2i.datasets import dataset
-
-    if not cfg["nearest"]:
-        return None
-    if cfg["ckpt"] is None:
-        raise ValueError("nearest=true needs ckpt=, which says what was trained on")
-    try:
-        return dataset(checkpoint.read(cfg["ckpt"])["t2i"]["config"], "train")
-    except ValueError as error:
-        raise ValueError(f"nearest=true needs the pictures that the checkpoint was trained on: {error}") from error
-
-
-def beside(data: Any, out: Path, drawn: np.ndarray, entries: list[dict[str, Any]]) -> None:
-    """`nearest.png`: under each drawn picture the one of the training data that is most like it."""
-    from t2i.nearest import nearest
-    from t2i.progress import counter
-
-    with counter("nearest training pictures", len(data)) as progress:
-        found, captions, away = nearest(drawn, data, progress)
-    texts = [f"trained on ({far:.0f} away): {text}" for text, far in zip(captions, away, strict=True)]
-    pages = []
-    for start in range(0, len(drawn), 8):
-        pair = slice(start, start + 8)
-        mixed = np.concatenate([drawn[pair], found[pair]])
-        under = [entry["prompt"] or "(no caption)" for entry in entries[pair]] + texts[pair]
-        pages.append(pictures.grid(mixed, under, len(drawn[pair])))
-    width = max(page.width for page in pages)
-    sheet = Image.new("RGB", (width, sum(page.height for page in pages)), "white")
-    top = 0
-    for page in pages:
-        sheet.paste(page, (0, top))
-        top += page.height
-    print(pictures.save(sheet, out / "nearest.png"))
-
-
 def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str, Any]:
     """Draws what `conf/sample.yaml` describes and returns what it writes to `drawing.json`, with `files` and `out`.
 
@@ -236,7 +200,7 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
     model.to(device).eval()
     if hasattr(model, "place"):
         model.place()
-    options = options_of(cfg, model.tokenizer.factors)
+    options = options_of(cfg, model)
     given = None
     if cfg["completion"]["image"] is not None:
         given = first_codes(model, cfg["completion"]["image"], cfg["completion"]["rows"])

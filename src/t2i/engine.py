@@ -21,12 +21,13 @@ from t2i import checkpoint, loggers
 from t2i.config import difference
 from t2i.datasets import caption_texts, data_module
 from t2i.devices import strategy
-from t2i.guards import Checkpoints, SelfDescribing, StepSeed
+from t2i.guards import Checkpoints, Minutes, SelfDescribing, StepSeed
 from t2i.models.base import NonFiniteLoss, switch
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 STOPPED = 75  # exit code of a run that was asked to stop and can be continued
-IGNORED = ("resume", "debug", "logger", "stages", "experiments", "estimate")  # may differ when a run is continued
+# What may differ when a run is continued.
+IGNORED = ("resume", "debug", "logger", "stages", "experiments", "estimate", "comparison")
 
 
 def precision(wanted: Literal["auto"] | Precision, accelerator: str) -> Precision:
@@ -135,7 +136,8 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     saver = Checkpoints(run_dir, every_steps=t["checkpoint_every_steps"], every_minutes=t["checkpoint_every_minutes"],
                         monitor=t["monitor"])
     extra = [checkpoint.build(node) for node in config["callbacks"].values() if node]
-    trainer = make_trainer(config, run_dir, [StepSeed(config["seed"]), *extra, SelfDescribing(config), saver], model)
+    own = [Minutes(t["max_minutes"]), SelfDescribing(config), saver]
+    trainer = make_trainer(config, run_dir, [StepSeed(config["seed"]), *extra, *own], model)
     if resume is not None and first_of_all():
         print(f"Continuing from {resume}")
     try:

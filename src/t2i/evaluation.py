@@ -21,10 +21,13 @@ from t2i.data import shapes
 from t2i.data.module import DataModule, scaled
 from t2i.data.seeds import number
 from t2i.datasets import dataset
+from t2i.drawing import KINDS, options_of
 from t2i.metrics.composition import composition_score, shuffled
 from t2i.metrics.reconstruction import CodebookUsage, psnr, ssim
 from t2i.scenes import TASKS, Task, render
 
+COLUMNS = {"score": "score", "ceiling_renders": "ceiling: renders",
+           "ceiling_reconstructions": "ceiling: reconstructions", "floor_shuffled_captions": "floor: shuffled captions"}
 METRICS = ("composition", "reconstruction")
 BATCH = 64
 
@@ -74,14 +77,16 @@ def composition(
     for name, split, tasks in kinds:
         chosen = [pair for task in tasks for pair in shapes.prompted(split, task, n_per_task, seed, world)]
         captions = [caption for caption, _ in chosen]
-        truth = torch.stack([torch.from_numpy(render(scene, model.tokenizer.image_size)) for _, scene in chosen])
+        truth = torch.stack([torch.from_numpy(render(scene, model.image_size)) for _, scene in chosen])
         pictures = draw(model, [caption.text for caption in captions], seed, options, progress)
         result[name] = {
             "score": composition_score(pictures.numpy(), captions),
             "ceiling_renders": composition_score(truth.numpy(), captions),
-            "ceiling_reconstructions": composition_score(reconstructed(model.tokenizer, truth).numpy(), captions),
-            "floor_shuffled_captions": composition_score(pictures.numpy(), shuffled(captions, seed)),
         }
+        if hasattr(model, "tokenizer"):
+            back = reconstructed(model.tokenizer, truth)
+            result[name]["ceiling_reconstructions"] = composition_score(back.numpy(), captions)
+        result[name]["floor_shuffled_captions"] = composition_score(pictures.numpy(), shuffled(captions, seed))
         first = [i * n_per_task + k for k in range(2) for i in range(len(tasks))]
         result[name]["examples"] = (pictures[first], [captions[i].text for i in first])
     return result
@@ -111,14 +116,16 @@ def evaluate(config: dict[str, Any], progress: Any = None) -> tuple[dict[str, An
         raise ValueError(f"metrics={config['metrics']}: allowed are {', '.join(METRICS)}, one or more")
     if config["n_per_task"] < 2:
         raise ValueError(f"n_per_task={config['n_per_task']}: at least 2 (the floor exchanges captions)")
-    kinds = ("prior",) if "composition" in config["metrics"] else ("prior", "vqgan")
+    kinds = KINDS if "reconstruction" not in config["metrics"] else ("prior",)
+    kinds = kinds if "composition" in config["metrics"] else ("prior", "vqgan")
     model = checkpoint.load(config["ckpt"], kind=kinds)
     held = checkpoint.read(config["ckpt"])["t2i"]["config"]
     started = time.monotonic()
     scores: dict[str, Any] = {}
     examples: dict[str, Any] = {}
-    options = {key: config[key] for key in ("temperature", "top_k", "top_p", "guidance")}
+    options: dict[str, Any] = {}
     if "composition" in config["metrics"]:
+        options = options_of(config, model)
         found = composition(model, config["n_per_task"], config["seed"], options, world_of(held["data"]), progress)
         examples = {split: found[split].pop("examples") for split in found}
         scores["composition"] = found
@@ -126,7 +133,7 @@ def evaluate(config: dict[str, Any], progress: Any = None) -> tuple[dict[str, An
         scores["reconstruction"] = reconstruction(model.tokenizer, held, config["split"])
     protocol = {
         "checkpoint": str(config["ckpt"]), "hash": checkpoint.file_hash(config["ckpt"]), "seed": config["seed"],
-        "sampler": options, "n_per_task": config["n_per_task"], "image_size": model.tokenizer.image_size,
+        "sampler": options, "n_per_task": config["n_per_task"], "image_size": model.image_size,
         "reader": "t2i.metrics.composition (no learned weights); GenEval's clause logic, arXiv 2310.11513",
         "data": held["data"], "seconds": round(time.monotonic() - started, 1),
     }
@@ -135,8 +142,8 @@ def evaluate(config: dict[str, Any], progress: Any = None) -> tuple[dict[str, An
 
 def table(scores: dict[str, Any]) -> str:
     """The composition scores as a Markdown table, tasks in rows."""
-    rows = ["| task | split | score | ceiling: renders | ceiling: reconstructions | floor: shuffled captions |",
-            "| --- | --- | --- | --- | --- | --- |"]
+    columns = [COLUMNS[kind] for kind in next(iter(scores.values()))]
+    rows = ["| task | split | " + " | ".join(columns) + " |", "| --- " * (2 + len(columns)) + "|"]
     for split, kinds in scores.items():
         for task in kinds["score"]:
             cells = " | ".join(f"{kinds[kind][task]:.3f}" for kind in kinds)

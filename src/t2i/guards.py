@@ -37,6 +37,52 @@ class SelfDescribing(pl.Callback):
         held["t2i"] = checkpoint.pack(module, self.config)
 
 
+class Minutes(pl.Callback):
+    """Counts the time spent training, and ends the run as finished when `limit` minutes are spent (None: never).
+
+    Counted from the first batch, validation and saving included; what lies before it (data, caches) is not. The count
+    is kept in checkpoints and goes on in a continued run. Lightning validates once more when it is told to stop. A run
+    that was broken off between that and its end trains one batch more.
+    """
+
+    def __init__(self, limit: float | None = None) -> None:
+        if limit is not None and not limit > 0:
+            raise ValueError(f"trainer.max_minutes={limit}: allowed are numbers > 0, or null")
+        self.limit = limit
+        self.before = 0.0  # seconds, up to the checkpoint that is continued
+        self.since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self.before + (0.0 if self.since is None else time.monotonic() - self.since)
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to go; None without a limit."""
+        return None if self.limit is None else max(0.0, 60 * self.limit - self.seconds)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.before, self.since = state["seconds"], None
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+        if self.since is None:
+            self.since = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        if self.limit is None:
+            return
+        spent = self.left == 0
+        if trainer.world_size > 1:  # clocks differ: ranks must agree
+            spent = trainer.strategy.reduce_boolean_decision(spent, all=False)
+        if spent:
+            trainer.should_stop = True
+            if trainer.is_global_zero:
+                print(f"\nThe {self.limit:g} minutes of trainer.max_minutes are spent at step {trainer.global_step}.")
+
+
 class Checkpoints(pl.Callback):
     """`last.ckpt` every so many batches or minutes and at the end, the one before as `previous.ckpt`, and
     `best.ckpt` by the smallest `monitor` of validation.

@@ -103,6 +103,7 @@ class Composition(pl.Callback):
         self.seen += 1
         if self.seen % self.every:
             return
-        pictures = draw(module, [caption.text for caption in self.captions], 1, {"guidance": self.guidance})
+        options = {"guidance": self.guidance} if "guidance" in module.options else {}
+        pictures = draw(module, [caption.text for caption in self.captions], 1, options)
         scores = composition_score(pictures.numpy(), self.captions)
         module.log_dict({f"val/composition_{name}": value for name, value in scores.items()}, sync_dist=False)

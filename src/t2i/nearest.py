@@ -6,13 +6,19 @@ too. It finds copies and near copies; that two pictures show the same thing it d
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
+
+from t2i import checkpoint, pictures
+from t2i.datasets import dataset
+from t2i.progress import counter
 
 THUMB = 16
 CHUNK = 256
@@ -41,3 +47,35 @@ def nearest(drawn: np.ndarray, dataset: Any, progress: Any = None) -> tuple[np.n
     pixels = torch.stack([e.image for e in found]).permute(0, 2, 3, 1).numpy()
     captions = [e.captions[0] if e.captions else e.key for e in found]
     return pixels, captions, (best / wanted.shape[1] ** 0.5).tolist()
+
+
+def training_data(cfg: dict[str, Any]) -> Any:
+    """What the checkpoint was trained on; None where nobody asks for `nearest`."""
+    if not cfg["nearest"]:
+        return None
+    if cfg["ckpt"] is None:
+        raise ValueError("nearest=true needs ckpt=, which says what was trained on")
+    try:
+        return dataset(checkpoint.read(cfg["ckpt"])["t2i"]["config"], "train")
+    except ValueError as error:
+        raise ValueError(f"nearest=true needs the pictures that the checkpoint was trained on: {error}") from error
+
+
+def beside(data: Any, out: Path, drawn: np.ndarray, entries: list[dict[str, Any]]) -> None:
+    """`nearest.png`: under each drawn picture the one of the training data that is most like it."""
+    with counter("nearest training pictures", len(data)) as progress:
+        found, captions, away = nearest(drawn, data, progress)
+    texts = [f"trained on ({far:.0f} away): {text}" for text, far in zip(captions, away, strict=True)]
+    pages = []
+    for start in range(0, len(drawn), 8):
+        pair = slice(start, start + 8)
+        mixed = np.concatenate([drawn[pair], found[pair]])
+        under = [entry["prompt"] or "(no caption)" for entry in entries[pair]] + texts[pair]
+        pages.append(pictures.grid(mixed, under, len(drawn[pair])))
+    width = max(page.width for page in pages)
+    sheet = Image.new("RGB", (width, sum(page.height for page in pages)), "white")
+    top = 0
+    for page in pages:
+        sheet.paste(page, (0, top))
+        top += page.height
+    print(pictures.save(sheet, out / "nearest.png"))

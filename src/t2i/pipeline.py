@@ -1,7 +1,7 @@
 """Several stages as one command: each is a plain run that can be typed by itself; then scores, pictures, a report.
 
-What is done is not done again, what was interrupted goes on: a stage by its run folder, the evaluation by the hash
-of the checkpoint that it scored.
+What is done is not done again, what was interrupted goes on: a stage by its run folder, evaluation and comparison by
+the hash of the checkpoint that they scored.
 """
 
 from __future__ import annotations
@@ -50,10 +50,14 @@ def word(value: Any) -> str:
 
 
 def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
-    """Runs the stages, evaluates the last one's model if the recipe says how, and writes the report."""
+    """Runs the stages, evaluates the last one's model, compares several, if the recipe says how, and writes the report.
+    """
     loggers.quiet()
+    from t2i import comparison
     from t2i.report import write_report
 
+    if config["comparison"] is not None:  # a mistake in it would show after hours
+        comparison.check(config["comparison"], {s.name: compose(s.overrides, files=False) for s in stages})
     started = time.monotonic()
     folder = Path(config["paths"]["runs"]) / config["name"]
     done: list[dict[str, Any]] = []
@@ -73,6 +77,13 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
                      "seconds": result["seconds"]})
         notes.append(f"Sampler: {result['protocol']['sampler']}, {settings['n_per_task']} pictures a task,"
                      f" seed {result['protocol']['seed']}; reader: {result['protocol']['reader']}.")
+    compared = None
+    if config["comparison"] is not None:
+        heading("Comparison")
+        since = time.monotonic()
+        compared = comparison.run(config["comparison"], done[: len(stages)], folder, config["seed"])
+        grids.insert(0, ("Captions in rows, models in columns", folder / "comparison.png"))
+        done.append({"name": "comparison", "run_dir": str(folder), "seconds": round(time.monotonic() - since, 1)})
     last = f"{done[len(stages) - 1]['run_dir']}/last.ckpt"
     prompt = "two red circles above a blue square" if settings is not None else "a caption of your own"
     commands = [
@@ -82,10 +93,15 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
     if settings is not None:
         following = "shapes" if config.get("group") == "quickstart" else "pictures data.root=FOLDER"
         commands += [f"python evaluate.py ckpt={last} n_per_task=200", f"python train.py experiments={following}"]
+    if compared is not None:
+        runs = {stage["name"]: stage["run_dir"] for stage in done}
+        commands = [f'python sample.py ckpt={runs[stage]}/last.ckpt prompt="two red circles above a blue square" n=8'
+                    for stage in config["comparison"]["models"].values()]
     memory = engine.peak_memory()
     total = time.monotonic() - started
     notes.append(f"This command took {clock(total)} min and {memory:.1f} GB of memory at most.")
-    report = write_report(folder, done, scores, grids, commands, notes=notes)
+    shown = comparison.scores(compared) if scores is None and compared is not None else scores
+    report = write_report(folder, done, shown, grids, commands, notes=notes)
     heading(f"Done in {clock(total)} min, {memory:.1f} GB of memory at most.")
     print(f"Pictures: {grids[0][1] if grids else done[-1]['run_dir']}\nReport:   {report}\nTry next:")
     for command in commands:

@@ -1,7 +1,8 @@
 """How far a run is: one line with the step, the losses, pictures a second and the time left.
 
 On a terminal the line is redrawn; elsewhere (a file, a pipe) a new one is written every few seconds, so that logs
-stay readable. Counts to `max_steps` over all epochs, and goes on counting where a continued run goes on.
+stay readable. Counts to `max_steps` over all epochs, and goes on counting where a continued run goes on; the time left
+is that of `max_minutes` where it is the shorter.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any, TextIO
 
 from pytorch_lightning.callbacks import ProgressBar
 from torch import Tensor
+
+from t2i.guards import Minutes
 
 BAR = 20  # characters
 
@@ -151,9 +154,12 @@ class Progress(ProgressBar):
         trained = max(1e-9, now - self.started - self.paused)
         parts = [drawn(self.title, step, self.total, line.terminal), *self.losses(trainer)]
         parts.append(f"{brief(self.pictures / trained)} images/s")
+        left = [c.left for c in trainer.callbacks if isinstance(c, Minutes) and c.left is not None]
         if self.total > 0 and step > self.first_step:
             # Validation belongs to the time left: it will come again.
-            parts.append(f"{clock((now - self.started) / (step - self.first_step) * (self.total - step))} left")
+            left.append((now - self.started) / (step - self.first_step) * (self.total - step))
+        if left:
+            parts.append(f"{clock(min(left))} left")
         return "  ".join(parts)
 
     def losses(self, trainer: Any) -> list[str]:

@@ -146,3 +146,19 @@ def generate(
         if i + 1 < model.num_codes:
             x = model.step(each, cache)
     return ids
+
+
+def check_truncation(truncation: float | None) -> None:
+    if truncation is not None and not 0 <= truncation <= 1:
+        raise ValueError(f"truncation={truncation}: allowed are numbers from 0 to 1, or null")
+
+
+def normals(seeds: Sequence[int], size: int, truncation: float | None = None) -> Float[Tensor, "b n"]:
+    """Standard normal numbers, each row from its own seed. With `truncation` t: t times numbers drawn from the normal
+    distribution within [-2, 2] (BigGAN's truncation trick, arXiv 1809.11096; DF-GAN samples with t = 0.88)."""
+    rows = [torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    if truncation is None:
+        return torch.stack(rows)
+    uniform = torch.special.ndtr(torch.stack(rows).double())
+    low, high = torch.special.ndtr(torch.tensor([-2.0, 2.0], dtype=torch.float64))
+    return (truncation * torch.special.ndtri(low + uniform * (high - low))).float()

@@ -144,6 +144,56 @@ class TextEncoder(Protocol):
     def __call__(self, text: list[str]) -> TextEmbedding: ...
 
 
+@dataclass
+class Drawn:
+    """What a GAN's generator returns: pictures in [-1, 1] and, where it draws its conditions from a Gaussian around the
+    caption (conditioning augmentation), that Gaussian's mean and the logarithm of its variance."""
+
+    image: Float[Tensor, "b 3 h w"]
+    mean: Float[Tensor, "b c"] | None = None
+    log_var: Float[Tensor, "b c"] | None = None
+
+
+@dataclass
+class Seen:
+    """What a discriminator makes of pictures before it is told a caption; `pixels` has a logit a pixel, if it has them.
+    """
+
+    deep: Float[Tensor, "b c 4 4"]
+    pixels: Float[Tensor, "b 1 h w"] | None = None
+
+
+@dataclass
+class Judged:
+    """Logits of pictures, high for real ones: with the caption, and without it where the discriminator has such a head.
+    """
+
+    matched: Float[Tensor, " b"]
+    real: Float[Tensor, " b"] | None = None
+    pixels: Float[Tensor, "b 1 h w"] | None = None
+
+
+class TextGenerator(Protocol):
+    """A net from noise (b, noise_dim), standard normal, and captions (b, text_dim) to pictures."""
+
+    image_size: int
+    noise_dim: int
+    text_dim: int
+
+    def __call__(self, noise: Float[Tensor, "b z"], text: Float[Tensor, "b t"]) -> Drawn: ...
+
+
+class TextDiscriminator(Protocol):
+    """A net in two halves, so that one look at a picture serves for its own caption and for a wrong one."""
+
+    image_size: int
+    text_dim: int
+
+    def features(self, image: Float[Tensor, "b 3 h w"]) -> Seen: ...
+
+    def judge(self, seen: Seen, text: Float[Tensor, "b t"]) -> Judged: ...
+
+
 @runtime_checkable
 class TextToImage(Protocol):
     """Draws one picture a caption, each from its own integer seed, so that no picture depends on its batch.

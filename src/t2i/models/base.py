@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields
 from typing import Any, TypeVar, cast
 
@@ -58,6 +58,19 @@ def frozen_call(module: nn.Module, *inputs: Tensor) -> Tensor:
     return torch.func.functional_call(module, parameters, inputs)
 
 
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Inside, gradients pass through the module and do not reach its parameters."""
+    held = [p for p in module.parameters() if p.requires_grad]
+    for parameter in held:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in held:
+            parameter.requires_grad_(True)
+
+
 def _nothing(*_: Any, **__: Any) -> None:
     return None
 
@@ -83,6 +96,7 @@ class Divided(pl.LightningModule):
     divides = False
     accumulate = 1
     piece, share = 0, 1.0  # the one at work, and how much of the batch it is
+    shared_seed = 0  # of this step, the same on every rank; set by `t2i.guards.StepSeed`
 
     def part(self, batch: B, size: int) -> tuple[B, slice]:
         """The piece at work out of a batch of `size` pictures, and where in the batch it lies."""

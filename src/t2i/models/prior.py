@@ -7,7 +7,7 @@ checkpoint carries them as parts, so that a prior draws from its own file alone.
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -43,6 +43,9 @@ class Prior(OnePlayer):
     batch = "codes"
     captions = True  # it needs them
     divides = True
+    # What `sample` takes, as `sample.py` and `evaluate.py` have it where nothing else is asked for.
+    options: ClassVar[dict[str, Any]] = {"temperature": 0.7, "top_k": None, "top_p": None, "guidance": 1.5,
+                                         "unconditional": None}
 
     def __init__(
         self,
@@ -91,6 +94,19 @@ class Prior(OnePlayer):
     def text_encoder(self) -> Any:
         return self._outside[1]
 
+    @property
+    def image_size(self) -> int:
+        return self.tokenizer.image_size
+
+    def check_options(
+        self, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, guidance: float = 1.0,
+        unconditional: bool = False,
+    ) -> None:
+        """ValueError for options of `sample` that are outside what is allowed."""
+        if top_k is not None and not isinstance(top_k, int):
+            raise ValueError(f"top_k={top_k}: allowed are whole numbers from 1 to {max(self.gpt.factors)}, or null")
+        check_options(self.gpt.factors, temperature, top_k, top_p, guidance)
+
     def nets(self) -> list[nn.Module]:
         """What `trainer.compile` compiles: block by block, since all are alike; sampling takes its own way."""
         return cast(list[nn.Module], list(self.gpt.blocks))
@@ -100,6 +116,10 @@ class Prior(OnePlayer):
         weights = {name: value.detach().cpu() for name, value in self.tokenizer.state_dict().items()}
         return {"tokenizer": {"config": self.tokenizer.config, "state_dict": weights},
                 "text_encoder": self.text_encoder.part()}
+
+    def drawing_parameters(self) -> int:
+        """Of all that draws, but for the text encoder."""
+        return sum(p.numel() for part in (self.gpt, self.tokenizer) for p in part.parameters())
 
     def place(self) -> None:
         """Moves the frozen parts to where the GPT is."""
@@ -183,7 +203,7 @@ class Prior(OnePlayer):
         if unknown:
             raise ValueError(f"{', '.join(unknown)} is no option of the prior; allowed are unconditional, temperature,"
                              " top_k, top_p, guidance, given")
-        check_options(self.gpt.factors, temperature, top_k, top_p, guidance)
+        self.check_options(temperature, top_k, top_p, guidance)
         if len(seeds) != len(text):
             raise ValueError(f"{len(text)} captions but {len(seeds)} seeds; each picture takes one")
         self.place()

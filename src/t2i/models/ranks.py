@@ -45,3 +45,60 @@ def shared_rand(module: Any, count: int) -> Tensor:
 def log_now(module: Any) -> bool:
     """Whether training values are logged at this step, and so are worth adding up over the ranks."""
     return several() and (module.global_step + 1) % module.trainer.log_every_n_steps == 0
+
+
+def following(x: Tensor) -> Tensor:
+    """For each row the one after it in the global batch, and for the last the first; without gradient."""
+    x = x.detach()
+    if not several():
+        return x.roll(-1, 0)
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.stack(parts, 1).flatten(0, 1).roll(-1, 0)[dist.get_rank() :: len(parts)]
+
+
+def average_gradients(parameters: list[Tensor]) -> None:
+    """Means over the ranks of what each worked out for its share; for backwards outside data-parallel's own."""
+    found = [p.grad for p in parameters if p.grad is not None]
+    if not several() or not found:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in found])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, mean in zip(found, flat.split([g.numel() for g in found]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def agreed(fine: bool, device: torch.device) -> bool:
+    """Whether it is so on every rank."""
+    if not several():
+        return fine
+    flag = torch.tensor(float(fine), device=device)
+    dist.all_reduce(flag, dist.ReduceOp.MIN)
+    return bool(flag)
+
+
+class Draws:
+    """The random numbers of a training step: drawn for the global batch, of which a rank takes its rows.
+
+    Args:
+        count: pictures of this rank's batch.
+    """
+
+    def __init__(self, module: Any, count: int) -> None:
+        self.generator = torch.Generator().manual_seed(module.shared_seed)
+        self.world = dist.get_world_size() if several() else 1
+        self.rank = dist.get_rank() if several() else 0
+        self.count, self.device = count * self.world, module.device
+
+    def normal(self, size: int) -> Tensor:
+        """(b, size), standard normal."""
+        return torch.randn(self.count, size, generator=self.generator)[self.rank :: self.world].to(self.device)
+
+    def uniform(self, size: int) -> Tensor:
+        """(b, size) in [0, 1)."""
+        return torch.rand(self.count, size, generator=self.generator)[self.rank :: self.world].to(self.device)
+
+    def one(self) -> float:
+        """A number in [0, 1) that all ranks share."""
+        return float(torch.rand((), generator=self.generator))

@@ -86,6 +86,10 @@ class VQGAN(TwoPlayers):
         self.use_adaptive_weight, self.gan_loss = adaptive_weight, gan_loss
         self.optimizer, self.muon_learning_rate = optimizer, muon_learning_rate
 
+    @property
+    def image_size(self) -> int:
+        return self.tokenizer.image_size
+
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """The generator's by name, AdamW for the discriminator (Muon is a generator's: a discriminator that learns
         so fast wins)."""

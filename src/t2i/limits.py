@@ -1,0 +1,51 @@
+"""What is allowed where no constructor says it: values by key, files that must exist, arguments that the code gives."""
+
+from __future__ import annotations
+
+# Arguments that the code gives beside the config's, by the path of the node.
+GIVEN: dict[str, tuple[str, ...]] = {"data": ("split",)}
+# Keys of a node that are the loop's business, not its constructor's.
+BESIDE: dict[str, tuple[str, ...]] = {"data": ("batch_size", "workers")}
+# Values that belong to no constructor: annotation, least and largest allowed.
+VALUES: dict[str, tuple[str, float | None, float | None]] = {
+    "seed": ("int", 0, None),
+    "n": ("int", 1, None),
+    "best_of": ("int", 1, None),
+    "batch_size": ("int", 1, None),
+    "n_per_task": ("int", 1, None),
+    "temperature": ("float | None", 0, None),
+    "top_k": ("int | None", 1, None),
+    "top_p": ("float | None", 0, 1),
+    "guidance": ("float | None", 0, None),
+    "truncation": ("float | None", 0, 1),
+    "unconditional": ("bool", None, None),
+    "debug": ("bool", None, None),
+    "estimate": ("bool", None, None),
+    "nearest": ("bool", None, None),
+    "pack": ("bool", None, None),
+    "split": ("Literal['train', 'val']", None, None),
+    "sheet": ("int", 0, None),
+    "device": ("Literal['auto', 'cpu', 'cuda', 'mps']", None, None),
+    "completion.rows": ("int | None", 1, None),
+    "data.batch_size": ("int", 1, None),
+    "data.workers": ("int", 0, None),
+    "trainer.accelerator": ("Literal['auto', 'cpu', 'gpu', 'cuda', 'mps']", None, None),
+    "trainer.devices": ("int | Literal['auto'] | list[int]", -1, None),
+    "trainer.num_nodes": ("int", 1, None),
+    "trainer.strategy": ("str", None, None),
+    "trainer.precision": ("Literal['auto', '32-true', 'bf16-mixed', '16-mixed']", None, None),
+    "trainer.max_steps": ("int", 1, None),
+    "trainer.max_minutes": ("float | None", 0, None),
+    "trainer.val_every_steps": ("int", 1, None),
+    "trainer.log_every_steps": ("int", 1, None),
+    "trainer.limit_val_batches": ("int | float", 0, None),
+    "trainer.checkpoint_every_steps": ("int | None", 1, None),
+    "trainer.checkpoint_every_minutes": ("float | None", 0, None),
+    "trainer.gradient_clip": ("float | None", 0, None),
+    "trainer.accumulate": ("int", 1, None),
+    "trainer.compile": ("bool | Literal['aot_eager']", None, None),
+}
+# Files and folders that must exist: path of the key -> what it names.
+FILES = {"ckpt": "a checkpoint", "model.tokenizer.path": "the checkpoint of a tokenizer (model=vqgan)",
+         "model.stage1.path": "the checkpoint of a stage I (model=stackgan1)",
+         "prompts": "a text file with one prompt a line", "completion.image": "a picture", "data.root": "a folder"}

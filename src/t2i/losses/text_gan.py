@@ -1,0 +1,88 @@
+"""Losses of GANs that draw for captions: real pictures under their own and under wrong captions, and drawn ones.
+
+The matching-aware discriminator: Reed et al. 2016, arXiv 1605.05396. Hinge with one head: DF-GAN, arXiv 2008.05865,
+equation 3. Binary cross-entropy with one or two heads: StackGAN, arXiv 1612.03242, and its code's weights. Logits a
+pixel: U-Net GAN, arXiv 2002.12655, where both halves of the judgement weigh the same. Everything in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from t2i.types import Judged
+
+Kind = Literal["hinge", "bce"]
+
+
+def called_real(logits: Float[Tensor, "..."], kind: Kind) -> Float[Tensor, "..."]:
+    """A discriminator's loss on each logit that ought to be high."""
+    return F.relu(1 - logits.float()) if kind == "hinge" else F.softplus(-logits.float())
+
+
+def called_fake(logits: Float[Tensor, "..."], kind: Kind) -> Float[Tensor, "..."]:
+    """A discriminator's loss on each logit that ought to be low."""
+    return F.relu(1 + logits.float()) if kind == "hinge" else F.softplus(logits.float())
+
+
+def discriminator_loss(
+    real: Judged, wrong: Judged, fake: Judged, kind: Kind, weight: Float[Tensor, " b"] | None = None
+) -> Float[Tensor, ""]:
+    """Real pictures up; those under wrong captions, and drawn ones, down.
+
+    One head: real + (wrong + fake) / 2. Two: (real + real without caption) / 2 + (fake + wrong + fake without
+    caption) / 3. With logits a pixel: the mean of that and of the pixels' real + fake (a wrong caption says nothing
+    about pixels). `weight` of the wrong pairs has mean 1, or is 0 where a caption is the picture's own after all.
+    """
+    missed = called_fake(wrong.matched, kind)
+    missed = missed.mean() if weight is None else (weight * missed).mean()
+    up, down = called_real(real.matched, kind).mean(), called_fake(fake.matched, kind).mean()
+    if real.real is not None and fake.real is not None:
+        free_up, free_down = called_real(real.real, kind).mean(), called_fake(fake.real, kind).mean()
+        loss = (up + free_up) / 2 + (down + missed + free_down) / 3
+    else:
+        loss = up + (missed + down) / 2
+    if real.pixels is not None and fake.pixels is not None:
+        loss = (loss + called_real(real.pixels, kind).mean() + called_fake(fake.pixels, kind).mean()) / 2
+    return loss
+
+
+def generator_loss(fake: Judged, kind: Kind) -> Float[Tensor, ""]:
+    """Every logit of a drawn picture up: minus their mean (hinge), or as if real (bce, non-saturating)."""
+
+    def wanted(logits: Tensor) -> Tensor:
+        return -logits.float().mean() if kind == "hinge" else F.softplus(-logits.float()).mean()
+
+    loss = wanted(fake.matched)
+    if fake.real is not None:
+        loss = loss + wanted(fake.real)
+    return loss if fake.pixels is None else (loss + wanted(fake.pixels)) / 2
+
+
+def gradient_penalty(
+    logits: Float[Tensor, " b"],
+    image: Float[Tensor, "b ..."],
+    text: Float[Tensor, "b t"],
+    weight: float = 2.0,
+    power: float = 6.0,
+    eps: float = 1e-12,
+) -> Float[Tensor, ""]:
+    """The matching-aware zero-centred gradient penalty (MA-GP) of arXiv 2008.05865, equation 4, on real pairs:
+    weight * mean(norm ** power), the norm over a picture's and its sentence's gradients together, as its code has it.
+
+    `eps` stands under the root: the norm's own gradient at 0 is not a number. Give float32 logits of a float32
+    forward; both inputs must be part of its graph.
+    """
+    from_image, from_text = torch.autograd.grad(logits.sum(), (image, text), create_graph=True)
+    squares = from_image.float().flatten(1).square().sum(1) + from_text.float().flatten(1).square().sum(1)
+    return weight * (squares + eps).sqrt().pow(power).mean()
+
+
+def gaussian_kl(mean: Float[Tensor, "b c"], log_var: Float[Tensor, "b c"]) -> Float[Tensor, ""]:
+    """Divergence of N(mean, exp(log_var)) from N(0, 1), the mean over all numbers (arXiv 1612.03242, equation 2)."""
+    mean, log_var = mean.float(), log_var.float()
+    return 0.5 * (mean.square() + log_var.exp() - 1 - log_var).mean()

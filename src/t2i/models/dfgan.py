@@ -1,0 +1,77 @@
+"""How DF-GAN trains (Tao et al. 2020, arXiv 2008.05865): hinge losses, wrong captions, a penalty on real pairs.
+
+Deviations: captions are a text encoder's pooled states through one linear layer for each player (`projection=none` for
+encoders of the net's own width, such as the published BiLSTM); pairs of equal captions are no mismatch; the penalty's
+forward is float32 under any precision; a turn that is not finite is skipped and counted.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from t2i.losses.text_gan import Kind
+from t2i.models.adversarial import TextGAN
+from t2i.nets.projection import text_projection
+from t2i.types import Drawn, TextDiscriminator, TextEncoder, TextGenerator
+
+
+class DFGAN(TextGAN):
+    """One-stage generation.
+
+    Args:
+        generator, discriminator: nets of one picture size and one `text_dim`.
+        Others: see `t2i.models.adversarial.TextGAN`.
+    """
+
+    kind = "dfgan"
+
+    def __init__(
+        self,
+        generator: TextGenerator,
+        discriminator: TextDiscriminator,
+        text_encoder: TextEncoder,
+        max_steps: int,
+        text_dim: int = 256,
+        projection: Literal["linear", "none"] = "linear",
+        learning_rate: float = 1e-4,
+        discriminator_learning_rate: float = 4e-4,
+        betas: tuple[float, float] = (0.0, 0.9),
+        halve_every: int | None = None,
+        gan_loss: Kind = "hinge",
+        penalty_weight: float = 2.0,
+        penalty_power: float = 6.0,
+        penalty_every: int = 1,
+        consistency_weight: float = 1.0,
+        cutmix_steps: int = 10000,
+        max_skipped: int = 10,
+        gradient_clip: float | None = None,
+    ) -> None:
+        super().__init__(text_encoder, discriminator, max_steps, learning_rate, discriminator_learning_rate, betas,
+                         halve_every, gan_loss, penalty_weight, penalty_power, penalty_every,
+                         consistency_weight, cutmix_steps, max_skipped, gradient_clip)
+        for name, net in (("generator", generator), ("discriminator", discriminator)):
+            if net.text_dim != text_dim:
+                raise ValueError(f"{name}.text_dim={net.text_dim}: text_dim={text_dim} is needed (model.text_dim)")
+        if generator.image_size != discriminator.image_size:
+            raise ValueError(f"generator.image_size={generator.image_size} and discriminator.image_size="
+                             f"{discriminator.image_size}: they must be equal (data.image_size)")
+        self.generator = cast(Any, generator)
+        self.noise_dim = generator.noise_dim
+        self.generator_text = text_projection(projection, text_encoder.pooled_dim, text_dim)
+        self.discriminator_text = text_projection(projection, text_encoder.pooled_dim, text_dim)
+
+    @property
+    def image_size(self) -> int:
+        return self.generator.image_size
+
+    def sides(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        return [self.generator, self.generator_text], [self.discriminator, self.discriminator_text]
+
+    def draw(self, pooled: Float[Tensor, "b p"], noise: Float[Tensor, "b z"]) -> Drawn:
+        return self.generator(noise, self.generator_text(pooled))
+
+    def told(self, pooled: Float[Tensor, "b p"], drawn: Drawn) -> Float[Tensor, "b t"]:
+        return self.discriminator_text(pooled)

@@ -1,0 +1,242 @@
+"""StackGAN's nets (Zhang et al. 2016, arXiv 1612.03242): a coarse picture from a caption, then a fine one from both.
+
+Sizes follow the published code's form (GF_DIM and DF_DIM are `channels` here). At 192 and 96 channels, 128 numbers of
+condition and a text of 1,024: stage I 20.02 M and 12.41 M parameters at 64 pixels, stage II 37.13 M (with stage I) and
+159.9 M at 256. Deviations: any power of two at stage I and four times that at stage II; BatchNorm's statistics in
+training are those of the batch over all ranks; heads give logits, the loss has the sigmoid.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from t2i.types import Drawn, Judged, Seen
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """BatchNorm over pictures (b, c, h, w) or vectors (b, c) whose statistics in training are the global batch's."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim not in (2, 4):
+            raise ValueError(f"x has {input.ndim} dimensions: (b, c) or (b, c, h, w) is needed")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return super().forward(x)
+        from torch.distributed.nn.functional import all_reduce
+
+        self._check_input_dim(x)
+        dims = [d for d in range(x.ndim) if d != 1]
+        count = x.numel() // x.shape[1]
+        wide = x.float()
+        sums = torch.cat([wide.sum(dims), wide.square().sum(dims), wide.new_full((1,), count)])
+        sums = all_reduce(sums)
+        total = sums[-1].detach()
+        mean, square = (sums[:-1] / total).chunk(2)
+        var = square - mean.square()
+        with torch.no_grad():
+            cast(Tensor, self.num_batches_tracked).add_(1)
+            share = cast(float, self.momentum)
+            cast(Tensor, self.running_mean).lerp_(mean, share)
+            cast(Tensor, self.running_var).lerp_(var * total / (total - 1), share)
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        return ((wide - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
+
+
+def conv3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+
+
+def up(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Upsample(scale_factor=2), conv3(in_channels, out_channels), BatchNorm(out_channels), nn.ReLU()
+    )
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            conv3(channels, channels), BatchNorm(channels), nn.ReLU(), conv3(channels, channels), BatchNorm(channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.block(x))
+
+
+class Augmentation(nn.Module):
+    """Conditioning augmentation: a caption as a Gaussian, from which the generator's condition is drawn (eq. 2)."""
+
+    def __init__(self, text_dim: int, condition_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(text_dim, 2 * condition_dim)
+
+    def forward(self, text: Float[Tensor, "b t"]) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b c"]]:
+        """Mean and logarithm of the variance; both are cut off at 0, as in the published code."""
+        mean, log_var = F.relu(self.linear(text)).chunk(2, 1)
+        return mean, log_var
+
+
+def start(module: nn.Module) -> None:
+    """Weights from N(0, 0.02), those of BatchNorm around 1, biases of linear maps 0."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            nn.init.normal_(part.weight, 0.0, 0.02)
+            if isinstance(part, nn.Linear) and part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.BatchNorm2d):
+            nn.init.normal_(part.weight, 1.0, 0.02)
+            nn.init.zeros_(part.bias)
+
+
+def power(name: str, value: int, smallest: int) -> int:
+    """How often 4 pixels double to `value`."""
+    times = round(math.log2(max(value, 1) / 4))
+    if value < smallest or 4 * 2**times != value:
+        raise ValueError(f"{name}={value}: allowed are powers of two from {smallest}")
+    return times
+
+
+class StageOne(nn.Module):
+    """Noise (b, noise_dim) and captions (b, text_dim) to pictures of 8 to 64 pixels or more.
+
+    The first `noise_dim - condition_dim` numbers of the noise are the picture's, the others draw the condition.
+    `tanh`: see `t2i.nets.dfgan.DFGenerator`.
+    """
+
+    def __init__(
+        self, image_size: int = 64, channels: int = 192, noise_dim: int = 228, text_dim: int = 256,
+        condition_dim: int = 128, tanh: bool = True,
+    ) -> None:
+        super().__init__()
+        ups = power("image_size", image_size, 8)
+        if noise_dim <= condition_dim:
+            raise ValueError(f"noise_dim={noise_dim}: more than condition_dim={condition_dim} is needed, whose numbers"
+                             " are among it")
+        if channels * 8 % 2**ups:
+            raise ValueError(f"channels={channels}: 8 x channels must be divisible by {2**ups} at {image_size} pixels")
+        self.image_size, self.noise_dim, self.text_dim = image_size, noise_dim, text_dim
+        self.condition_dim, self.tanh = condition_dim, tanh
+        wide = 8 * channels
+        self.augmentation = Augmentation(text_dim, condition_dim)
+        self.stem = nn.Sequential(nn.Linear(noise_dim, wide * 4 * 4, bias=False), BatchNorm(wide * 4 * 4), nn.ReLU())
+        self.ups = nn.ModuleList(up(wide // 2**i, wide // 2 ** (i + 1)) for i in range(ups))
+        self.head = conv3(wide // 2**ups, 3)
+        start(self)
+
+    def forward(self, noise: Float[Tensor, "b z"], text: Float[Tensor, "b t"]) -> Drawn:
+        mean, log_var = self.augmentation(text)
+        own, around = noise.split([self.noise_dim - self.condition_dim, self.condition_dim], 1)
+        condition = mean + around * (0.5 * log_var).exp()
+        x = self.stem(torch.cat([own, condition], 1)).unflatten(1, (-1, 4, 4))
+        for block in self.ups:
+            x = block(x)
+        image = self.head(x)
+        return Drawn(torch.tanh(image) if self.tanh else image, mean, log_var)
+
+
+class StageTwo(nn.Module):
+    """Pictures of stage I and captions to pictures four times as wide. `noise` draws the condition alone.
+
+    Args:
+        image_size: of the result; stage I's is a quarter.
+        num_res_blocks: 4 in the paper, 2 for COCO.
+        tanh: see `t2i.nets.dfgan.DFGenerator`.
+    """
+
+    def __init__(
+        self, image_size: int = 256, channels: int = 192, text_dim: int = 256, condition_dim: int = 128,
+        num_res_blocks: int = 4, tanh: bool = True,
+    ) -> None:
+        super().__init__()
+        power("image_size", image_size, 32)
+        if channels % 4:
+            raise ValueError(f"channels={channels}: multiples of 4 are allowed")
+        self.image_size, self.text_dim, self.condition_dim = image_size, text_dim, condition_dim
+        self.noise_dim, self.tanh, wide = condition_dim, tanh, 4 * channels
+        self.augmentation = Augmentation(text_dim, condition_dim)
+        self.encoder = nn.Sequential(
+            conv3(3, channels), nn.ReLU(),
+            nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1, bias=False), BatchNorm(2 * channels), nn.ReLU(),
+            nn.Conv2d(2 * channels, wide, 4, stride=2, padding=1, bias=False), BatchNorm(wide), nn.ReLU(),
+        )  # fmt: skip
+        self.joint = nn.Sequential(conv3(wide + condition_dim, wide), BatchNorm(wide), nn.ReLU())
+        self.residual = nn.Sequential(*(Residual(wide) for _ in range(num_res_blocks)))
+        self.ups = nn.ModuleList(up(wide // 2**i, wide // 2 ** (i + 1)) for i in range(4))
+        self.head = conv3(wide // 16, 3)
+        start(self)
+
+    def forward(self, coarse: Float[Tensor, "b 3 h w"], noise: Float[Tensor, "b c"], text: Tensor) -> Drawn:
+        mean, log_var = self.augmentation(text)
+        condition = mean + noise * (0.5 * log_var).exp()
+        x = self.encoder(coarse)
+        tiled = condition[:, :, None, None].expand(-1, -1, *x.shape[2:])
+        x = self.residual(self.joint(torch.cat([x, tiled], 1)))
+        for block in self.ups:
+            x = block(x)
+        image = self.head(x)
+        return Drawn(torch.tanh(image) if self.tanh else image, mean, log_var)
+
+
+class StackHead(nn.Module):
+    """One logit from 4 x 4 features, under a condition or without one."""
+
+    def __init__(self, channels: int, condition_dim: int) -> None:
+        super().__init__()
+        self.joint: nn.Module = nn.Identity()
+        if condition_dim:
+            self.joint = nn.Sequential(conv3(channels + condition_dim, channels), BatchNorm(channels),
+                                       nn.LeakyReLU(0.2))
+        self.last = nn.Conv2d(channels, 1, 4)
+
+    def forward(self, deep: Tensor, condition: Tensor | None = None) -> Float[Tensor, " b"]:
+        if condition is not None:
+            tiled = condition[:, :, None, None].expand(-1, -1, *deep.shape[2:])
+            deep = torch.cat([deep, tiled], 1)
+        return self.last(self.joint(deep)).flatten()
+
+
+class StackDiscriminator(nn.Module):
+    """Pictures to 4 x 4 features; those under a condition (b, text_dim) to a logit, and without one to another.
+
+    Args:
+        image_size: a power of two from 8. Widths double with every halving; beyond 8 x `channels` 3x3 convolutions
+            bring them down again, as at stage II.
+        text_dim: of the condition, which for StackGAN is the mean of its conditioning augmentation.
+        unconditional: a second head that is not told the caption, as at stage II.
+    """
+
+    def __init__(
+        self, image_size: int = 64, channels: int = 96, text_dim: int = 128, unconditional: bool = False
+    ) -> None:
+        super().__init__()
+        self.image_size, self.text_dim = image_size, text_dim
+        downs = power("image_size", image_size, 8)
+        layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1, bias=False), nn.LeakyReLU(0.2)]
+        width = channels
+        for _ in range(downs - 1):
+            layers += [nn.Conv2d(width, 2 * width, 4, stride=2, padding=1, bias=False), BatchNorm(2 * width),
+                       nn.LeakyReLU(0.2)]
+            width *= 2
+        while width > 8 * channels:
+            layers += [conv3(width, width // 2), BatchNorm(width // 2), nn.LeakyReLU(0.2)]
+            width //= 2
+        self.encoder = nn.Sequential(*layers)
+        self.head = StackHead(width, text_dim)
+        self.free_head = StackHead(width, 0) if unconditional else None
+        start(self)
+
+    def features(self, image: Float[Tensor, "b 3 h w"]) -> Seen:
+        return Seen(self.encoder(image))
+
+    def judge(self, seen: Seen, text: Float[Tensor, "b c"]) -> Judged:
+        free = None if self.free_head is None else self.free_head(seen.deep)
+        return Judged(self.head(seen.deep, text), free)
