@@ -1,9 +1,11 @@
 """Ratios that were measured in one run, as a Markdown table: what a part gains over the plain way to write it.
 
-    python benchmarks/run.py [quantizer] [vqgan] [prior] [decoding] [data] [--quick] [--every 8] [--pictures FOLDER]
+    python benchmarks/run.py [quantizer] [vqgan] [gan] [prior] [decoding] [data] [--quick] [--every 8]
+                             [--pictures FOLDER]
 
 `quantizer`: a step's vectors a second and peak memory, against all distances as one matrix.
 `vqgan`: a step of both players on one autoencoder forward, against a second forward for the discriminator.
+`gan`: a step of DF-GAN with features reused, against every term by itself, in float32 and in bf16, and the two.
 `prior`: training tokens a second, and the share of the speed of a big matrix product that this is.
 `data`: decoding against torchvision alone, the packed cache against decoding, and the share of its time that a prior
 waits for codes; on the JPEGs of a folder (`--pictures`), or on synthetic ones.
@@ -31,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
 from benchmarks import data as data_rows
+from benchmarks import gan as gan_rows
 from benchmarks import quantizer as quantizer_rows
 from torch import Tensor, nn
 
@@ -148,6 +151,20 @@ def vqgan(quick: bool, every: int = 8) -> Iterator[Row]:
     yield Row("VQGAN: step", f"{players.size} px, batch {players.batch}, {parameters:.1f} M, {NAMES[DTYPE]}",
               f"{players.batch / fused:.1f} images/s", f"second forward: {players.batch / naive:.1f} images/s",
               naive / fused)
+
+
+def gan(quick: bool, every: int = 8) -> Iterator[Row]:
+    kinds = {"fp32": gan_rows.Round(quick, False)} | ({"bf16": gan_rows.Round(quick, True)} if MIXED else {})
+    runs = [run for kind in kinds.values() for run in (kind.reused, kind.plain)]
+    seconds = turns(1 if quick else 4, *runs)
+    for i, (name, kind) in enumerate(kinds.items()):
+        reused, plain = seconds[2 * i : 2 * i + 2]
+        yield Row("DF-GAN: step", f"{kind.size} px, batch {kind.batch}, {name}", f"{kind.batch / reused:.1f} images/s",
+                  f"every term by itself: {kind.batch / plain:.1f} images/s", plain / reused)
+    if len(kinds) > 1:
+        batch = kinds["fp32"].batch
+        yield Row("DF-GAN: bf16", f"{kinds['fp32'].size} px, batch {batch}", f"{batch / seconds[2]:.1f} images/s",
+                  f"fp32: {batch / seconds[0]:.1f} images/s", seconds[0] / seconds[2])
 
 
 def prior(quick: bool, every: int = 8) -> Iterator[Row]:
@@ -268,7 +285,7 @@ def data(quick: bool, every: int = 8) -> Iterator[Row]:
 
 PICTURES: list[str | None] = [None]  # the folder of --pictures
 BENCHMARKS: dict[str, Callable[..., Iterator[Row]]] = {
-    "quantizer": quantizer, "vqgan": vqgan, "prior": prior, "decoding": decoding, "data": data,
+    "quantizer": quantizer, "vqgan": vqgan, "gan": gan, "prior": prior, "decoding": decoding, "data": data,
 }
 
 

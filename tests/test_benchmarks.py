@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import pytest
-from benchmarks import quantizer, run
+import torch
+from benchmarks import gan, quantizer, run
 
 
-@pytest.mark.parametrize("name", ["vqgan", "prior", "decoding", "data"])
+@pytest.mark.parametrize("name", ["vqgan", "gan", "prior", "decoding", "data"])
 def test_a_benchmark_prints_its_rows(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     run.main(["--quick", "--threads", "1", name])
     lines = capsys.readouterr().out.splitlines()
     assert "torch" in lines[0]
     assert "threads" in lines[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[4:]]
-    assert len(rows) == {"decoding": 2, "data": 3}.get(name, 1)
+    many = 3 if run.MIXED else 1
+    assert len(rows) == {"decoding": 2, "data": 3, "gan": many}.get(name, 1)
     assert all(len(row) == 5 and float(row[-1]) >= 0 for row in rows)
 
 
@@ -45,3 +47,16 @@ def test_an_unknown_name_is_an_error_with_the_choices(capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         run.main(["quantiser"])
     assert "quantizer, vqgan, prior, decoding, data" in capsys.readouterr().err
+
+
+def test_both_ways_to_step_a_dfgan_move_both_players_alike() -> None:
+    ends = []
+    for way in ("reused", "plain"):
+        players = gan.Round(quick=True, mixed=False)
+        # Adam's first step makes as much of a gradient that is nought but for rounding as of any other.
+        players.g, players.d = (torch.optim.SGD(o.param_groups[0]["params"], 0.1) for o in (players.g, players.d))
+        getattr(players, way)()
+        ends.append([p.detach().clone() for net in (players.generator, players.discriminator)
+                     for p in net.parameters()])
+    for a, b in zip(*ends, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)

@@ -28,13 +28,19 @@ MODELS = {
               "model.autoencoder.patch_size=8", "model.autoencoder.z_channels=8", "model.autoencoder.num_groups=0",
               "model.quantizer.codebook_size=16", "model.quantizer.dim=4", "model.discriminator.channels=4",
               "model.discriminator.num_layers=2", "model.discriminator.norm=none", "model.discriminator_start=0.25"],
+    "dfgan": ["model=dfgan", "model.generator.channels=2", "model.discriminator.channels=2", "model.text_dim=8",
+              "callbacks=gan"],
+    "stackgan1": ["model=stackgan1", "model/discriminator=unet", "model.generator.channels=4", "model.cutmix_steps=1",
+                  "model.discriminator.channels=2", "model.generator.noise_dim=12", "model.generator.condition_dim=8",
+                  "model.generator.text_dim=8"],
     "prior": ["model=prior", "model.width=16", "model.num_layers=2", "model.num_heads=2"],
 }
 
 
 def train(folder: Path, model: str, ranks: int, *more: str, launcher: list[str] | None = None) -> str:
     parts = [f"model.tokenizer.path={folder}/vqgan/last.ckpt", f"text_encoder.path={folder}/clip/hf"]
-    words = [*MODELS[model], *SMALL, *(parts if model == "prior" else []), f"paths.runs={folder}",
+    told = parts if model == "prior" else parts[1:] if "gan" in model and model != "vqgan" else []
+    words = [*MODELS[model], *SMALL, *told, f"paths.runs={folder}",
              f"paths.cache={folder}/cache", f"name={model}", f"trainer.devices={ranks}",
              *(["trainer.strategy=ddp"] if ranks > 1 else []), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -72,8 +78,9 @@ def test_two_ranks_train_as_one(tmp_path: Path) -> None:
         train(two, model, 2, launcher=launcher if model == "vqgan" else None)  # torchrun, and Lightning's own
         alike(one / model, two / model)
         a, b = (checkpoint.read(folder / model / "last.ckpt")["state_dict"] for folder in (one, two))
-        if model != "clip":  # Adam makes much of gradients that are nought but for rounding
-            assert max(float((a[name].float() - b[name].float()).abs().max()) for name in a) < 1e-5
+        if model != "clip":  # Adam makes much of gradients that are nought but for rounding, most without momentum
+            most = 1e-4 if model in ("dfgan", "stackgan1") else 1e-5
+            assert max(float((a[name].float() - b[name].float()).abs().max()) for name in a) < most
     hashes = [sorted(hashlib.sha256(p.read_bytes()).hexdigest() for p in (folder / "cache").glob("*/*/codes.npy"))
               for folder in (one, two)]
     assert len(hashes[0]) == 2 and hashes[0] == hashes[1]

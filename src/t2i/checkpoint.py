@@ -15,6 +15,7 @@ import hashlib
 import importlib
 import io
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -156,8 +157,11 @@ def file_hash(path: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _load(path: Path) -> Any:
-    """The content of a torch file, without executing anything; ValueError says what it is instead."""
+def load_file(path: Path) -> Any:
+    """The content of a torch file, without executing anything; ValueError says what it is instead.
+
+    Checks every file that comes from outside: `read` is for checkpoints of ours, `t2i.interop.tensors` for others'.
+    """
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "does not exist"
         others = ", ".join(sorted(p.name for p in path.parent.glob("*.ckpt"))[:8]) if path.parent.is_dir() else ""
@@ -187,8 +191,8 @@ def _load(path: Path) -> Any:
 def _why_unreadable(path: Path, error: Exception) -> str:
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # the same dozen: then the file is damaged or of the old format, which the first error tells
-        foreign = []
+    except Exception:  # the same dozen: then the file is damaged, or of the old format, whose error names the first
+        foreign = re.findall(r"GLOBAL (\S+) was not an allowed global", str(error))
     if foreign:
         return (f"{path} was written by another program: reading it would need {', '.join(sorted(foreign))}."
                 " Nothing in it was executed.")
@@ -198,7 +202,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 def read(path: str | Path, kind: str | tuple[str, ...] | None = None) -> dict[str, Any]:
     """The whole dictionary of a checkpoint of ours, tensors on the CPU; ValueError says what is wrong with the file."""
     path = Path(path).expanduser()
-    held = _load(path)
+    held = load_file(path)
     section = held.get("t2i") if isinstance(held, dict) else None
     if not isinstance(section, dict) or not isinstance(held.get("state_dict"), dict):
         keys = ", ".join(sorted(map(str, held))[:8]) if isinstance(held, dict) else type(held).__name__

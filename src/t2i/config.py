@@ -22,7 +22,8 @@ CONF = ROOT / "conf"
 RECIPES = ROOT / "experiments"
 TEXTS = {"prompt", "negative"}  # taken to the letter
 # Text, or null.
-PATHS = {"ckpt", "out", "data.font", "prompts", "scorer", "resume", "name", "group", "completion.image"}
+PATHS = {"ckpt", "out", "data.font", "prompts", "scorer", "resume", "name", "group", "completion.image",
+         "text_encoder.vocabulary"}
 PATH_ENDINGS = ("path", "root", "runs", "cache", "folder")
 HINTS = {
     "ckpt": "the checkpoint to use, for instance runs/<name>/last.ckpt",

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from t2i import checkpoint, pictures
 from t2i.data.seeds import number
+from t2i.interop.reader import open_model, text_encoder_hashes
 from t2i.nearest import beside, training_data
 
 KINDS = ("prior", "dfgan", "stackgan1", "stackgan2")
@@ -196,7 +197,7 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
         raise ValueError("; ".join(faults))
     device = device_of(cfg["device"])
     if model is None:
-        model = checkpoint.load(cfg["ckpt"], kind=KINDS)
+        model = open_model(cfg, KINDS)
     model.to(device).eval()
     if hasattr(model, "place"):
         model.place()
@@ -215,6 +216,7 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
         "scorer": str(cfg["scorer"]) if cfg["best_of"] > 1 else None,
         "completion": {key: None if value is None else str(value) for key, value in cfg["completion"].items()},
         "checkpoint": str(cfg["ckpt"]), "hash": checkpoint.file_hash(cfg["ckpt"]) if cfg["ckpt"] else None,
+        **({"text_encoder": hashes} if (hashes := text_encoder_hashes(cfg)) else {}),
     }
     data = training_data(cfg)
     out = open_folder(cfg["out"], request)

@@ -48,4 +48,5 @@ VALUES: dict[str, tuple[str, float | None, float | None]] = {
 # Files and folders that must exist: path of the key -> what it names.
 FILES = {"ckpt": "a checkpoint", "model.tokenizer.path": "the checkpoint of a tokenizer (model=vqgan)",
          "model.stage1.path": "the checkpoint of a stage I (model=stackgan1)",
-         "prompts": "a text file with one prompt a line", "completion.image": "a picture", "data.root": "a folder"}
+         "prompts": "a text file with one prompt a line", "completion.image": "a picture", "data.root": "a folder",
+         "text_encoder.vocabulary": "the words of a text encoder, captions_DAMSM.pickle"}

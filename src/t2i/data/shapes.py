@@ -198,9 +198,9 @@ class Shapes:
     ) -> None:
         if split not in get_args(Split):
             raise ValueError(f"split={split!r} is none of {', '.join(get_args(Split))}")
-        if image_size < 16:
+        if image_size < 8:
             raise ValueError(
-                f"image_size={image_size}: shapes can be told apart from 32 pixels on, 16 is the least"
+                f"image_size={image_size}: shapes can be told apart from 32 pixels on, 8 is the least"
             )
         if size < 1 or val_size < 1:
             raise ValueError(f"size={size}, val_size={val_size}: both must be at least 1")

@@ -255,13 +255,15 @@ class TextGAN(TwoPlayers):
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Mean logits, and the share of pictures that get a higher one with their own caption than with a wrong one."""
-        pooled = self.text_encoder(batch.text).pooled
-        numbers = torch.Generator().manual_seed(batch_index)
-        noise = torch.randn(len(batch.text), self.noise_dim, generator=numbers).to(self.device)
-        drawn = self.draw(pooled, noise)
-        told, net = self.told(pooled, drawn), self.discriminator
-        seen = net.features(batch.image)
-        real, wrong = net.judge(seen, told).matched, net.judge(seen, told.roll(-1, 0)).matched
+        pooled, net = self.text_encoder(batch.text).pooled, self.discriminator
+        rank, world = self.global_rank, self.trainer.world_size
+        every = torch.stack(gathered_objects(list(pooled.float().cpu())))  # ranks' shares may differ by one
+        numbers = torch.randn(len(every), self.noise_dim, generator=torch.Generator().manual_seed(batch_index))
+        noise = numbers[rank::world].to(self.device)
+        others = every.roll(-1, 0)[rank::world].to(self.device)
+        drawn, wrongly = self.draw(pooled, noise), self.draw(others, noise)
+        told, seen = self.told(pooled, drawn), net.features(batch.image)
+        real, wrong = net.judge(seen, told).matched, net.judge(seen, self.told(others, wrongly)).matched
         fake = net.judge(net.features(drawn.image), told).matched
         named = {"val/logits/real": real.mean(), "val/logits/wrong": wrong.mean(), "val/logits/fake": fake.mean(),
                  "val/matching": (real > wrong).float().mean()}

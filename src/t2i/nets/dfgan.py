@@ -77,9 +77,8 @@ class UpBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        # A 1x1 convolution of doubled pixels is the doubled convolution, at a quarter of the work.
-        short = F.interpolate(self.shortcut(x), scale_factor=2)
         x = F.interpolate(x, scale_factor=2)
+        short = self.shortcut(x)
         for fusion, conv in zip(self.fusions, self.convs, strict=True):
             x = conv(fusion(x, condition))
         return short + x

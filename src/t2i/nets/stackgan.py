@@ -1,9 +1,10 @@
 """StackGAN's nets (Zhang et al. 2016, arXiv 1612.03242): a coarse picture from a caption, then a fine one from both.
 
 Sizes follow the published code's form (GF_DIM and DF_DIM are `channels` here). At 192 and 96 channels, 128 numbers of
-condition and a text of 1,024: stage I 20.02 M and 12.41 M parameters at 64 pixels, stage II 37.13 M (with stage I) and
-159.9 M at 256. Deviations: any power of two at stage I and four times that at stage II; BatchNorm's statistics in
-training are those of the batch over all ranks; heads give logits, the loss has the sigmoid.
+condition and a text of 1,024: stage I 20.02 M and 12.41 M parameters at 64 pixels; stage II, without stage I and with
+two residual blocks, 37.13 M and 159.9 M at 256. Deviations: any power of two at stage I and four times that at stage
+II; BatchNorm's statistics in training are those of the batch over all ranks; heads give logits, the loss has the
+sigmoid.
 """
 
 from __future__ import annotations
