@@ -54,9 +54,9 @@ class EMA(pl.Callback):
             allowed = ", ".join(name for name, _ in module.named_children())
             name = type(module).__name__
             raise ValueError(f"modules={self.modules}: no {', '.join(unknown)} in {name}; it has {allowed}")
-        found = {}
+        found: dict[str, Tensor] = {}
         for prefix in self.modules:
-            held = dict(children[prefix].named_parameters())
+            held: dict[str, Tensor] = dict(children[prefix].named_parameters())
             if self.buffers:
                 held |= {n: b for n, b in children[prefix].named_buffers() if b.is_floating_point()}
             found |= {f"{prefix}.{name}": value for name, value in held.items()}

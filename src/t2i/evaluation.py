@@ -116,7 +116,7 @@ def evaluate(config: dict[str, Any], progress: Any = None) -> tuple[dict[str, An
         raise ValueError(f"metrics={config['metrics']}: allowed are {', '.join(METRICS)}, one or more")
     if config["n_per_task"] < 2:
         raise ValueError(f"n_per_task={config['n_per_task']}: at least 2 (the floor exchanges captions)")
-    kinds = KINDS if "reconstruction" not in config["metrics"] else ("prior",)
+    kinds: tuple[str, ...] = KINDS if "reconstruction" not in config["metrics"] else ("prior",)
     kinds = kinds if "composition" in config["metrics"] else ("prior", "vqgan")
     model = checkpoint.load(config["ckpt"], kind=kinds)
     held = checkpoint.read(config["ckpt"])["t2i"]["config"]

@@ -65,7 +65,7 @@ class DFGAN(TextGAN):
 
     @property
     def image_size(self) -> int:
-        return self.generator.image_size
+        return cast(Any, self.generator).image_size
 
     def sides(self) -> tuple[list[nn.Module], list[nn.Module]]:
         return [self.generator, self.generator_text], [self.discriminator, self.discriminator_text]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +44,7 @@ class Affine(nn.Module):
             for _ in range(2)
         )
         for part, start in ((self.scale, 1.0), (self.shift, 0.0)):
-            last = part[2]
+            last = cast(nn.Linear, part[2])
             nn.init.zeros_(last.weight)
             nn.init.constant_(last.bias, start)
 
