@@ -46,7 +46,7 @@ def test_both_ways_to_step_a_vqgan_move_the_autoencoder_alike() -> None:
 def test_an_unknown_name_is_an_error_with_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run.main(["quantiser"])
-    assert "quantizer, vqgan, prior, decoding, data" in capsys.readouterr().err
+    assert "quantizer, vqgan, gan, prior, decoding, data" in capsys.readouterr().err
 
 
 def test_both_ways_to_step_a_dfgan_move_both_players_alike() -> None:

@@ -36,6 +36,9 @@ class Grey(nn.Module):
         super().__init__()
         self.level, self.options, self.drawn = nn.Parameter(torch.tensor([level, 0.0])), {"truncation": 0.5}, 0
 
+    def drawing_parameters(self) -> int:
+        return 2
+
     def check_options(self, truncation: float) -> None:
         assert truncation == 0.5
 

@@ -183,6 +183,12 @@ def test_a_pipeline_composes_its_stages_under_one_group(tmp_path: Path) -> None:
     assert all(stage.command.startswith("python train.py experiments=quickstart/") for stage in stages)
 
 
+def test_settings_of_what_follows_the_stages_stay_with_the_pipeline() -> None:
+    words = ["experiments=baselines_shapes", "comparison.n_per_task=3", "seed=4"]
+    assert compose(words, files=False)["comparison"]["n_per_task"] == 3
+    assert all("seed=4" in stage.overrides and "comparison" not in stage.command for stage in plan(words))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # three starts of Python with torch, on a machine that may be busy
 def test_kill_9_then_the_same_command_gives_the_unbroken_weights(tmp_path: Path) -> None:

@@ -62,6 +62,15 @@ def test_a_prior_under_averaged_weights_whose_parts_are_stages_to_come(folder: P
     assert list(folder.iterdir()) == []
 
 
+def test_a_stage_two_whose_stage_one_is_a_recipe_s(folder: Path) -> None:
+    words = ["experiments=baselines_shapes/stackgan2", "trainer=cpu", "estimate=true", "data.batch_size=2"]
+    config = compose(words)
+    assert estimate.run(config, words)["parameters"] > 0
+    config["model"]["stage1"]["path"] = "elsewhere.ckpt"
+    with pytest.raises(ValueError, match="elsewhere.ckpt does not exist, and no stage or recipe says"):
+        estimate.run(config, words)
+
+
 def test_a_part_that_an_unfinished_run_describes(folder: Path) -> None:
     (folder / "runs/vqgan").mkdir(parents=True)
     (folder / "runs/vqgan/config.json").write_text(json.dumps(compose([*VQ, *SMALL])))

@@ -243,7 +243,7 @@ def test_messages() -> None:
         Shapes("train", tasks={"colors": 1.0})
     with pytest.raises(ValueError, match="not all 0"):
         Shapes("train", tasks={"two": 0.0})
-    with pytest.raises(ValueError, match="image_size=8"):
-        Shapes("train", image_size=8)
+    with pytest.raises(ValueError, match="image_size=4"):
+        Shapes("train", image_size=4)
     with pytest.raises(IndexError):
         Shapes("train", size=5)[5, 0]

@@ -56,6 +56,15 @@ def test_stage_two_quadruples() -> None:
     assert drawn.image.shape == (2, 3, 64, 64) and drawn.mean is not None and drawn.mean.shape == (2, 3)
 
 
+def test_the_discriminator_s_residual_branches_start_where_asked() -> None:
+    torch.manual_seed(0)
+    shut, opened = DFDiscriminator(16, 2), DFDiscriminator(16, 2, residual_start=1.0)
+    opened.load_state_dict({k: v if "gamma" not in k else opened.state_dict()[k] for k, v in shut.state_dict().items()})
+    image = torch.randn(1, 3, 16, 16)
+    assert [float(block.gamma.detach()) for block in opened.blocks] == [1.0, 1.0]
+    assert not torch.equal(shut.features(image).deep, opened.features(image).deep)
+
+
 def test_without_tanh_pictures_are_not_squashed() -> None:
     torch.manual_seed(0)
     net = DFGenerator(16, 2, tanh=False)

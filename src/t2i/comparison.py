@@ -65,11 +65,11 @@ def check(settings: Mapping[str, Any], stages: Mapping[str, dict[str, Any]]) -> 
 
 
 def times(label: str, settings: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Minutes of training (as `guards.Minutes` counted them, else those of the whole command), and steps."""
+    """Minutes of training, as `guards.Minutes` counted them, and steps."""
     found = {}
     for name in (settings["models"][label], *(settings["includes"] or {}).get(label, [])):
-        counted = checkpoint.read(Path(stages[name]["run_dir"]) / "last.ckpt").get("callbacks", {}).get("Minutes")
-        seconds = counted["seconds"] if counted else stages[name]["seconds"]
+        held = checkpoint.read(Path(stages[name]["run_dir"]) / "last.ckpt")
+        seconds = held["callbacks"]["Minutes"]["seconds"]
         found[name] = {"minutes": seconds / 60, "command_minutes": stages[name]["seconds"] / 60,
                        "steps": stages[name]["steps"]}
     return {"minutes": sum(stage["minutes"] for stage in found.values()),

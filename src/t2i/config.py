@@ -272,9 +272,11 @@ def compose(overrides: list[str], config_name: str = "train", files: bool = True
 
 
 def plan(overrides: list[str]) -> list[Stage]:
-    """The stages of a pipeline's recipe. Other overrides go to every stage; `name=` names the pipeline's folder."""
+    """The stages of a pipeline's recipe. Other overrides go to every stage, but for those of what follows the stages;
+    `name=` names the pipeline's folder."""
     stages = compose(overrides, files=False)["stages"]
-    others = [o for o in overrides if o.partition("=")[0] != "experiments"]
+    own = ("experiments=", "evaluation.", "comparison.")
+    others = [o for o in overrides if not o.startswith(own)]
     others = ["group=" + o.partition("=")[2] if o.startswith("name=") else o for o in others]
     found = []
     for stage in stages:

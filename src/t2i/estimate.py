@@ -83,7 +83,24 @@ def stand_ins(config: dict[str, Any], earlier: list[dict[str, Any]]) -> dict[str
         with tempfile.TemporaryDirectory() as folder:
             clip.export(folder)
             given["text_encoder"] = checkpoint.build(encoder | {"path": folder})
+    stage1 = config["model"].get("stage1")
+    if stage1 and not Path(stage1["path"]).expanduser().exists():
+        given["stage1"] = coarse(config, stage1["path"], earlier)
     return given
+
+
+def coarse(config: dict[str, Any], path: str, earlier: list[dict[str, Any]]) -> Any:
+    """A fresh stage I, with a text encoder, of the shape that its stage or recipe will give it."""
+    made = maker(config, Path(path).parent, earlier)
+    if made is None or "stackgan" not in str(made["model"]["_target_"]):
+        raise ValueError(f"model.stage1.path={path} does not exist, and no stage or recipe says what it will be: train"
+                         " it first (model=stackgan1), or estimate the pipeline that makes it")
+    model = made["model"]
+    fresh = stand_ins(made, earlier)
+    encoder = fresh["text_encoder"] if "text_encoder" in fresh else checkpoint.build(model["text_encoder"])
+    node = {"_target_": "t2i.models.stackgan.Coarse", "generator": model["generator"],
+            "pooled_dim": encoder.pooled_dim, "projection": model["projection"]}
+    return checkpoint.build(node, text_encoder=encoder).eval().requires_grad_(False)
 
 
 def batch(config: dict[str, Any], model: Any, size: int) -> Batch | CodeBatch:

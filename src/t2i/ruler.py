@@ -88,11 +88,6 @@ def speed(model: Any, text: Sequence[str], options: dict[str, Any]) -> float:
     return BATCH / median(seconds[1:])
 
 
-def parameters(model: Any) -> int:
-    own = getattr(model, "drawing_parameters", None)
-    return int(own()) if callable(own) else sum(p.numel() for p in model.parameters())
-
-
 def hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -109,4 +104,4 @@ def score(label: str, model: Any, ruler: Ruler, options: dict[str, Any]) -> dict
     distance = fd_clip(ruler.judge, drawn(model, text, ruler.seed, options, f"{label}: fd_clip"), ruler.real)
     device = next(model.parameters()).device
     return {"composition": found, "fd_clip": distance, "images_per_second": speed(model, text, options),
-            "parameters": parameters(model), "image_size": model.image_size, "hardware": hardware(device)}
+            "parameters": model.drawing_parameters(), "image_size": model.image_size, "hardware": hardware(device)}

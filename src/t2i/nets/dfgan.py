@@ -116,17 +116,16 @@ class DFGenerator(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """A strided and a plain convolution without biases, scaled by a learned factor that starts at 0, beside a shortcut.
-    """
+    """A strided and a plain convolution without biases, scaled by a learned factor, beside a shortcut."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, start: float) -> None:
         super().__init__()
         self.convs = nn.ModuleList(
             [nn.Conv2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False),
              nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)]
         )  # fmt: skip
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
-        self.gamma = nn.Parameter(torch.zeros(1))
+        self.gamma = nn.Parameter(torch.full((1,), start))
         self.same = in_channels == out_channels
         if self.same:
             self.shortcut.requires_grad_(False)  # published files have it, no forward uses it
@@ -158,14 +157,18 @@ class DFDiscriminator(nn.Module):
     Args:
         image_size: a power of two from 8.
         channels: at the finest level; eight times as many at the coarse ones.
+        residual_start: of the factors on the blocks' convolutions, which are learned; the paper's is 0. In short runs
+            at small sizes, 1 lets the discriminator see shapes at all (docs/log.md).
     """
 
-    def __init__(self, image_size: int, channels: int = 32, text_dim: int = 256) -> None:
+    def __init__(
+        self, image_size: int, channels: int = 32, text_dim: int = 256, residual_start: float = 0.0
+    ) -> None:
         super().__init__()
         self.image_size, self.text_dim = image_size, text_dim
         found = widths(channels, image_size)[::-1]
         self.stem = nn.Conv2d(3, found[0], 3, padding=1)
-        self.blocks = nn.ModuleList(DownBlock(a, b) for a, b in itertools.pairwise(found))
+        self.blocks = nn.ModuleList(DownBlock(a, b, residual_start) for a, b in itertools.pairwise(found))
         self.head = Head(found[-1], 2 * channels, text_dim)
 
     def features(self, image: Float[Tensor, "b 3 h w"]) -> Seen:
