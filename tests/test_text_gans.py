@@ -19,6 +19,7 @@ from t2i.models.clip import CLIP
 from t2i.models.dfgan import DFGAN
 from t2i.models.stackgan import load_stage1
 from t2i.nets.dfgan import DFDiscriminator, DFGenerator
+from t2i.nets.stackgan import StageTwo
 from t2i.sampling import normals
 
 BASE = ["data.size=64", "data.val_size=16", "data.batch_size=8", "trainer=cpu", "trainer.val_every_steps=4",
@@ -70,6 +71,35 @@ def test_every_system_trains_and_draws_from_its_file(
     two = made.sample(["a red circle", "two blue squares"], seeds=[1, 2])
     torch.testing.assert_close(two[1:], made.sample(["two blue squares"], seeds=[2]), atol=1e-5, rtol=1e-5)
     assert two.shape[2] == made.image_size and not torch.equal(two[0], two[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [DFGAN_, STACK1], ids=["dfgan", "stackgan1"])
+def test_five_hundred_steps_in_bf16_skip_no_turn(tmp_path: Path, clip: str, model: list[str]) -> None:
+    """About 15 s each."""
+    more = ["trainer.precision=bf16-mixed", "trainer.val_every_steps=250", "trainer.log_every_steps=50", "name=x"]
+    result = engine.run(config(tmp_path, clip, model, *more, steps=500))
+    assert result["steps"] == 500 and result["metrics"]["train/skipped"] == 0
+    assert all(np.isfinite(value) for value in result["metrics"].values())
+    held = checkpoint.read(tmp_path / "x/last.ckpt")
+    assert all(bool(torch.isfinite(value).all()) for value in held["state_dict"].values())
+
+
+def test_the_penalty_works_where_the_discriminator_is_told_what_has_no_gradient(tmp_path: Path, clip: str) -> None:
+    more = ["name=x", "model.penalty_weight=0.02", "model.penalty_power=2", "model.gan_loss=hinge",
+            "model.generator.condition_start=0.1", "model.discriminator.batch_norm=false"]
+    result = engine.run(config(tmp_path, clip, STACK1, *more))
+    assert result["metrics"]["train/loss/penalty"] > 0 and result["metrics"]["train/skipped"] == 0
+
+
+def test_a_skip_adds_stage_ones_picture() -> None:
+    torch.manual_seed(0)
+    net = StageTwo(32, channels=4, text_dim=8, condition_dim=8, num_res_blocks=1, tanh=False).eval()
+    coarse, noise, text = torch.rand(2, 3, 8, 8), torch.randn(2, 8), torch.randn(2, 8)
+    plain = net(coarse, noise, text).image
+    net.skip = True
+    wanted = plain + torch.nn.functional.interpolate(coarse, scale_factor=4.0, mode="bilinear")
+    torch.testing.assert_close(net(coarse, noise, text).image, wanted)
 
 
 def test_stage_two_carries_stage_one_and_its_encoder(tmp_path: Path, clip: str, stage1: str) -> None:

@@ -179,7 +179,7 @@ class TextGAN(TwoPlayers):
         exact = self.penalty_weight > 0 and self.global_step % self.penalty_every == 0
         image = batch.image.requires_grad_(exact)
         with torch.autocast(self.device.type, enabled=False) if exact else nullcontext():
-            told, others = (told.float(), others.float()) if exact else (told, others)
+            told, others = (told.float().requires_grad_(), others.float()) if exact else (told, others)
             seen: Seen = net.features(image)
             real: Judged = net.judge(seen, told)
             wrong: Judged = net.judge(seen, others)

@@ -74,11 +74,18 @@ class Residual(nn.Module):
 
 
 class Augmentation(nn.Module):
-    """Conditioning augmentation: a caption as a Gaussian, from which the generator's condition is drawn (eq. 2)."""
+    """Conditioning augmentation: a caption as a Gaussian, from which the generator's condition is drawn (eq. 2).
 
-    def __init__(self, text_dim: int, condition_dim: int) -> None:
+    `deviation`: of its first weights, 0.02 as all others' in the paper. Discriminators are told the Gaussian's mean,
+    which then is near 0; with 0.1 captions are heard from the start (docs/log.md).
+    """
+
+    def __init__(self, text_dim: int, condition_dim: int, deviation: float = 0.02) -> None:
         super().__init__()
+        if not deviation > 0:
+            raise ValueError(f"condition_start={deviation}: allowed are numbers above 0")
         self.linear = nn.Linear(text_dim, 2 * condition_dim)
+        self.deviation = deviation
 
     def forward(self, text: Float[Tensor, "b t"]) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b c"]]:
         """Mean and logarithm of the variance; both are cut off at 0, as in the published code."""
@@ -96,6 +103,9 @@ def start(module: nn.Module) -> None:
         elif isinstance(part, nn.BatchNorm2d):
             nn.init.normal_(part.weight, 1.0, 0.02)
             nn.init.zeros_(part.bias)
+    for part in module.modules():
+        if isinstance(part, Augmentation) and part.deviation != 0.02:
+            nn.init.normal_(part.linear.weight, 0.0, part.deviation)
 
 
 def power(name: str, value: int, smallest: int) -> int:
@@ -110,12 +120,12 @@ class StageOne(nn.Module):
     """Noise (b, noise_dim) and captions (b, text_dim) to pictures of 8 to 64 pixels or more.
 
     The first `noise_dim - condition_dim` numbers of the noise are the picture's, the others draw the condition.
-    `tanh`: see `t2i.nets.dfgan.DFGenerator`.
+    `tanh`: see `t2i.nets.dfgan.DFGenerator`; `condition_start`: see `Augmentation`.
     """
 
     def __init__(
         self, image_size: int = 64, channels: int = 192, noise_dim: int = 228, text_dim: int = 256,
-        condition_dim: int = 128, tanh: bool = True,
+        condition_dim: int = 128, tanh: bool = True, condition_start: float = 0.02,
     ) -> None:
         super().__init__()
         ups = power("image_size", image_size, 8)
@@ -127,7 +137,7 @@ class StageOne(nn.Module):
         self.image_size, self.noise_dim, self.text_dim = image_size, noise_dim, text_dim
         self.condition_dim, self.tanh = condition_dim, tanh
         wide = 8 * channels
-        self.augmentation = Augmentation(text_dim, condition_dim)
+        self.augmentation = Augmentation(text_dim, condition_dim, condition_start)
         self.stem = nn.Sequential(nn.Linear(noise_dim, wide * 4 * 4, bias=False), BatchNorm(wide * 4 * 4), nn.ReLU())
         self.ups = nn.ModuleList(up(wide // 2**i, wide // 2 ** (i + 1)) for i in range(ups))
         self.head = conv3(wide // 2**ups, 3)
@@ -151,19 +161,22 @@ class StageTwo(nn.Module):
         image_size: of the result; stage I's is a quarter.
         num_res_blocks: 4 in the paper, 2 for COCO.
         tanh: see `t2i.nets.dfgan.DFGenerator`.
+        condition_start: see `Augmentation`.
+        skip: whether stage I's picture, enlarged, is added to the result: not in the paper, where stage II in short runs
+            forgets what stage I drew (docs/log.md).
     """
 
     def __init__(
         self, image_size: int = 256, channels: int = 192, text_dim: int = 256, condition_dim: int = 128,
-        num_res_blocks: int = 4, tanh: bool = True,
+        num_res_blocks: int = 4, tanh: bool = True, condition_start: float = 0.02, skip: bool = False,
     ) -> None:
         super().__init__()
         power("image_size", image_size, 32)
         if channels % 4:
             raise ValueError(f"channels={channels}: multiples of 4 are allowed")
         self.image_size, self.text_dim, self.condition_dim = image_size, text_dim, condition_dim
-        self.noise_dim, self.tanh, wide = condition_dim, tanh, 4 * channels
-        self.augmentation = Augmentation(text_dim, condition_dim)
+        self.noise_dim, self.tanh, self.skip, wide = condition_dim, tanh, skip, 4 * channels
+        self.augmentation = Augmentation(text_dim, condition_dim, condition_start)
         self.encoder = nn.Sequential(
             conv3(3, channels), nn.ReLU(),
             nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1, bias=False), BatchNorm(2 * channels), nn.ReLU(),
@@ -184,17 +197,23 @@ class StageTwo(nn.Module):
         for block in self.ups:
             x = block(x)
         image = self.head(x)
+        if self.skip:
+            image = image + F.interpolate(coarse.to(image.dtype), scale_factor=4.0, mode="bilinear")
         return Drawn(torch.tanh(image) if self.tanh else image, mean, log_var)
+
+
+def norm(channels: int, batch_norm: bool) -> nn.Module:
+    return BatchNorm(channels) if batch_norm else nn.Identity()
 
 
 class StackHead(nn.Module):
     """One logit from 4 x 4 features, under a condition or without one."""
 
-    def __init__(self, channels: int, condition_dim: int) -> None:
+    def __init__(self, channels: int, condition_dim: int, batch_norm: bool) -> None:
         super().__init__()
         self.joint: nn.Module = nn.Identity()
         if condition_dim:
-            self.joint = nn.Sequential(conv3(channels + condition_dim, channels), BatchNorm(channels),
+            self.joint = nn.Sequential(conv3(channels + condition_dim, channels), norm(channels, batch_norm),
                                        nn.LeakyReLU(0.2))
         self.last = nn.Conv2d(channels, 1, 4)
 
@@ -213,10 +232,13 @@ class StackDiscriminator(nn.Module):
             bring them down again, as at stage II.
         text_dim: of the condition, which for StackGAN is the mean of its conditioning augmentation.
         unconditional: a second head that is not told the caption, as at stage II.
+        batch_norm: false leaves it out, and starts as torch does: real and drawn pictures are normalised apart, so that
+            a ground of another colour is not seen where pictures are mostly ground (docs/log.md).
     """
 
     def __init__(
-        self, image_size: int = 64, channels: int = 96, text_dim: int = 128, unconditional: bool = False
+        self, image_size: int = 64, channels: int = 96, text_dim: int = 128, unconditional: bool = False,
+        batch_norm: bool = True,
     ) -> None:
         super().__init__()
         self.image_size, self.text_dim = image_size, text_dim
@@ -224,16 +246,17 @@ class StackDiscriminator(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1, bias=False), nn.LeakyReLU(0.2)]
         width = channels
         for _ in range(downs - 1):
-            layers += [nn.Conv2d(width, 2 * width, 4, stride=2, padding=1, bias=False), BatchNorm(2 * width),
-                       nn.LeakyReLU(0.2)]
+            layers += [nn.Conv2d(width, 2 * width, 4, stride=2, padding=1, bias=False),
+                       norm(2 * width, batch_norm), nn.LeakyReLU(0.2)]
             width *= 2
         while width > 8 * channels:
-            layers += [conv3(width, width // 2), BatchNorm(width // 2), nn.LeakyReLU(0.2)]
+            layers += [conv3(width, width // 2), norm(width // 2, batch_norm), nn.LeakyReLU(0.2)]
             width //= 2
         self.encoder = nn.Sequential(*layers)
-        self.head = StackHead(width, text_dim)
-        self.free_head = StackHead(width, 0) if unconditional else None
-        start(self)
+        self.head = StackHead(width, text_dim, batch_norm)
+        self.free_head = StackHead(width, 0, batch_norm) if unconditional else None
+        if batch_norm:
+            start(self)
 
     def features(self, image: Float[Tensor, "b 3 h w"]) -> Seen:
         return Seen(self.encoder(image))
