@@ -10,13 +10,14 @@ from t2i.command import main
 
 ABOUT = """
 python sample.py ckpt=runs/quickstart/prior/last.ckpt prompt="two red circles above a blue square" n=8 seed=0
+python sample.py guide=clip guide.clips=runs/quickstart/clip/hf ckpt=runs/quickstart/vqgan/last.ckpt prompt="a red circle"
 """
 
 
 def run(config: dict[str, Any], overrides: list[str]) -> Any:
-    from t2i import drawing
+    from t2i import drawing, guided_drawing
 
-    return drawing.run(config)
+    return guided_drawing.run(config) if "guide" in config else drawing.run(config)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class Hostile:
 def test_round_trip(path: Path) -> None:
     model = checkpoint.build(MODEL)
     checkpoint.save_atomic(held(model), path)
-    again = checkpoint.load(path, kind="imagetokenizer")
+    again = checkpoint.load(path, kind="tokenizer")
     assert not again.training
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
     torch.load(path, weights_only=True)
@@ -72,7 +72,7 @@ def test_parts_are_built_from_the_file_alone(path: Path) -> None:
 
 def test_wrong_kind(path: Path) -> None:
     checkpoint.save_atomic(held(checkpoint.build(MODEL)), path)
-    with pytest.raises(ValueError, match=r"last\.ckpt holds a imagetokenizer; a prior is wanted"):
+    with pytest.raises(ValueError, match=r"last\.ckpt holds a tokenizer; a prior is wanted"):
         checkpoint.read(path, kind="prior")
 
 

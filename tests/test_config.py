@@ -70,7 +70,7 @@ def test_texts_are_set_aside_and_nothing_else() -> None:
         (["model=vqgan", "data.batch_sze=3", "learning_rate=1"], ["data.batch_size", "model.learning_rate"]),
         (["modle=vqgan", "model=vqgan"], ["modle", "did you mean model"]),
         (["model=vqgn"], ["model=vqgn", "did you mean vqgan", "clip, dfgan, prior, prior_305m"]),
-        (["model/quantizer=vqq", "model=vqgan"], ["model/quantizer=vqq", "ema, fsq, product, vq"]),
+        (["model/quantizer=vqq", "model=vqgan"], ["model/quantizer=vqq", "ema, fsq, gumbel, product, vq"]),
         (["model/quantizer=vq", "model=clip"], ["model/quantizer", "model=clip"]),
         (["model=vqgan", "trainer=ddpp"], ["trainer=ddpp", "auto, cpu, ddp, fsdp, gpu"]),
         (["experiments=quickstart/clp"], ["quickstart/clp", "quickstart/clip"]),

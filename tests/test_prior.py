@@ -180,7 +180,7 @@ def test_its_checkpoint_draws_when_everything_else_is_gone(made, toy, tmp_path) 
     second = {"state_dict": again.state_dict(), "t2i": checkpoint.pack(again, held["t2i"]["config"])}
     checkpoint.save_atomic(second, path)  # what was loaded can be saved again
     assert torch.equal(checkpoint.load(path).sample(TEXT, **options), expected)
-    with pytest.raises(ValueError, match="holds a prior; a vqgan is wanted"):
+    with pytest.raises(ValueError, match="holds a prior; a vqgan or tokenizer is wanted"):
         load_tokenizer(path)
     with pytest.raises(ValueError, match=r"vqgan.ckpt does not exist"):
         prior(here)

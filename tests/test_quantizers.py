@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from t2i.quantizers.ema import EMA
 from t2i.quantizers.fsq import FSQ
+from t2i.quantizers.gumbel import Gumbel
 from t2i.quantizers.nearest import nearest, rotate, straight_through
 from t2i.quantizers.product import Product
 from t2i.quantizers.vq import VQ
@@ -27,6 +28,7 @@ ALL = {
     "normalised": lambda: VQ(codebook_size=40, dim=4, normalize=True),
     "ema": lambda: EMA(codebook_size=40, dim=4),
     "fsq": lambda: FSQ(levels=(5, 2, 2, 2)),
+    "gumbel": lambda: Gumbel(codebook_size=40, dim=4),
     "product": lambda: Product({"a": EMA(codebook_size=8, dim=2), "b": VQ(codebook_size=5, dim=2)}),
 }
 
@@ -334,3 +336,64 @@ def test_parts_that_do_not_fit_are_refused() -> None:
         Product({"a": EMA(4, dim=2), "b": EMA(4, dim=3)})
     with pytest.raises(ValueError, match="latent of 5 channels: the parts quantise 4"):
         Product({"a": EMA(4, dim=2), "b": EMA(4, dim=2)})(torch.zeros(1, 5, 2, 2))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_not_rounded_lies_where_the_codes_do(name: str) -> None:
+    torch.manual_seed(0)
+    quantizer = ALL[name]().eval()
+    z = torch.randn(2, 4, 3, 5, requires_grad=True)
+    unrounded = quantizer.unrounded(z)
+    assert unrounded.shape == z.shape and unrounded.dtype == torch.float32
+    if name == "gumbel":  # a mixture: with all probability on one code it is that code
+        with torch.no_grad():
+            quantizer.proj.weight.mul_(1e4)
+        torch.testing.assert_close(quantizer.unrounded(z), quantizer.decode_ids(quantizer(z).ids))
+        return
+    parts = [p.dim for p in quantizer.parts.values()] if name == "product" else [4]
+    each = digits(quantizer(z).ids, quantizer.factors)
+    for i, (part, book) in enumerate(zip(unrounded.split(parts, 1), quantizer.codebooks(), strict=True)):
+        assert torch.equal(torch.cdist(part.permute(0, 2, 3, 1).flatten(0, 2), book).argmin(1), each[..., i].flatten())
+    unrounded.square().sum().backward()
+    assert z.grad.isfinite().all()
+
+
+def test_gumbel_reproduces_the_reference() -> None:
+    """The reference draws also in evaluation: its indices are those of the noise that followed its picture."""
+    golden = load_file(GOLDEN / "taming_gumbel_tiny_quantizer.safetensors")
+    z = F.conv2d(golden["io/latent"], golden["weight/quant_conv.weight"], golden["weight/quant_conv.bias"])
+    quantizer = Gumbel(codebook_size=64, dim=16, kl_weight=1e-8)
+    names = {"proj.weight": "proj.weight", "proj.bias": "proj.bias", "codebook": "embed.weight"}
+    quantizer.load_state_dict({ours: golden[f"weight/quantize.{theirs}"] for ours, theirs in names.items()})
+    torch.manual_seed(2)
+    torch.rand(2, 3, 32, 32)  # the picture
+    out = quantizer(z)
+    assert torch.equal(out.ids.flatten(1), golden["io/indices"])
+    torch.testing.assert_close(out.z_q, golden["io/quantized"], atol=1e-6, rtol=0)
+    likeliest = quantizer.eval()(z).ids
+    assert torch.equal(likeliest, quantizer(z).ids) and torch.equal(likeliest, quantizer.proj(z).argmax(1))
+
+
+def test_gumbel_learns_and_keeps_its_codes_in_use() -> None:
+    torch.manual_seed(0)
+    quantizer = Gumbel(codebook_size=8, dim=2, kl_weight=0.5)
+    with torch.no_grad():
+        quantizer.proj.bias[0] = 20.0
+    collapsed = quantizer(torch.randn(1, 2, 4, 4))
+    assert collapsed.loss.item() == pytest.approx(0.5 * math.log(8), rel=1e-3)
+    assert collapsed.metrics["divergence"].item() == pytest.approx(math.log(8), rel=1e-3)
+    quantizer = Gumbel(codebook_size=8, dim=2, temperature=0.7)
+    optimizer = torch.optim.Adam(quantizer.parameters(), 0.05)
+    z = blobs(400)
+    before = F.mse_loss(quantizer.eval()(z).z_q, z).item()
+    quantizer.train()
+    for _ in range(200):
+        optimizer.zero_grad()
+        out = quantizer(z)
+        (F.mse_loss(out.z_q, z) + out.loss).backward()
+        optimizer.step()
+    assert F.mse_loss(quantizer.eval()(z).z_q, z).item() < 0.1 * before
+    soft = Gumbel(codebook_size=8, dim=2, straight_through=False)
+    assert not torch.equal(soft(z).z_q, soft.decode_ids(soft(z).ids))
+    with pytest.raises(ValueError, match=r"temperature=0: a number above 0"):
+        Gumbel(temperature=0)

@@ -15,6 +15,7 @@ from PIL import Image
 from t2i import checkpoint
 from t2i.config import choices, compose, groups, plan
 from t2i.data.folder import Folder
+from t2i.guiding import Replay, Settings
 from t2i.models.clip import CLIP
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,9 +96,21 @@ def build_all(config: dict[str, Any], clip_folder: str, pictures: str) -> Any:
     return checkpoint.build(config["model"], **given)
 
 
+def settings(_target_: str, **given: Any) -> Any:
+    """A guide's node as its class, every argument given."""
+    cls = {"t2i.guiding.Settings": Settings, "t2i.guiding.Replay": Replay}[_target_]
+    assert set(given) == set(cls.__dataclass_fields__)
+    return cls(**given)
+
+
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes(choice: str) -> None:
     group = choice.partition("=")[0]
+    if group == "guide":  # of the doors that draw
+        more = ["guide.clips=there"] if choice == "guide=clip" else ["guide.path=there.json"]
+        found = compose([choice, *more], "sample", files=False)
+        assert checkpoint.build(found["guide"]) == settings(**found["guide"])
+        return
     overrides = filled([*BASE.get(group, ["model=clip"]), choice])
     config = compose(overrides, files=False)
     json.dumps(config)

@@ -6,7 +6,8 @@
      "ema": {"weights": {parameter: tensor}, "updates": n}}                                where averages were kept
 
 A file says by itself how to build what it holds. Nothing in it is executed: it is read with `weights_only=True`, and
-a `_target_` is followed only into this package. Files are written whole or not at all.
+a `_target_` is followed only into this package. Files are written whole or not at all. What was exported
+(`t2i.exported`) is read in the same places, but for continuing a run.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import io
 import os
 import re
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +26,8 @@ from typing import Any, BinaryIO, cast
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
+
+from t2i import exported, files
 
 FORMAT = 1
 PACKAGE = "t2i."
@@ -149,9 +151,9 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def file_hash(path: str | Path) -> str:
-    """The first 16 hex digits of a file's SHA-256."""
+    """The first 16 hex digits of a file's SHA-256; of an exported folder, of its weights'."""
     digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
+    with exported.located(path).open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()[:16]
@@ -162,25 +164,9 @@ def load_file(path: Path) -> Any:
 
     Checks every file that comes from outside: `read` is for checkpoints of ours, `t2i.interop.tensors` for others'.
     """
-    if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "does not exist"
-        others = ", ".join(sorted(p.name for p in path.parent.glob("*.ckpt"))[:8]) if path.parent.is_dir() else ""
-        raise ValueError(f"the checkpoint {path} {what}" + (f"; beside it there is {others}" if others else ""))
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(512)
-    if size == 0:
-        raise ValueError(f"{path} is empty")
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise ValueError(f"{path} is a web page, not a checkpoint: the download gave an error page or a log-in form")
-    if head.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a Git LFS pointer, not a checkpoint: fetch the file itself with git lfs pull")
-    if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < size:
+    files.check(path)
+    if files.is_safetensors(path):
         raise ValueError(f"{path} is a safetensors file, not a checkpoint of this project")
-    if head.startswith(b"PK") and not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is cut off after {size:,} bytes: the end of the archive is missing")
-    if not head.startswith((b"PK", b"\x80")):
-        raise ValueError(f"{path} is no checkpoint: it starts with {head[:16]!r}")
     try:
         with warnings.catch_warnings(action="ignore"):  # of pickle protocols; what is unreadable raises
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -201,8 +187,9 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 
 def read(path: str | Path, kind: str | tuple[str, ...] | None = None) -> dict[str, Any]:
     """The whole dictionary of a checkpoint of ours, tensors on the CPU; ValueError says what is wrong with the file."""
-    path = Path(path).expanduser()
-    held = load_file(path)
+    path = exported.located(path)
+    held = exported.read(path) if path.is_file() and files.is_safetensors(path) else {}
+    held = held if exported.KEY in held else load_file(path)
     section = held.get("t2i") if isinstance(held, dict) else None
     if not isinstance(section, dict) or not isinstance(held.get("state_dict"), dict):
         keys = ", ".join(sorted(map(str, held))[:8]) if isinstance(held, dict) else type(held).__name__
@@ -278,4 +265,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         save_atomic(checkpoint, path)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        return read(path)
+        held = read(path)
+        if "optimizer_states" not in held:
+            raise ValueError(f"{path} holds weights alone: a run is continued from a .ckpt that training wrote")
+        return held
+
+
+def export(held: Mapping[str, Any], path: str | Path) -> Path:
+    """Writes a checkpoint's model, averaged weights where it has some, as `t2i.exported` describes: a path that ends
+    with .safetensors is the file, any other the folder. Returns the file."""
+    content, text = exported.to_bytes(held["t2i"], weights(held))
+    file = Path(path) if Path(path).suffix == ".safetensors" else Path(path) / exported.WEIGHTS
+    with _written_whole(file) as opened:
+        opened.write(content)
+    if file != Path(path):
+        write_text(file.with_name(exported.CONFIG), text)
+    return file

@@ -27,8 +27,9 @@ settings with several values (model/quantizer=vq,ema seed=0,1). Mistakes give a 
 
 def usage(config_name: str, about: str) -> str:
     lines = [about.strip(), HELP]
-    if config_name == "train":
-        lines += ["Groups:", *(f"  {group}={'|'.join(choices(group))}" for group in groups())]
+    own = {"train": [g for g in groups() if g != "guide"], "sample": ["guide"], "evaluate": ["guide"]}
+    if config_name in own:
+        lines += ["Groups:", *(f"  {group}={'|'.join(choices(group))}" for group in own[config_name])]
     lines += ["", f"Keys (conf/{config_name}.yaml):"]
     text = (SOURCE.parent / f"conf/{config_name}.yaml").read_text(encoding="utf-8")
     lines += [f"  {line}" for line in text.splitlines() if re.match(r"(  )?\w+:", line) and "searchpath" not in line

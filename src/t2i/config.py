@@ -20,16 +20,18 @@ from t2i.check import check, near
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 RECIPES = ROOT / "experiments"
-TEXTS = {"prompt", "negative"}  # taken to the letter
+TEXTS = {"prompt", "negative", "guide.extras", "guide.excluded", "guide.styles", "guide.images"}  # to the letter
 # Text, or null.
 PATHS = {"ckpt", "out", "data.font", "prompts", "scorer", "resume", "name", "group", "completion.image",
-         "text_encoder.vocabulary"}
+         "text_encoder.vocabulary", "guide.clips", "guide.start_image"}
 PATH_ENDINGS = ("path", "root", "runs", "cache", "folder")
 HINTS = {
     "ckpt": "the checkpoint to use, for instance runs/<name>/last.ckpt",
     "model.tokenizer.path": "the checkpoint of a tokenizer, for instance runs/vqgan-shapes/last.ckpt",
     "model.stage1.path": "the checkpoint of a stage I (model=stackgan1), for instance runs/stackgan1-shapes/last.ckpt",
     "text_encoder.path": "a CLIP: a Hugging Face folder such as runs/clip-shapes/hf, or a hub name",
+    "guide.clips": "the CLIP that guides: a Hugging Face folder such as runs/quickstart/clip/hf, or a hub name",
+    "guide.path": "the drawing.json of a guided drawing",
     "data.root": "the folder with the pictures; python prepare.py data=… data.root=… looks it over",
 }
 
@@ -70,7 +72,7 @@ def set_aside(overrides: list[str]) -> tuple[list[str], dict[str, str]]:
     for override in overrides:
         key, equals, value = override.partition("=")
         bare = key.lstrip("+")
-        path = is_path(bare) and value not in ("", "null", "???")
+        path = is_path(bare) and value not in ("", "null", "???") and not value.startswith("[")
         if equals and (bare in TEXTS or path):
             word = f"__text_{len(texts)}__"
             texts[word] = value

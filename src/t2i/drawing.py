@@ -30,6 +30,7 @@ from t2i.nearest import beside, training_data
 
 KINDS = ("prior", "dfgan", "stackgan1", "stackgan2")
 GRID_LIMIT = 144  # pictures on grid.png
+PICTURES = 4  # a caption
 OPTIONS = ("temperature", "top_k", "top_p", "guidance", "truncation")
 
 
@@ -191,6 +192,7 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
     Writes `<out>/<000>-<caption>-<i>.png`, `grid.png` and `drawing.json`. `model` and `scorer` stand in for what
     `ckpt` and `scorer` name, for use from Python.
     """
+    cfg = {**cfg, "n": PICTURES if cfg["n"] is None else cfg["n"]}
     texts = read_prompts(cfg)
     faults = faults_of(cfg)
     if faults:

@@ -26,7 +26,7 @@ from t2i.metrics.composition import composition_score, shuffled
 from t2i.metrics.reconstruction import CodebookUsage, psnr, ssim
 from t2i.scenes import TASKS, Task, render
 
-COLUMNS = {"score": "score", "ceiling_renders": "ceiling: renders",
+COLUMNS = {"score": "score", "refined": "refined by CLIP", "ceiling_renders": "ceiling: renders",
            "ceiling_reconstructions": "ceiling: reconstructions", "floor_shuffled_captions": "floor: shuffled captions"}
 METRICS = ("composition", "reconstruction")
 BATCH = 64
@@ -92,6 +92,23 @@ def composition(
     return result
 
 
+def refined(
+    found: dict[str, Any], config: dict[str, Any], model: Any, options: dict[str, Any], world: shapes.World,
+    progress: Any = None,
+) -> dict[str, Any]:
+    """The scores with those of the same samples after guided drawing beside them, and its pictures as examples."""
+    from t2i.guiding import Drawer, settings_of
+
+    if not hasattr(model, "codes"):
+        raise ValueError(f"guide= refines a prior's samples; {config['ckpt']} holds a {model.kind}")
+    drawer = Drawer(settings_of(config["guide"]), model, options=options)
+    if drawer.start != "prior":
+        raise ValueError(f"guide.start={drawer.start}: evaluate.py compares with the prior's own samples; leave it out")
+    after = composition(drawer, config["n_per_task"], config["seed"], {}, world, progress)
+    return {split: {"score": kinds.pop("score"), "refined": after[split]["score"], **kinds,
+                    "examples": after[split]["examples"]} for split, kinds in found.items()}
+
+
 @torch.inference_mode()
 def reconstruction(tokenizer: Any, config: dict[str, Any], split: str = "val", limit: int = 512) -> dict[str, Any]:
     """Means over the first `limit` pictures of a split of the data the checkpoint was trained on."""
@@ -127,6 +144,8 @@ def evaluate(config: dict[str, Any], progress: Any = None) -> tuple[dict[str, An
     if "composition" in config["metrics"]:
         options = options_of(config, model)
         found = composition(model, config["n_per_task"], config["seed"], options, world_of(held["data"]), progress)
+        if "guide" in config:
+            found = refined(found, config, model, options, world_of(held["data"]), progress)
         examples = {split: found[split].pop("examples") for split in found}
         scores["composition"] = found
     if "reconstruction" in config["metrics"]:
@@ -135,6 +154,7 @@ def evaluate(config: dict[str, Any], progress: Any = None) -> tuple[dict[str, An
         "checkpoint": str(config["ckpt"]), "hash": checkpoint.file_hash(config["ckpt"]), "seed": config["seed"],
         "sampler": options, "n_per_task": config["n_per_task"], "image_size": model.image_size,
         "reader": "t2i.metrics.composition (no learned weights); GenEval's clause logic, arXiv 2310.11513",
+        **({"guide": config["guide"]} if "guide" in config else {}),
         "data": held["data"], "seconds": round(time.monotonic() - started, 1),
     }
     return {"scores": scores, "protocol": protocol}, examples

@@ -9,7 +9,7 @@ BESIDE: dict[str, tuple[str, ...]] = {"data": ("batch_size", "workers")}
 # Values that belong to no constructor: annotation, least and largest allowed.
 VALUES: dict[str, tuple[str, float | None, float | None]] = {
     "seed": ("int", 0, None),
-    "n": ("int", 1, None),
+    "n": ("int | None", 1, None),
     "best_of": ("int", 1, None),
     "batch_size": ("int", 1, None),
     "n_per_task": ("int", 1, None),

@@ -103,13 +103,16 @@ class Autoencoder(Protocol):
 
 @runtime_checkable
 class Quantizer(Protocol):
-    """`factors`: how many codes each part of a code has, (codebook_size,) where codes have no parts."""
+    """`factors`: how many codes each part of a code has, (codebook_size,) where codes have no parts. `unrounded` takes
+    latents to where the codes lie, choosing none."""
 
     dim: int
     codebook_size: int
     factors: tuple[int, ...]
 
     def __call__(self, z: Float[Tensor, "b d h w"]) -> Quantized: ...
+
+    def unrounded(self, z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]: ...
 
     def decode_ids(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]: ...
 
@@ -119,7 +122,8 @@ class Quantizer(Protocol):
 @runtime_checkable
 class Tokenizer(Protocol):
     """Pictures to codes and back. `grid` is (rows, columns); ids are in raster order; `factors` and `codebooks` are
-    the quantiser's."""
+    the quantiser's. `latents` are what is rounded to codes, before that; `decode` takes them, or codes' vectors, with
+    gradients, and does not clamp its pictures; both take other sizes than `image_size` where the net does."""
 
     codebook_size: int
     factors: tuple[int, ...]
@@ -132,6 +136,10 @@ class Tokenizer(Protocol):
 
     def decode_ids(self, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b 3 h w"]: ...
 
+    def latents(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]: ...
+
+    def decode(self, z_q: Float[Tensor, "b d gh gw"]) -> Float[Tensor, "b 3 h w"]: ...
+
     def codebooks(self) -> list[Float[Tensor, "k d"]]: ...
 
 
@@ -142,6 +150,46 @@ class TextEncoder(Protocol):
     max_length: int
 
     def __call__(self, text: list[str]) -> TextEmbedding: ...
+
+
+@runtime_checkable
+class Guide(Protocol):
+    """A frozen CLIP that says how like a text a picture is, with a gradient for the picture.
+
+    Views are square, in [-1, 1] like all pictures here; embeddings are unit vectors in float32."""
+
+    image_size: int
+    name: str
+
+    def embed_text(self, text: list[str]) -> Float[Tensor, "b d"]: ...
+
+    def embed_image(self, views: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]: ...
+
+    def hash(self) -> str: ...
+
+    def to(self, device: torch.device | str) -> object: ...
+
+
+class Canvas(Protocol):
+    """A picture as parameters, which guided drawing moves. Called, it gives the picture, about in [-1, 1], not clamped.
+
+    `after_step` brings the parameters back to where they may lie, after every step of the optimiser; `start_from` makes
+    the picture as like a given one as it can be; the parameters are exactly what is moved, frozen decoders stay out."""
+
+    height: int
+    width: int
+
+    def __call__(self) -> Float[Tensor, "1 3 h w"]: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def train(self, mode: bool = True) -> object: ...
+
+    def after_step(self) -> None: ...
+
+    def start_from(self, image: Float[Tensor, "1 3 h w"]) -> None: ...
 
 
 @dataclass

@@ -55,6 +55,8 @@ def read_pixels(data: bytes, name: Any) -> UInt8[Tensor, "3 h w"]:
             return by_pillow(opened)
     except UNREADABLE as error:
         reason = str(error).split("\n")[0]
+        if "cannot identify image file" in reason:  # it names an object in memory
+            reason = "it is none, or of an unknown format"
         if "decode_jpeg" in reason:  # its message is a place in a C++ file
             reason = "the JPEG is cut off or damaged"
         raise ValueError(f"{name} cannot be read as a picture: {reason}") from error

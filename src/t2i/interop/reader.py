@@ -12,35 +12,15 @@ from typing import Any
 from t2i import checkpoint
 from t2i.bilstm_folder import CONFIG, VOCABULARY, WEIGHTS
 from t2i.interop.damsm import read_damsm
-from t2i.interop.dfgan import NETS, nets, read_dfgan, read_generator
-from t2i.interop.stackgan import INNER, read_stage1, read_stage2
+from t2i.interop.dfgan import nets, read_dfgan, read_generator
+from t2i.interop.kinds import kind_of, recognise
+from t2i.interop.stackgan import read_stage1, read_stage2
 from t2i.interop.tensors import first, read_tensors
 from t2i.models.stackgan import Coarse, StackGAN1, StackGAN2
 from t2i.nets.stackgan import StackDiscriminator
 from t2i.text.bilstm import BiLSTMText
 
 READ = "DF-GAN (netG) and StackGAN (STAGE1_G, STAGE2_G)"
-
-
-def recognise(held: Any) -> str | None:
-    """dfgan, stackgan1, stackgan2 or judge (nothing but a discriminator); None where it is none of them."""
-    if not isinstance(held, Mapping):
-        return None
-    model = held.get("model")
-    inner = model if isinstance(model, Mapping) else held
-    names = {str(name).removeprefix("module.") for name in inner}
-    if names & set(NETS):
-        return "dfgan"
-    if inner is not held:
-        return None
-    if any(name.startswith(("GBlocks.", "block0.", "to_rgb.")) for name in names):
-        return "dfgan"
-    if any(name.startswith((INNER, "hr_joint.")) for name in names):
-        return "stackgan2"
-    if any(name.startswith("ca_net.") for name in names):
-        return "stackgan1"
-    judges = ("encode_img.", "DBlocks.", "joint_conv.", "get_cond_logits.", "COND_DNET.")
-    return "judge" if any(name.startswith(judges) for name in names) else None
 
 
 def read_text_encoder(path: str | Path, vocabulary: str | Path | None) -> BiLSTMText:
@@ -124,8 +104,9 @@ def load_drawer(
     held = read_tensors(path) if held is None else held
     system = recognise(held)
     if system is None:
-        raise ValueError(f"{path} is no checkpoint of this project (it has no section 't2i') nor of one that is read:"
-                         f" {READ}. It holds {first(held)}")
+        what = f"{path} is {known.text}, not a checkpoint of this project" if (known := kind_of(held)) else (
+            f"{path} is no checkpoint of this project (it has no section 't2i')")
+        raise ValueError(f"{what} nor of one that is read: {READ}. It holds {first(held)}")
     if system == "judge":
         raise ValueError(f"{path} holds a discriminator, which draws nothing: {READ} are read. It holds {first(held)}")
     if system == "dfgan":

@@ -1,7 +1,8 @@
 """Other projects' files as plain containers and tensors, and nets filled from them by the files' own names.
 
 Nothing in a file is executed: torch's files are read with `weights_only=True`, safetensors hold no code. Of foreign
-names only NumPy's scalar and dtype are known, and stand-ins of ours, which make plain numbers, answer to them.
+names a few are known, and stand-ins of ours answer to them: NumPy's scalar and dtype become plain numbers, and what
+Lightning's checkpoints name beside the weights (callbacks, the arguments of a command line) becomes nothing.
 """
 
 from __future__ import annotations
@@ -14,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor, nn
 
-from t2i import checkpoint
+from t2i import checkpoint, exported, files
 
 Source = str | Path | Mapping[str, Any]
 SHOWN = 8  # problems that a message lists
@@ -46,27 +45,48 @@ def scalar(dtype: Any, data: bytes) -> bool | int | float:
     return struct.unpack(dtype.order + dtype.format, data)[0]
 
 
+class Nothing:
+    """What a class that is known and not wanted becomes: it takes everything and keeps nothing."""
+
+    name = ""
+
+    def __new__(cls, *_: Any, **__: Any) -> Nothing:
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+# Named by checkpoints of Lightning 1.x (keys of `callbacks`), by taming-transformers' main.py, by LlamaGen's (`args`).
+UNWANTED = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
+    "pytorch_lightning.callbacks.lr_monitor.LearningRateMonitor",
+    "pytorch_lightning.callbacks.lr_logger.LearningRateLogger",
+    "pytorch_lightning.callbacks.progress.ProgressBar",
+    "main.SetupCallback", "main.ImageLogger", "main.CUDACallback", "argparse.Namespace",
+)  # fmt: skip
 STANDINS: list[Any] = [
     (Dtype, "numpy.dtype"),
     (scalar, "numpy.core.multiarray.scalar"),
     (scalar, "numpy._core.multiarray.scalar"),
+    *((type(name.rpartition(".")[2], (Nothing,), {"name": name}), name) for name in UNWANTED),
 ]
 
 
 def read_tensors(path: str | Path) -> Any:
     """What a torch file (of either format) or a .safetensors holds, tensors on the CPU; nothing in it is executed.
 
+    What we exported is read as the checkpoint that it came from.
+
     ValueError says what else the file is (a web page, a pointer, cut off, another program's classes by name).
     """
-    path = Path(path).expanduser()
-    if path.is_file():
-        with path.open("rb") as file:
-            head = file.read(10)
-        if head[8:] == b'{"' or (head[8:9] == b"{" and path.suffix == ".safetensors"):
-            try:
-                return load(path.read_bytes())
-            except SafetensorError as error:
-                raise ValueError(f"{path} is a damaged safetensors file ({error})") from error
+    path = exported.located(path)
+    if path.is_file() and files.is_safetensors(path):
+        return exported.read(path)
     with torch.serialization.safe_globals(STANDINS):
         return checkpoint.load_file(path)
 
@@ -130,7 +150,8 @@ def fill(
     make: Callable[..., nn.Module], choices: Mapping[str, Iterable[Any]], state: Mapping[str, Any],
     published: Callable[[str], str], source: str, what: str, prefix: str = "",
 ) -> Any:
-    """The net of these weights in float32 and eval mode, filled strictly.
+    """The net of these weights in float32 and eval mode, filled strictly; of tensors on the meta device, which have
+    shapes alone, a net that is there too.
 
     Args:
         make, choices: the constructor, and for each argument the values that some tensors speak for; those are taken
@@ -159,6 +180,8 @@ def fill(
     if problems:
         more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise ValueError(f"the weights in {source} are no {what}: {'; '.join(problems[:SHOWN])}{more}")
+    if any(isinstance(value, Tensor) and value.is_meta for value in state.values()):
+        return net.eval()
     kinds = {name: value.dtype for name, value in net.state_dict().items()}
     held = {name: state[published(name)].detach().to("cpu", kind, copy=True) for name, kind in kinds.items()}
     net.load_state_dict(held, assign=True)

@@ -186,7 +186,11 @@ class Prior(OnePlayer):
         self.log("val/loss", self.loss(batch, conditional), batch_size=size, sync_dist=True)
         self.log("val/loss_without_caption", self.loss(batch, ~conditional), batch_size=size, sync_dist=True)
 
-    def sample(
+    def sample(self, text: list[str], *, seeds: list[int], **options: Any) -> Float[Tensor, "b 3 h w"]:
+        """Draws one picture a caption, in [-1, 1]; options as those of `codes`."""
+        return self.tokenizer.decode_ids(self.codes(text, seeds=seeds, **options).clone()).float()
+
+    def codes(
         self,
         text: list[str],
         *,
@@ -198,8 +202,8 @@ class Prior(OnePlayer):
         guidance: float = 1.0,
         given: Int[Tensor, "b m"] | None = None,
         **unknown: object,
-    ) -> Float[Tensor, "b 3 h w"]:
-        """Draws one picture a caption, in [-1, 1]; options as in `t2i.sampling.generate`."""
+    ) -> Int[Tensor, "b n"]:
+        """Draws the codes of one picture a caption; options as in `t2i.sampling.generate`."""
         if unknown:
             raise ValueError(f"{', '.join(unknown)} is no option of the prior; allowed are unconditional, temperature,"
                              " top_k, top_p, guidance, given")
@@ -212,9 +216,8 @@ class Prior(OnePlayer):
         try:
             embedding = self.text_encoder(text)
             uniform = uniforms(seeds, self.gpt.num_codes * len(self.gpt.factors), self.device)
-            ids = generate(self.gpt, embedding.states, embedding.mask, uniform, unconditional=unconditional,
-                           temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, given=given)
-            return self.tokenizer.decode_ids(ids.clone()).float()
+            return generate(self.gpt, embedding.states, embedding.mask, uniform, unconditional=unconditional,
+                            temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, given=given)
         finally:
             self.train(was_training)
 

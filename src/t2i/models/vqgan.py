@@ -192,15 +192,27 @@ class VQGAN(TwoPlayers):
                                     "captions": batch.text[:8]}}
 
 
-def load_tokenizer(path: str | Path) -> ImageTokenizer:
-    """The frozen tokenizer out of a VQGAN's checkpoint; it needs neither discriminator nor perceptual net."""
-    held = checkpoint.read(path, kind="vqgan")
+def load_tokenizer(path: str | Path, image_size: int | None = None) -> ImageTokenizer:
+    """The frozen tokenizer out of a VQGAN's checkpoint, or converted from another project's file; it needs neither
+    discriminator nor perceptual net.
+
+    `image_size` is of the pictures it is for, where that is known: a VQGAN takes those that it was trained with.
+    """
+    held = checkpoint.read(path, kind=("vqgan", "tokenizer"))
     model = held["t2i"]["config"]["model"]
-    config = {"_target_": "t2i.nets.tokenizer.ImageTokenizer"}
-    config |= {key: model[key] for key in ("autoencoder", "quantizer", "image_size")}
+    weights = checkpoint.weights(held)
+    if held["t2i"]["kind"] == "vqgan":
+        config: dict[str, Any] = {"_target_": "t2i.nets.tokenizer.ImageTokenizer"}
+        config |= {key: model[key] for key in ("autoencoder", "quantizer", "image_size")}
+        weights = {k.removeprefix("tokenizer."): v for k, v in weights.items() if k.startswith("tokenizer.")}
+    else:
+        config = dict(model)
+    if image_size is not None and config.get("any_size"):
+        config["image_size"] = image_size
+    if image_size not in (None, config["image_size"]):
+        raise ValueError(f"image_size={image_size} (data.image_size): the tokenizer {path} takes pictures of"
+                         f" {config['image_size']} pixels a side")
     tokenizer = checkpoint.build(config)
-    every = checkpoint.weights(held)
-    weights = {k.removeprefix("tokenizer."): v for k, v in every.items() if k.startswith("tokenizer.")}
     checkpoint.load_weights(tokenizer, weights, path)
     tokenizer.config = config
     return tokenizer.eval().requires_grad_(False)

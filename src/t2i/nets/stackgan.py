@@ -162,8 +162,8 @@ class StageTwo(nn.Module):
         num_res_blocks: 4 in the paper, 2 for COCO.
         tanh: see `t2i.nets.dfgan.DFGenerator`.
         condition_start: see `Augmentation`.
-        skip: whether stage I's picture, enlarged, is added to the result: not in the paper, where stage II in short runs
-            forgets what stage I drew (docs/log.md).
+        skip: whether stage I's picture, enlarged, is added to the result; not in the paper, where stage II in short
+            runs forgets what stage I drew (docs/log.md).
     """
 
     def __init__(

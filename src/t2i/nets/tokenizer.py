@@ -6,6 +6,7 @@ other change. Where latent and quantiser have the same parts they work in groups
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -22,15 +23,21 @@ class ImageTokenizer(nn.Module):
         autoencoder: a module and `t2i.types.Autoencoder`.
         quantizer: a module and `t2i.types.Quantizer`.
         image_size: side of the square pictures, divisible by the autoencoder's factor.
+        any_size: `encode` takes pictures of other sizes too, and `decode_ids` their codes where they are a square. For
+            nets out of files that do not tell the size they were trained with.
     """
 
-    def __init__(self, autoencoder: Autoencoder, quantizer: Quantizer, image_size: int) -> None:
+    kind = "tokenizer"
+
+    def __init__(
+        self, autoencoder: Autoencoder, quantizer: Quantizer, image_size: int, any_size: bool = False
+    ) -> None:
         super().__init__()
-        if image_size % autoencoder.factor:
+        if image_size < 1 or image_size % autoencoder.factor:
             raise ValueError(
                 f"image_size={image_size} is not divisible by the autoencoder's factor {autoencoder.factor}"
             )
-        self.autoencoder, self.quantizer, self.image_size = autoencoder, quantizer, image_size
+        self.autoencoder, self.quantizer, self.image_size, self.any_size = autoencoder, quantizer, image_size, any_size
         parts, latents = len(quantizer.factors), autoencoder.parts
         if parts > 1 and latents > 1 and parts != latents:
             raise ValueError(f"the autoencoder's latent has {latents} parts and the quantizer {parts}: one of them must"
@@ -46,7 +53,12 @@ class ImageTokenizer(nn.Module):
     def quantize(self, image: Float[Tensor, "b 3 h w"]) -> Quantized:
         return self.quantizer(self.quant_conv(self.autoencoder.encoder(image)))
 
-    def decode(self, z_q: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 h w"]:
+    def latents(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
+        """What `quantize` rounds to codes, not rounded: `decode` takes it. Sides are multiples of the factor."""
+        return self.quantizer.unrounded(self.quant_conv(self.autoencoder.encoder(image)))
+
+    def decode(self, z_q: Float[Tensor, "b d gh gw"]) -> Float[Tensor, "b 3 h w"]:
+        """Pictures, not clamped, of latents or of codes' vectors, on a grid of any size."""
         return self.autoencoder.decoder(self.post_quant_conv(z_q))
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b 3 h w"], Quantized]:
@@ -57,14 +69,19 @@ class ImageTokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, image: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b n"]:
         """Codes in raster order; images in [-1, 1] of the tokenizer's size."""
-        if image.shape[-2:] != (self.image_size, self.image_size):
+        if not self.any_size and image.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(f"images are {tuple(image.shape[-2:])}; this tokenizer takes {(self.image_size,) * 2}")
         return self.quantize(image).ids.flatten(1)
 
     @torch.no_grad()
     def decode_ids(self, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b 3 h w"]:
         """Pictures in [-1, 1]; codes out of range raise ValueError."""
-        return self.decode(self.quantizer.decode_ids(ids.unflatten(1, self.grid))).clamp(-1, 1)
+        grid, side = self.grid, math.isqrt(ids.shape[1])
+        if ids.shape[1] != grid[0] * grid[1] and not (self.any_size and side and side**2 == ids.shape[1]):
+            squares = ", or another square number of them" if self.any_size else ""
+            raise ValueError(f"{ids.shape[1]} codes a picture: this tokenizer's are {grid[0]} x {grid[1]}{squares}")
+        grid = (side, side) if self.any_size else grid
+        return self.decode(self.quantizer.decode_ids(ids.unflatten(1, grid))).clamp(-1, 1)
 
     @torch.no_grad()
     def codebooks(self) -> list[Float[Tensor, "k d"]]:

@@ -104,6 +104,9 @@ class EMA(nn.Module):
             metrics=metrics,
         )
 
+    def unrounded(self, z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+        return z.float()
+
     def decode_ids(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
         check_ids(ids, self.codebook_size)
         return F.embedding(ids, self.codebook).permute(0, 3, 1, 2)

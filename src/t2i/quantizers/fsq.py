@@ -57,6 +57,10 @@ class FSQ(nn.Module):
             z_q=passed.view(b, h, w, d).permute(0, 3, 1, 2), ids=ids.view(b, h, w), loss=passed.new_zeros(())
         )
 
+    def unrounded(self, z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+        with torch.autocast(z.device.type, enabled=False):
+            return (self._bound(z.float().permute(0, 2, 3, 1)) / (self._levels // 2)).permute(0, 3, 1, 2)
+
     def decode_ids(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
         check_ids(ids, self.codebook_size)
         half_width = self._levels // 2

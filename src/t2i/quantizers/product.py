@@ -56,6 +56,9 @@ class Product(nn.Module):
     def cut(self, z: Float[Tensor, "b d h w"]) -> tuple[Tensor, ...]:
         return z.split(self.dim // len(self.parts), 1)
 
+    def unrounded(self, z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+        return torch.cat([part.unrounded(x) for part, x in zip(self.parts.values(), self.cut(z), strict=True)], 1)
+
     def decode_ids(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
         check_ids(ids, self.codebook_size)
         each, found = digits(ids, self.factors), []

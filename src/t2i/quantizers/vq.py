@@ -75,6 +75,9 @@ class VQ(nn.Module):
             metrics={"commitment": commitment.detach()},
         )
 
+    def unrounded(self, z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+        return F.normalize(z.float(), dim=1) if self.normalize else z.float()
+
     def decode_ids(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
         check_ids(ids, self.codebook_size)
         return F.embedding(ids, self._codes()).permute(0, 3, 1, 2)

@@ -1,0 +1,34 @@
+"""What a file from outside is, before it is read: web pages, pointers and cut off files under a model's name."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+
+def is_safetensors(path: Path) -> bool:
+    """By its content; a file that is named so and begins like one counts too, so that its damage is told."""
+    with path.open("rb") as file:
+        head = file.read(10)
+    return head[8:] == b'{"' or (head[8:9] == b"{" and path.suffix == ".safetensors")
+
+
+def check(path: Path) -> None:
+    """ValueError says what a file is instead of a checkpoint, as far as its first bytes and its end tell."""
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "does not exist"
+        others = ", ".join(sorted(p.name for p in path.parent.glob("*.ckpt"))[:8]) if path.parent.is_dir() else ""
+        raise ValueError(f"the checkpoint {path} {what}" + (f"; beside it there is {others}" if others else ""))
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(512)
+    if size == 0:
+        raise ValueError(f"{path} is empty")
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ValueError(f"{path} is a web page, not a checkpoint: the download gave an error page or a log-in form")
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a Git LFS pointer, not a checkpoint: fetch the file itself with git lfs pull")
+    if head.startswith(b"PK") and not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is cut off after {size:,} bytes: the end of the archive is missing")
+    if not head.startswith((b"PK", b"\x80")) and not is_safetensors(path):
+        raise ValueError(f"{path} is no checkpoint: it starts with {head[:16]!r}")

@@ -1,0 +1,280 @@
+"""What `sample.py guide=clip` writes: each picture, the way to it, its latents, and how to draw it again.
+
+`<out>/<000>-<caption>-<i>.png` is the picture; `<same>/<step>.png` what it looked like on the way, `<same>.gif` (or
+.mp4) the way as a film, `<same>.safetensors` the canvas's parameters; `grid.png` start and end of all, and of the
+second settings where there are some (`guide.versus`); `drawing.json` everything needed to draw them again
+(`guide=replay`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save
+from torch import Tensor
+
+from t2i import checkpoint, pictures
+from t2i.check import check_node
+from t2i.drawing import OPTIONS, device_of, open_folder, options_of, picture_seed, read_prompts, slug, version
+from t2i.guides.identity import same_weights
+from t2i.guiding import Drawer, Settings, release, settings_of
+from t2i.interop.reader import open_model
+from t2i.interop.tokenizers import load_tokenizer
+from t2i.metrics.clip_score import CLIPScorer
+from t2i.progress import Line, brief, clock, drawn
+
+FRAME = 120  # milliseconds of a film's frame
+GRID_LIMIT = 16  # columns of grid.png
+PLACES = ("out", "device", "debug", "ckpt", "prompts")  # keys of the config that do not decide what is drawn
+
+
+def replayed(cfg: dict[str, Any]) -> dict[str, Any]:
+    """The config that a drawing.json describes, for `out` and `device` as they are now; ValueError where its files
+    are gone or others by now."""
+    path = Path(cfg["guide"]["path"])
+    try:
+        request = json.loads(path.read_text(encoding="utf-8"))["request"]
+        config, ckpt, hashes = request["config"], request["checkpoint"], request["hashes"]
+        dict(hashes["pictures"]), dict(config["guide"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"guide.path={path} is no drawing.json of guided drawing ({type(error).__name__}: {error})"
+                         ) from error
+    known = {**hashes["pictures"], **({ckpt: hashes["checkpoint"]} if ckpt is not None else {})}
+    for file, before in known.items():
+        if not Path(file).expanduser().exists():
+            raise ValueError(f"guide.path={path} drew with {file}, which is gone")
+        if (now := checkpoint.file_hash(Path(file).expanduser())) != before:
+            raise ValueError(f"guide.path={path} drew with another {file}: its hash was {before} and is {now} now")
+    if faults := check_node("guide", config["guide"]):
+        raise ValueError(f"guide.path={path}, which another version of t2i may have written: {'; '.join(faults)}")
+    return {**cfg, **config, "ckpt": ckpt, "prompt": None, "texts": request["prompts"], "hashes": hashes}
+
+
+def open_ckpt(cfg: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The prior of `ckpt` with its sampling options, or the tokenizer of it; None where there is none."""
+    if cfg["ckpt"] is None:
+        return None, {}
+    try:
+        held = checkpoint.read(cfg["ckpt"])
+    except ValueError:
+        held = None
+    if held is not None and held["t2i"]["kind"] == "prior":
+        model = open_model(cfg, ("prior",))
+        return model, options_of(dict(cfg), model)
+    return load_tokenizer(cfg["ckpt"]), {}
+
+
+def open_drawers(cfg: Mapping[str, Any], settings: Settings) -> list[Drawer]:
+    """That of the settings and, where there are some, that of the second."""
+    device = device_of(cfg["device"])
+    model, options = open_ckpt(cfg)
+    found = [Drawer(settings, model, device, options)]
+    if settings.versus is not None:
+        other = dataclasses.replace(settings, **settings.versus, versus=None)
+        found.append(Drawer(other, model, device, options, None if "precision" in settings.versus else found[0].guides))
+    given = [name for name in OPTIONS if cfg[name] is not None]
+    if given and all(drawer.start != "prior" for drawer in found):
+        raise ValueError(f"{given[0]}={cfg[given[0]]}: an option of sampling, and guided drawing has none; with a"
+                         " prior's checkpoint and guide.start=prior it is that prior's")
+    return found
+
+
+def show(image: Tensor) -> None:
+    """The picture in a notebook, or in a terminal as coloured half blocks; nothing elsewhere."""
+    pixels = pictures.to_uint8(image)[0]
+    shell = sys.modules.get("IPython")
+    if shell is not None and shell.get_ipython() is not None:
+        shell.display.clear_output(wait=True)
+        shell.display.display(Image.fromarray(pixels))
+    elif sys.stdout.isatty():
+        columns = min(64, shutil.get_terminal_size().columns)
+        height = max(2, round(columns * pixels.shape[0] / pixels.shape[1] / 2) * 2)
+        small = np.asarray(Image.fromarray(pixels).resize((columns, height), Image.Resampling.BOX))
+        for above, below in zip(small[::2], small[1::2], strict=True):
+            cells = (f"\x1b[38;2;{a[0]};{a[1]};{a[2]};48;2;{b[0]};{b[1]};{b[2]}m▀"
+                     for a, b in zip(above.tolist(), below.tolist(), strict=True))
+            print("".join(cells) + "\x1b[0m")
+
+
+def film(frames: list[np.ndarray], path: Path, kind: str) -> Path | None:
+    """The frames as a film that stays on its last; None for kind none."""
+    if kind == "none":
+        return None
+    size = max(1, 256 // min(frames[0].shape[:2]))
+    images = [Image.fromarray(frame.repeat(size, 0).repeat(size, 1)) for frame in frames]
+    if kind == "gif":
+        target = path.with_name(path.name + ".gif")
+        durations = [FRAME] * (len(images) - 1) + [12 * FRAME]
+        images[0].save(target, save_all=True, append_images=images[1:], duration=durations, loop=0)
+        return target
+    target = path.with_name(path.name + ".mp4")
+    height, width = (side // 2 * 2 for side in (images[0].height, images[0].width))
+    command = ["ffmpeg", "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
+               "-r", str(round(1000 / FRAME)), "-i", "-", "-pix_fmt", "yuv420p", str(target)]
+    content = b"".join(image.crop((0, 0, width, height)).tobytes() for image in images + images[-1:] * 11)
+    subprocess.run(command, input=content, check=True)
+    return target
+
+
+class Way:
+    """One picture from its start to its end, written as it goes."""
+
+    def __init__(self, drawer: Drawer, text: str, seed: int, path: Path, line: Line, label: str) -> None:
+        self.drawer, self.text, self.path, self.line, self.label = drawer, text, path, line, label
+        self.drawing = drawer.begin(text, seed)
+        self.frames: list[np.ndarray] = []
+        self.similarity = [self.drawing.similarity()]
+        self.losses: list[float] = []
+
+    def frame(self) -> None:
+        image = self.drawing.picture()
+        self.frames.append(pictures.to_uint8(image)[0])
+        self.path.mkdir(exist_ok=True)
+        pictures.save(Image.fromarray(self.frames[-1]), self.path / f"{self.drawing.step:05}.png")
+        if self.drawer.settings.show:
+            show(image)
+
+    def go(self) -> None:
+        """All iterations; what there is stays when it is stopped in between."""
+        s, drawing, started = self.drawer.settings, self.drawing, time.monotonic()
+        self.frame()
+        try:
+            while drawing.step < s.total_iter and not drawing.finished:
+                loss, likeness = drawing.move()
+                self.losses.append(loss)
+                if drawing.step % s.show_step == 0:
+                    self.frame()
+                if self.line.due() or drawing.step == s.total_iter:
+                    seconds = max(1e-9, time.monotonic() - started)
+                    left = clock((s.total_iter - drawing.step) * seconds / drawing.step)
+                    self.line.show(f"{drawn(self.label, drawing.step, s.total_iter, self.line.terminal)}"
+                                   f"  loss {brief(loss)}  similarity {likeness:.3f}"
+                                   f"  {brief(drawing.step / seconds)} it/s  {left} left")
+        finally:
+            if drawing.step % s.show_step:
+                self.frame()
+            self.similarity.append(drawing.similarity())
+            self.finish()
+
+    def finish(self) -> None:
+        image = self.frames[-1]
+        pictures.save(Image.fromarray(image), self.path.with_name(self.path.name + ".png"))
+        film(self.frames, self.path, self.drawer.settings.film)
+        settings = json.dumps(dataclasses.asdict(self.drawer.settings))
+        notes = {"text": self.text, "guide": settings, "shape": json.dumps(self.drawer.shape)}
+        content = save(self.drawing.state(), notes)
+        pictures.write_bytes(self.path.with_name(self.path.name + ".safetensors"), content)
+
+    def entry(self, seed: int) -> dict[str, Any]:
+        return {"file": self.path.name + ".png", "prompt": self.text, "seed": seed, "iterations": self.drawing.step,
+                "similarity": [round(value, 5) for value in self.similarity],
+                "loss": [round(self.losses[0], 5), round(self.losses[-1], 5)] if self.losses else []}
+
+
+def faults_of(cfg: Mapping[str, Any], settings: Settings) -> list[str]:
+    faults = settings.faults()
+    asked = {"completion.image": cfg["completion"]["image"], "unconditional": cfg["unconditional"] or None,
+             "nearest": cfg["nearest"] or None, "best_of": None if cfg["best_of"] == 1 else cfg["best_of"],
+             "text_encoder.path": cfg["text_encoder"]["path"]}
+    faults += [f"{key}={value}: guided drawing has no such option" for key, value in asked.items() if value is not None]
+    if settings.film == "mp4" and shutil.which("ffmpeg") is None:
+        faults.append("guide.film=mp4 needs the program ffmpeg, which is not here; gif and none need nothing")
+    if cfg["ckpt"] is not None and "vqgan" not in (settings.canvas, (settings.versus or {}).get("canvas")):
+        faults.append(f"ckpt={cfg['ckpt']}: guide.canvas={settings.canvas} has no use for it; leave it out")
+    return faults
+
+
+def texts_of(cfg: Mapping[str, Any], settings: Settings) -> list[str]:
+    if "texts" in cfg:
+        return list(cfg["texts"])
+    if (settings.images or settings.styles) and cfg["prompt"] is None and cfg["prompts"] is None:
+        return [""]  # the pictures or styles are the prompt
+    return read_prompts(dict(cfg))
+
+
+def judged(scorer: CLIPScorer | None, way: Way) -> dict[str, Any]:
+    """The cosine of start and end with the caption by the CLIP that `scorer` names; said so if it is a guide itself."""
+    first = way.drawer.wish(way.text).targets[0]
+    if scorer is None or not way.text or first.is_image:
+        return {}
+    both = torch.from_numpy(np.stack([way.frames[0], way.frames[-1]])).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    guided = any(same_weights(guide, scorer) for guide in way.drawer.guides)
+    name = "score by the guide" if guided else "score"
+    return {name: [round(value, 5) for value in scorer.score(both, [first.text] * 2).tolist()]}
+
+
+def run(cfg: dict[str, Any]) -> dict[str, Any]:
+    """Draws what the config describes and returns what it writes to `drawing.json`, with `files`, `grid` and `out`."""
+    if cfg["guide"]["_target_"].endswith("Replay"):
+        cfg = replayed(cfg)
+    settings = settings_of(cfg["guide"])
+    texts = texts_of(cfg, settings)
+    if faults := faults_of(cfg, settings):
+        raise ValueError("\n".join(faults))
+    rivals = open_drawers(cfg, settings)
+    # Every caption is looked at before the first is drawn.
+    files = sorted({file for rival in rivals for text in texts for file in rival.pictures(text)})
+    scorer = CLIPScorer(cfg["scorer"]).to(rivals[0].device) if cfg["scorer"] else None
+    hashes = {"checkpoint": checkpoint.file_hash(cfg["ckpt"]) if cfg["ckpt"] else None,
+              "guides": {guide.name: guide.hash() for guide in rivals[0].guides},
+              "pictures": {file: checkpoint.file_hash(Path(file).expanduser()) for file in files}}
+    if "hashes" in cfg and cfg["hashes"] != hashes:
+        raise ValueError(f"guide.path= drew with other weights: {cfg['hashes']} then, {hashes} now")
+    kept = {key: value for key, value in cfg.items() if key not in (*PLACES, "prompt", "texts", "hashes")}
+    request = {"prompts": texts, "config": kept, "checkpoint": cfg["ckpt"], "hashes": hashes}
+    out = open_folder(cfg["out"], request)
+    record: dict[str, Any] = {"request": request, "t2i": version(), "torch": torch.__version__,
+                              "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "pictures": []}
+    line, started = Line(), time.monotonic()
+    columns: list[tuple[list[np.ndarray], str]] = []
+    try:
+        for j, text in enumerate(texts):
+            for i in range(1 if cfg["n"] is None else cfg["n"]):
+                seed = picture_seed(cfg["seed"], j, i)
+                columns.append(([], text))
+                for k, rival in enumerate(rivals):
+                    name = f"{j:03}-{slug(text)}-{i}" + ("-versus" if k else "")
+                    way = Way(rival, text, seed, out / name, line, name[:40])
+                    try:
+                        way.go()
+                    finally:
+                        line.end()
+                        entry = way.entry(seed)
+                        record["pictures"].append(entry)
+                        columns[-1][0].extend(way.frames[-1:] if k else way.frames[:1] + way.frames[-1:])
+                    entry |= judged(scorer, way)
+                    said = "".join(f"  {kind} {v[0]:.3f} -> {v[1]:.3f}" for kind, v in entry.items()
+                                   if kind.startswith(("similarity", "score")))
+                    print(out / entry["file"], said, sep="")
+                    del way
+                    release()
+    finally:  # also when stopped in between
+        record["seconds"] = round(time.monotonic() - started, 2)
+        pictures.write_bytes(out / "drawing.json", json.dumps(record, indent=1, ensure_ascii=False).encode())
+        write_grid(columns, settings, out / "grid.png")
+    print(out / "grid.png", out / "drawing.json", sep="\n")
+    return {**record, "out": str(out), "grid": str(out / "grid.png"),
+            "files": [str(out / entry["file"]) for entry in record["pictures"]]}
+
+
+def write_grid(columns: list[tuple[list[np.ndarray], str]], settings: Settings, path: Path) -> None:
+    """Start over end, and over the end by the second settings, a column a picture."""
+    rows = max((len(column) for column, _ in columns), default=0)
+    shown = [(column, text) for column, text in columns if rows and len(column) == rows][:GRID_LIMIT]
+    if not shown:
+        return
+    second = ", ".join(f"{key}={value}" for key, value in (settings.versus or {}).items())
+    labels = ["start", "end", second][:rows]
+    labelled = [(label, np.stack([column[r] for column, _ in shown])) for r, label in enumerate(labels)]
+    pictures.save(pictures.rows(labelled, [text or "(pictures)" for _, text in shown]), path)

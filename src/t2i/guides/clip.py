@@ -1,0 +1,120 @@
+"""Any transformers CLIP as a guide: ours (`model=clip` writes its folder), or a published one by folder or hub name.
+
+CLIP: Radford et al. 2021, arXiv 2103.00020. Views go through tensor operations with a gradient in the place of the
+published preprocessing, which works on image files.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
+from jaxtyping import Float
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import CLIPModel
+
+from t2i.clip_folder import CaptionTokenizer, image_normalisation, image_size, load_clip
+from t2i.guides.frozen import Precision, checked, said, seen, weights_hash
+from t2i.interop.tensors import read_tensors
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+class CLIPGuide:
+    """A `t2i.types.Guide`.
+
+    Args:
+        path: a folder, or a name on the hub.
+        precision: of the image tower; texts are always embedded in float32.
+        allow_download: whether a name on the hub may be fetched.
+    """
+
+    def __init__(self, path: str, precision: Precision = "32-true", allow_download: bool = False) -> None:
+        self.name, self.precision = path, checked(precision)
+        if problem := _other_than_clip(Path(path)):
+            raise ValueError(f"path={path!r} {problem}")
+        model, self.tokenizer = _loaded(path, allow_download)
+        self.model: Any = model  # transformers types its modules' `to` as one without self
+        try:
+            self.mean, self.std = image_normalisation(path, allow_download)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"path={path!r}: its preprocessor_config.json does not tell image_mean and image_std"
+                             f" ({type(error).__name__}: {error})") from error
+        self.image_size = image_size(model)
+        self.dim = cast(int, model.config.projection_dim)
+        self._hash: str | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def to(self, device: torch.device | str) -> CLIPGuide:
+        self.model.to(device)
+        return self
+
+    @torch.no_grad()
+    def embed_text(self, text: list[str]) -> Float[Tensor, "b d"]:
+        """Unit vectors, float32."""
+        ids, _ = self.tokenizer(said(text))  # causal tower, padding behind: no mask needed
+        with torch.autocast(self.device.type, enabled=False):
+            found = self.model.get_text_features(input_ids=ids.to(self.device)).pooler_output
+        return F.normalize(found, dim=-1)
+
+    def embed_image(self, views: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
+        """Unit vectors, float32, of views in [-1, 1]; the views have a gradient, the weights none."""
+        return seen(self._tower, views, self.image_size, self.mean, self.std, self.precision, self.device)
+
+    def _tower(self, pixels: Tensor) -> Tensor:
+        return self.model.get_image_features(pixel_values=pixels).pooler_output
+
+    def hash(self) -> str:
+        """Sixteen hex digits over the weights."""
+        self._hash = self._hash or weights_hash(self.model)
+        return self._hash
+
+
+def _loaded(path: str, allow_download: bool) -> tuple[CLIPModel, CaptionTokenizer]:
+    """`load_clip`, with a ValueError for damaged and foreign files of weights too."""
+    try:
+        return load_clip(path, allow_download)
+    except (SafetensorError, UnpicklingError, StrictDataclassError, RuntimeError) as error:
+        for file in (Path(path) / name for name in WEIGHTS):
+            if file.is_file():
+                read_tensors(file)  # says what the file is, where it is no file of weights
+        reason = next(line for line in (*str(error).splitlines(), type(error).__name__) if line.strip())
+        raise ValueError(f"path={path!r} could not be read as a CLIP: its config and its weights do not fit ({reason})"
+                         ) from error
+
+
+def _other_than_clip(path: Path) -> str:
+    """What is at `path` where it is known to be no CLIP's folder, and what to name instead; empty elsewhere."""
+    if path.is_file():
+        return ("is a file; a transformers CLIP is a folder (model=clip writes <run>/hf), and a file of open_clip's"
+                " is named open_clip:MODEL@FILE")
+    kind = _model_type(path / "config.json")
+    if kind == "clip":
+        return ""
+    if (path / "modules.json").is_file():
+        inside = sorted(p.parent.name for p in path.glob("*CLIPModel/config.json"))
+        return "is a sentence-transformers folder" + (
+            f"; its CLIP is {path / inside[0]}" if inside else
+            ", not a CLIP's; a text tower in that format is named sbert:FOLDER@CLIP_FOLDER")
+    if kind is not None:
+        return f"is the folder of a model of type {kind!r}; a guide's is 'clip'"
+    return f"is a run's folder; its CLIP is {path / 'hf'}" if (path / "hf" / "config.json").is_file() else ""
+
+
+def _model_type(config: Path) -> str | None:
+    """None where there is no such file, or one that says nothing; `load_clip` tells what is wrong with it."""
+    if not config.is_file():
+        return None
+    try:
+        return str(json.loads(config.read_text(encoding="utf-8"))["model_type"])
+    except (ValueError, KeyError, TypeError):
+        return None
