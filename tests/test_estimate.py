@@ -62,10 +62,12 @@ def test_a_prior_under_averaged_weights_whose_parts_are_stages_to_come(folder: P
     assert list(folder.iterdir()) == []
 
 
-def test_a_stage_two_whose_stage_one_is_a_recipe_s(folder: Path) -> None:
-    words = ["experiments=baselines_shapes/stackgan2", "trainer=cpu", "estimate=true", "data.batch_size=2"]
+def test_gans_with_a_penalty_are_estimated_and_stage_one_may_be_a_recipe_s(folder: Path) -> None:
+    words = ["trainer=cpu", "estimate=true", "data.batch_size=2"]
+    assert estimate.run(compose(["experiments=baselines_shapes/dfgan", *words]), words)["parameters"] > 0
+    words = ["experiments=baselines_shapes/stackgan2", *words]
     config = compose(words)
-    assert estimate.run(config, words)["parameters"] > 0
+    assert config["model"]["penalty_weight"] > 0 and estimate.run(config, words)["parameters"] > 0
     config["model"]["stage1"]["path"] = "elsewhere.ckpt"
     with pytest.raises(ValueError, match="elsewhere.ckpt does not exist, and no stage or recipe says"):
         estimate.run(config, words)

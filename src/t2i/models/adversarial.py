@@ -177,9 +177,9 @@ class TextGAN(TwoPlayers):
         told = self.told(pooled, drawn)
         others = self.told(following(pooled), Drawn(drawn.image, None if drawn.mean is None else following(drawn.mean)))
         exact = self.penalty_weight > 0 and self.global_step % self.penalty_every == 0
-        image = batch.image.requires_grad_(exact)
+        image = batch.image.requires_grad_().clone() if exact else batch.image  # clones: estimate takes no leaf
         with torch.autocast(self.device.type, enabled=False) if exact else nullcontext():
-            told, others = (told.float().requires_grad_(), others.float()) if exact else (told, others)
+            told, others = (told.float().requires_grad_().clone(), others.float()) if exact else (told, others)
             seen: Seen = net.features(image)
             real: Judged = net.judge(seen, told)
             wrong: Judged = net.judge(seen, others)
