@@ -1,7 +1,7 @@
 """Ratios that were measured in one run, as a Markdown table: what a part gains over the plain way to write it.
 
-    python benchmarks/run.py [quantizer] [vqgan] [gan] [prior] [decoding] [data] [--quick] [--every 8]
-                             [--pictures FOLDER]
+    python benchmarks/run.py [quantizer] [vqgan] [gan] [prior] [decoding] [data] [guided] [--quick]
+                             [--every 8] [--pictures FOLDER]
 
 `quantizer`: a step's vectors a second and peak memory, against all distances as one matrix.
 `vqgan`: a step of both players on one autoencoder forward, against a second forward for the discriminator.
@@ -9,6 +9,8 @@
 `prior`: training tokens a second, and the share of the speed of a big matrix product that this is.
 `data`: decoding against torchvision alone, the packed cache against decoding, and the share of its time that a prior
 waits for codes; on the JPEGs of a folder (`--pictures`), or on synthetic ones.
+`guided`: an iteration of guided drawing and its parts, against its views one by one; memory with and without
+micro-batches.
 `decoding`: tokens with the cache against without (of which every 8th is run and counts for its neighbours, unless
 `--every 1`); at batch 1 the weight bytes a second against a memory read.
 
@@ -34,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import torch
 from benchmarks import data as data_rows
 from benchmarks import gan as gan_rows
+from benchmarks import guided as guided_rows
 from benchmarks import quantizer as quantizer_rows
 from torch import Tensor, nn
 
@@ -283,9 +286,15 @@ def data(quick: bool, every: int = 8) -> Iterator[Row]:
         yield Row(*row)
 
 
+def guided(quick: bool, every: int = 8) -> Iterator[Row]:
+    for row in guided_rows.run(quick, turns, MIXED):
+        yield Row(*row)
+
+
 PICTURES: list[str | None] = [None]  # the folder of --pictures
 BENCHMARKS: dict[str, Callable[..., Iterator[Row]]] = {
     "quantizer": quantizer, "vqgan": vqgan, "gan": gan, "prior": prior, "decoding": decoding, "data": data,
+    "guided": guided,
 }
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from benchmarks import gan, quantizer, run
+from benchmarks import gan, guided, quantizer, run
+
+from t2i.views import Views
 
 
-@pytest.mark.parametrize("name", ["vqgan", "gan", "prior", "decoding", "data"])
+@pytest.mark.parametrize("name", ["vqgan", "gan", "prior", "decoding", "data", "guided"])
 def test_a_benchmark_prints_its_rows(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     run.main(["--quick", "--threads", "1", name])
     lines = capsys.readouterr().out.splitlines()
@@ -15,7 +17,7 @@ def test_a_benchmark_prints_its_rows(name: str, capsys: pytest.CaptureFixture[st
     assert "threads" in lines[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[4:]]
     many = 3 if run.MIXED else 1
-    assert len(rows) == {"decoding": 2, "data": 3, "gan": many}.get(name, 1)
+    assert len(rows) == {"decoding": 2, "data": 3, "gan": many, "guided": 3 if run.MIXED else 2}.get(name, 1)
     assert all(len(row) == 5 and float(row[-1]) >= 0 for row in rows)
 
 
@@ -46,7 +48,7 @@ def test_both_ways_to_step_a_vqgan_move_the_autoencoder_alike() -> None:
 def test_an_unknown_name_is_an_error_with_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run.main(["quantiser"])
-    assert "quantizer, vqgan, gan, prior, decoding, data" in capsys.readouterr().err
+    assert "quantizer, vqgan, gan, prior, decoding, data, guided" in capsys.readouterr().err
 
 
 def test_both_ways_to_step_a_dfgan_move_both_players_alike() -> None:
@@ -60,3 +62,25 @@ def test_both_ways_to_step_a_dfgan_move_both_players_alike() -> None:
                      for p in net.parameters()])
     for a, b in zip(*ends, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_both_ways_to_move_a_picture_move_it_alike() -> None:
+    ends = []
+    for way in ("ours", "split", "naive"):
+        made = guided.Drawing(quick=True)
+        made.drawing.views = [Views(made.seen, made.count, "whole", shift=0)]  # no chance: it is drawn in another order
+        made.drawing.optimizer = torch.optim.SGD(made.drawing.canvas.parameters(), 1.0)
+        start = made.drawing.canvas.z.detach().clone()
+        getattr(made, way)()
+        ends.append(made.drawing.canvas.z.detach() - start)
+    assert ends[0].abs().max() > 0 and torch.equal(ends[0], ends[1])
+    torch.testing.assert_close(ends[0], ends[2], atol=1e-7, rtol=1e-4)
+
+
+def test_the_parts_of_an_iteration_are_all_of_it() -> None:
+    made = guided.Drawing(quick=True)
+    (seconds,) = run.turns(1, made.split)
+    parts = made.rounds[-1]
+    assert list(parts) == ["decode", "views", "CLIP", "backward"] and all(value > 0 for value in parts.values())
+    assert 0.5 * seconds < sum(parts.values()) <= seconds
+    assert made.parts().startswith("decode 0.") and "backward 0." in made.parts()

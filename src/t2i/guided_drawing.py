@@ -36,7 +36,8 @@ from t2i.progress import Line, brief, clock, drawn
 
 FRAME = 120  # milliseconds of a film's frame
 GRID_LIMIT = 16  # columns of grid.png
-PLACES = ("out", "device", "debug", "ckpt", "prompts")  # keys of the config that do not decide what is drawn
+# Keys of the config that do not decide what is drawn, or stand elsewhere in drawing.json.
+PLACES = ("out", "device", "debug", "ckpt", "prompt", "prompts", "texts", "hashes", "replay")
 
 
 def replayed(cfg: dict[str, Any]) -> dict[str, Any]:
@@ -44,10 +45,14 @@ def replayed(cfg: dict[str, Any]) -> dict[str, Any]:
     are gone or others by now."""
     path = Path(cfg["guide"]["path"])
     try:
-        request = json.loads(path.read_text(encoding="utf-8"))["request"]
+        text = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"guide.path={path} cannot be read: {error.strerror}") from error
+    try:
+        request = json.loads(text)["request"]
         config, ckpt, hashes = request["config"], request["checkpoint"], request["hashes"]
         dict(hashes["pictures"]), dict(config["guide"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"guide.path={path} is no drawing.json of guided drawing ({type(error).__name__}: {error})"
                          ) from error
     known = {**hashes["pictures"], **({ckpt: hashes["checkpoint"]} if ckpt is not None else {})}
@@ -58,7 +63,8 @@ def replayed(cfg: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"guide.path={path} drew with another {file}: its hash was {before} and is {now} now")
     if faults := check_node("guide", config["guide"]):
         raise ValueError(f"guide.path={path}, which another version of t2i may have written: {'; '.join(faults)}")
-    return {**cfg, **config, "ckpt": ckpt, "prompt": None, "texts": request["prompts"], "hashes": hashes}
+    return {**cfg, **config, "ckpt": ckpt, "prompt": None, "texts": request["prompts"], "hashes": hashes,
+            "replay": str(path)}
 
 
 def open_ckpt(cfg: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -171,9 +177,9 @@ class Way:
         image = self.frames[-1]
         pictures.save(Image.fromarray(image), self.path.with_name(self.path.name + ".png"))
         film(self.frames, self.path, self.drawer.settings.film)
-        settings = json.dumps(dataclasses.asdict(self.drawer.settings))
-        notes = {"text": self.text, "guide": settings, "shape": json.dumps(self.drawer.shape)}
-        content = save(self.drawing.state(), notes)
+        notes = {"text": self.text, "shape": self.drawer.shape, "guide": dataclasses.asdict(self.drawer.settings)}
+        # One entry: of several, safetensors writes another one first each time.
+        content = save(self.drawing.state(), {"drawing": json.dumps(notes)})
         pictures.write_bytes(self.path.with_name(self.path.name + ".safetensors"), content)
 
     def entry(self, seed: int) -> dict[str, Any]:
@@ -226,12 +232,16 @@ def run(cfg: dict[str, Any]) -> dict[str, Any]:
     # Every caption is looked at before the first is drawn.
     files = sorted({file for rival in rivals for text in texts for file in rival.pictures(text)})
     scorer = CLIPScorer(cfg["scorer"]).to(rivals[0].device) if cfg["scorer"] else None
-    hashes = {"checkpoint": checkpoint.file_hash(cfg["ckpt"]) if cfg["ckpt"] else None,
-              "guides": {guide.name: guide.hash() for guide in rivals[0].guides},
-              "pictures": {file: checkpoint.file_hash(Path(file).expanduser()) for file in files}}
+    hashes: dict[str, Any] = {
+        "checkpoint": checkpoint.file_hash(cfg["ckpt"]) if cfg["ckpt"] else None,
+        "guides": {guide.name: guide.hash() for guide in rivals[0].guides},
+        "pictures": {file: checkpoint.file_hash(Path(file).expanduser()) for file in files},
+    }
     if "hashes" in cfg and cfg["hashes"] != hashes:
-        raise ValueError(f"guide.path= drew with other weights: {cfg['hashes']} then, {hashes} now")
-    kept = {key: value for key, value in cfg.items() if key not in (*PLACES, "prompt", "texts", "hashes")}
+        other = [name for name, value in hashes["guides"].items() if cfg["hashes"]["guides"].get(name) != value]
+        raise ValueError(f"guide.path={cfg['replay']} drew with other weights of {', '.join(other)}:"
+                         f" {cfg['hashes']['guides']} then, {hashes['guides']} now")
+    kept = {key: value for key, value in cfg.items() if key not in PLACES}
     request = {"prompts": texts, "config": kept, "checkpoint": cfg["ckpt"], "hashes": hashes}
     out = open_folder(cfg["out"], request)
     record: dict[str, Any] = {"request": request, "t2i": version(), "torch": torch.__version__,

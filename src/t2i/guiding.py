@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from t2i import engine
 from t2i.check import check_node
 from t2i.data.decode import fit, read_pixels
 from t2i.guides.open import open_guides
@@ -31,7 +32,7 @@ RATES = {"vqgan": 0.1, "pixels": 0.05, "fourier": 0.05, "siren": 2e-4}
 SMALL = 100  # pixels of a CLIP below which views show the picture whole
 STARTS = ("noise", "codes", "prior", "image")
 # Settings whose names differ from those of the arguments that they become, as messages have them.
-RENAMED = {"height": "im_shape: height", "noise": "noise_factor"}
+RENAMED = {"height": "im_shape: height", "noise": "noise_factor", "scheme": "views"}
 NOTHING = Asked(torch.zeros(0, 1), torch.zeros(0), torch.zeros(0), torch.zeros(0, 1), torch.zeros(0))
 
 
@@ -47,6 +48,7 @@ class Settings:
     """Of a guided drawing; `conf/guide/clip.yaml` says what each is."""
 
     clips: str | list[str]
+    allow_download: bool = False
     canvas: Literal["vqgan", "pixels", "fourier", "siren"] = "vqgan"
     codes: Literal["none", "straight_through", "gumbel"] = "straight_through"
     start: Literal["noise", "codes", "prior", "image"] | None = None
@@ -74,7 +76,7 @@ class Settings:
     temperature: float = 1.0
     ema: float = 0.0
     patience: int | None = None
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     hidden: int = 256
     layers: int = 8
     decay: float = 1.0
@@ -100,7 +102,7 @@ class Settings:
         if self.start_image is not None and self.start not in (None, "image"):
             found.append(f"guide.start_image={self.start_image} does not go with guide.start={self.start}")
         if self.versus is not None:
-            fixed = ("clips", "versus", "film", "show", "show_step")
+            fixed = ("clips", "allow_download", "versus", "film", "show", "show_step")
             names = [name for name in Settings.__dataclass_fields__ if name not in fixed]
             found += [f"guide.versus.{key}: there is no such setting; allowed are {', '.join(names)}"
                       for key in self.versus if key not in names]
@@ -159,6 +161,7 @@ class Drawer:
         if faults := settings.faults():
             raise ValueError("; ".join(faults))
         self.settings, self.device = settings, torch.device(device)
+        self.precision: Any = engine.precision(settings.precision, "cpu" if self.device.type == "cpu" else "gpu")
         self.prior = model if hasattr(model, "codes") else None
         self.tokenizer = self.prior.tokenizer if self.prior is not None else model
         if settings.canvas == "vqgan" and model is None:
@@ -171,7 +174,7 @@ class Drawer:
         self.prior_options = options or {}
         names = [settings.clips] if isinstance(settings.clips, str) else settings.clips
         self.guides = list(guides) if guides is not None else open_guides(
-            names, precision=settings.precision)
+            names, precision=self.precision, allow_download=settings.allow_download)
         for part in (*self.guides, model):
             if part is not None:
                 part.to(self.device)
@@ -255,7 +258,7 @@ class Drawer:
                        noise=s.noise_factor, jitter=s.jitter) for guide in self.guides]
         rate = RATES[s.canvas] if s.learning_rate is None else s.learning_rate
         return Guided(canvas, self.guides, wishes, views, s.batch_size, s.micro_batch, s.loss, s.optimizer, rate,
-                      s.weight_decay, s.alpha, s.beta, s.ema, s.patience, s.precision == "bf16-mixed",
+                      s.weight_decay, s.alpha, s.beta, s.ema, s.patience, self.precision == "bf16-mixed",
                       generator=generator)
 
     def check_numbers(self) -> None:

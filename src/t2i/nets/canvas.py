@@ -160,7 +160,7 @@ class LatentCanvas(Sheet):
             else:
                 z_q = self.z * self._unit
                 if self.codes == "straight_through":
-                    z_q = z_q + (self._vectors(self._nearest(z_q)) - z_q).detach()
+                    z_q = self._vectors(self._nearest(z_q)) + (z_q - z_q.detach())
         return self._frozen[0].decode(z_q)
 
     @torch.no_grad()
@@ -229,7 +229,7 @@ class LatentCanvas(Sheet):
             soft = (part / self.temperature).softmax(-1)
             hard = F.embedding(part.argmax(-1), book)
             mixture = soft @ book
-            z_q.append(mixture + (hard - mixture).detach())
+            z_q.append(hard + (mixture - mixture.detach()))
         return torch.cat(z_q, -1).permute(0, 3, 1, 2)
 
 
