@@ -12,7 +12,7 @@ import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 from t2i import engine
 from t2i.check import check_node
 from t2i.data.decode import fit, read_pixels
+from t2i.guides.frozen import Precision
 from t2i.guides.open import open_guides
 from t2i.models.guided import Asked, Guided, asked
 from t2i.nets.canvas import FourierCanvas, LatentCanvas, PixelCanvas
@@ -161,7 +162,8 @@ class Drawer:
         if faults := settings.faults():
             raise ValueError("; ".join(faults))
         self.settings, self.device = settings, torch.device(device)
-        self.precision: Any = engine.precision(settings.precision, "cpu" if self.device.type == "cpu" else "gpu")
+        accelerator = "cpu" if self.device.type == "cpu" else "gpu"
+        self.precision = cast(Precision, engine.precision(settings.precision, accelerator))
         self.prior = model if hasattr(model, "codes") else None
         self.tokenizer = self.prior.tokenizer if self.prior is not None else model
         if settings.canvas == "vqgan" and model is None:
