@@ -30,6 +30,7 @@ from t2i.types import Guide
 from t2i.views import Views
 
 RATES = {"vqgan": 0.1, "pixels": 0.05, "fourier": 0.05, "siren": 2e-4}
+PRIOR_RATE = 0.01  # of latents that a prior drew: small CLIPs take them apart at ten times that (docs/log.md)
 SMALL = 100  # pixels of a CLIP below which views show the picture whole
 STARTS = ("noise", "codes", "prior", "image")
 # Settings whose names differ from those of the arguments that they become, as messages have them.
@@ -162,8 +163,7 @@ class Drawer:
         if faults := settings.faults():
             raise ValueError("; ".join(faults))
         self.settings, self.device = settings, torch.device(device)
-        accelerator = "cpu" if self.device.type == "cpu" else "gpu"
-        self.precision = cast(Precision, engine.precision(settings.precision, accelerator))
+        self.precision = cast(Precision, engine.precision(settings.precision, self.device.type))
         self.prior = model if hasattr(model, "codes") else None
         self.tokenizer = self.prior.tokenizer if self.prior is not None else model
         if settings.canvas == "vqgan" and model is None:
@@ -258,7 +258,8 @@ class Drawer:
         s = self.settings
         views = [Views(guide.image_size, s.batch_size, s.views or ("whole" if guide.image_size < SMALL else "cutouts"),
                        noise=s.noise_factor, jitter=s.jitter) for guide in self.guides]
-        rate = RATES[s.canvas] if s.learning_rate is None else s.learning_rate
+        own = PRIOR_RATE if self.start == "prior" else RATES[s.canvas]
+        rate = own if s.learning_rate is None else s.learning_rate
         return Guided(canvas, self.guides, wishes, views, s.batch_size, s.micro_batch, s.loss, s.optimizer, rate,
                       s.weight_decay, s.alpha, s.beta, s.ema, s.patience, self.precision == "bf16-mixed",
                       generator=generator)
