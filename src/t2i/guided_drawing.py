@@ -220,6 +220,12 @@ def judged(scorer: CLIPScorer | None, way: Way) -> dict[str, Any]:
     return {name: [round(value, 5) for value in scorer.score(both, [first.text] * 2).tolist()]}
 
 
+def others(way: Way, texts: list[str]) -> dict[str, Any]:
+    """How like the other captions the end is, the mean of up to eight: what its similarity is to be held against."""
+    rest = [way.drawer.wishes(text) for text in dict.fromkeys(texts) if text != way.text][:8]
+    return {"others": round(sum(map(way.drawing.similarity, rest)) / len(rest), 5)} if rest else {}
+
+
 def run(cfg: dict[str, Any]) -> dict[str, Any]:
     """Draws what the config describes and returns what it writes to `drawing.json`, with `files`, `grid` and `out`."""
     if cfg["guide"]["_target_"].endswith("Replay"):
@@ -263,9 +269,10 @@ def run(cfg: dict[str, Any]) -> dict[str, Any]:
                         entry = way.entry(seed)
                         record["pictures"].append(entry)
                         columns[-1][0].extend(way.frames[-1:] if k else way.frames[:1] + way.frames[-1:])
-                    entry |= judged(scorer, way)
+                    entry |= judged(scorer, way) | others(way, texts)
                     said = "".join(f"  {kind} {v[0]:.3f} -> {v[1]:.3f}" for kind, v in entry.items()
                                    if kind.startswith(("similarity", "score")))
+                    said += f"  (other captions {entry['others']:.3f})" if "others" in entry else ""
                     print(out / entry["file"], said, sep="")
                     del way
                     release()

@@ -248,11 +248,13 @@ class Drawer:
 
     def begin(self, text: str, seed: int) -> Guided:
         """The drawing of one picture, not yet moved."""
-        s, generator = self.settings, torch.Generator().manual_seed(seed)
-        wanted = self.wish(text)
-        wishes = [asked(guide, wanted, lambda path, size: read_square(path, size).to(self.device), s.w1, s.w2)
-                  for guide in self.guides]
-        return self.assembled(self.canvas(text, seed, generator), wishes, generator)
+        drawn = torch.Generator().manual_seed(seed)
+        return self.assembled(self.canvas(text, seed, drawn), self.wishes(text), drawn)
+
+    def wishes(self, text: str) -> list[Asked]:
+        """What the caption and the settings ask for, to each guide."""
+        wanted, w1, w2 = self.wish(text), self.settings.w1, self.settings.w2
+        return [asked(g, wanted, lambda file, n: read_square(file, n).to(self.device), w1, w2) for g in self.guides]
 
     def assembled(self, canvas: Any, wishes: Sequence[Asked], generator: torch.Generator) -> Guided:
         s = self.settings
@@ -288,13 +290,11 @@ class Drawer:
             while drawing.step < self.settings.total_iter and not drawing.finished:
                 drawing.move()
             found.append(drawing.picture())
-            del drawing
             release()
         return torch.cat(found)
 
 
 def release() -> None:
-    """Gives the last drawing's memory back."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -207,10 +207,10 @@ class Guided:
             return {name: value.detach().cpu().clone() for name, value in canvas.state_dict().items()}
 
     @torch.no_grad()
-    def similarity(self) -> float:
-        """Mean cosine of the picture, seen whole, and what is asked for, over the guides."""
+    def similarity(self, wishes: Sequence[Asked] | None = None) -> float:
+        """Mean cosine of the picture, seen whole, and what is asked for (or another wish), over the guides."""
         image, found = self.picture(), 0.0
-        for guide, wish in zip(self.guides, self.wishes, strict=True):
+        for guide, wish in zip(self.guides, self.wishes if wishes is None else wishes, strict=True):
             size = (guide.image_size, guide.image_size)
             whole = torch.nn.functional.interpolate(image, size, mode="bicubic", antialias=True).clamp(-1, 1)
             found += self.likeness(guide.embed_image(whole), wish) / len(self.guides)
