@@ -10,7 +10,7 @@ from t2i.command import main
 
 ABOUT = """
 python sample.py ckpt=runs/quickstart/prior/last.ckpt prompt="two red circles above a blue square" n=8 seed=0
-python sample.py guide=clip guide.clips=runs/quickstart/clip/hf ckpt=runs/quickstart/vqgan/last.ckpt prompt="a red circle"
+python sample.py guide=clip guide.clips=runs/quickstart/clip/hf guide.canvas=pixels prompt="a red circle"
 """
 
 

@@ -27,7 +27,7 @@ from t2i.models.clip import CLIP
 from t2i.types import Tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
-SHARED = Path(os.environ.get("T2I_SHARED", "/work/shared")) / "golden"
+SHARED = Path(__file__).parents[2] / "shared" / "golden"
 State = dict[str, Tensor]
 
 
