@@ -15,9 +15,13 @@ python sample.py guide=clip guide.clips=runs/quickstart/clip/hf guide.canvas=pix
 
 
 def run(config: dict[str, Any], overrides: list[str]) -> Any:
-    from t2i import drawing, guided_drawing
+    if "guide" in config:
+        from t2i import guided_drawing
 
-    return guided_drawing.run(config) if "guide" in config else drawing.run(config)
+        return guided_drawing.run(config)
+    from t2i import drawing
+
+    return drawing.run(config)
 
 
 if __name__ == "__main__":

@@ -191,6 +191,8 @@ def test_the_golden_arrays() -> None:
     close(Reference(weights).decode(Reference(weights).encode(io["image"])), tokenizer.decode(io["latent"]).detach())
 
 
+# 6 MB, compared where they lie beside the checkout. What runs everywhere: the same VQGAN's arrays above, Gumbel's
+# quantiser (test_quantizers.py), and files as Lightning 1.x writes them, further down.
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the golden arrays whole")
 def test_the_golden_file_of_lightning_and_gumbel_s_arrays() -> None:
     weights, io = golden()

@@ -27,7 +27,7 @@ PATHS = {"ckpt", "out", "data.font", "prompts", "scorer", "resume", "name", "gro
 PATH_ENDINGS = ("path", "root", "runs", "cache", "folder")
 HINTS = {
     "ckpt": "the checkpoint to use, for instance runs/<name>/last.ckpt",
-    "model.tokenizer.path": "the checkpoint of a tokenizer, for instance runs/vqgan-shapes/last.ckpt",
+    "model.tokenizer.path": "a tokenizer, for instance runs/vqgan-shapes/last.ckpt, or taming-transformers' file",
     "model.stage1.path": "the checkpoint of a stage I (model=stackgan1), for instance runs/stackgan1-shapes/last.ckpt",
     "text_encoder.path": "a CLIP: a Hugging Face folder such as runs/clip-shapes/hf, or a hub name",
     "guide.clips": "the CLIP that guides: a Hugging Face folder such as runs/quickstart/clip/hf, or a hub name",

@@ -57,7 +57,8 @@ def to_bytes(section: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple
     tensors = dict(weights)
     bare = {**section, "parts": {}}
     for name, part in section["parts"].items():
-        tensors |= {f"{PARTS}{name}/{key}": value for key, value in part.get("state_dict", {}).items()}
+        if "state_dict" in part:  # a part that is public by name travels without its weights
+            tensors |= {f"{PARTS}{name}/{key}": value for key, value in part["state_dict"].items()}
         bare["parts"][name] = {key: value for key, value in part.items() if key != "state_dict"}
     apart = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     text = json.dumps(bare, ensure_ascii=False)

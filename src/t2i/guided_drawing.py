@@ -24,13 +24,13 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
-from t2i import checkpoint, pictures
+from t2i import checkpoint, exported, pictures
 from t2i.check import check_node
 from t2i.drawing import OPTIONS, device_of, open_folder, options_of, picture_seed, read_prompts, slug, version
 from t2i.guides.identity import same_weights
 from t2i.guiding import Drawer, Settings, release, settings_of
-from t2i.interop.reader import open_model
-from t2i.interop.tokenizers import load_tokenizer
+from t2i.interop.tensors import read_tensors
+from t2i.interop.tokenizers import load_tokenizer, read_foreign
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.progress import Line, brief, clock, drawn
 
@@ -71,14 +71,13 @@ def open_ckpt(cfg: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The prior of `ckpt` with its sampling options, or the tokenizer of it; None where there is none."""
     if cfg["ckpt"] is None:
         return None, {}
-    try:
-        held = checkpoint.read(cfg["ckpt"])
-    except ValueError:
-        held = None
-    if held is not None and held["t2i"]["kind"] == "prior":
-        model = open_model(cfg, ("prior",))
-        return model, options_of(dict(cfg), model)
-    return load_tokenizer(cfg["ckpt"]), {}
+    held = read_tensors(cfg["ckpt"])
+    if not isinstance(held, Mapping) or exported.KEY not in held:
+        return read_foreign(held, cfg["ckpt"]), {}
+    if held[exported.KEY]["kind"] != "prior":
+        return load_tokenizer(cfg["ckpt"]), {}
+    model = checkpoint.load(cfg["ckpt"])
+    return model, options_of(dict(cfg), model)
 
 
 def open_drawers(cfg: Mapping[str, Any], settings: Settings) -> list[Drawer]:

@@ -121,7 +121,7 @@ def settings_of(node: Mapping[str, Any]) -> Settings:
 
 def read_square(path: str, size: int) -> Tensor:
     """A picture as (1, 3, size, size) in [-1, 1], cut to a square about its middle."""
-    return fit(pixels_of(path, "guide.images"), size, square=True)[None].float().div(127.5).sub(1)
+    return fit(pixels_of(path, "image"), size, square=True)[None].float().div(127.5).sub(1)
 
 
 def pixels_of(path: str, key: str) -> Tensor:
@@ -201,22 +201,21 @@ class Drawer:
         return self.shape[0]
 
     def wish(self, text: str) -> Wish:
-        """What the caption and the settings ask for; pictures among the prompts must be there."""
+        """What the caption and the settings ask for."""
         s = self.settings
         found = wish(text if text else (), styles=s.styles or (), images=s.images or (), extras=s.extras or (),
                      excluded=s.excluded or ())
-        for one in (*found.targets, *found.extras, *found.excluded):
-            if one.is_image:
-                pixels_of(one.text, "image")
         if self.start == "prior" and found.targets[0].is_image:
             raise ValueError(f"guide.start=prior draws for a text, and the first prompt is a picture,"
                              f" {found.targets[0].text}")
         return found
 
     def pictures(self, text: str) -> list[str]:
-        """The files of pictures that the drawing depends on."""
+        """The files of pictures that the drawing depends on; ValueError for those that cannot be read."""
         found = self.wish(text)
         named = [one.text for one in (*found.targets, *found.extras, *found.excluded) if one.is_image]
+        for path in named:
+            pixels_of(path, "image")
         return [*named, *([self.settings.start_image] if self.settings.start_image else [])]
 
     def blank(self, generator: torch.Generator) -> Any:

@@ -46,7 +46,7 @@ VALUES: dict[str, tuple[str, float | None, float | None]] = {
     "trainer.compile": ("bool | Literal['aot_eager']", None, None),
 }
 # Files and folders that must exist: path of the key -> what it names.
-FILES = {"ckpt": "a checkpoint", "model.tokenizer.path": "the checkpoint of a tokenizer (model=vqgan)",
+FILES = {"ckpt": "a checkpoint", "model.tokenizer.path": "a tokenizer's file",
          "model.stage1.path": "the checkpoint of a stage I (model=stackgan1)",
          "prompts": "a text file with one prompt a line", "completion.image": "a picture", "data.root": "a folder",
          "text_encoder.vocabulary": "the words of a text encoder, captions_DAMSM.pickle"}
