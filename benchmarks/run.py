@@ -1,6 +1,6 @@
 """Ratios that were measured in one run, as a Markdown table: what a part gains over the plain way to write it.
 
-    python benchmarks/run.py [quantizer] [vqgan] [gan] [prior] [decoding] [data] [guided] [--quick]
+    python benchmarks/run.py [quantizer] [vqgan] [gan] [prior] [decoding] [data] [guided] [frechet] [--quick]
                              [--every 8] [--pictures FOLDER]
 
 `quantizer`: a step's vectors a second and peak memory, against all distances as one matrix.
@@ -11,6 +11,7 @@
 waits for codes; on the JPEGs of a folder (`--pictures`), or on synthetic ones.
 `guided`: an iteration of guided drawing and its parts, against its views one by one; memory with and without
 micro-batches.
+`frechet`: the distance of two sets of features, against scipy's matrix root.
 `decoding`: tokens with the cache against without (of which every 8th is run and counts for its neighbours, unless
 `--every 1`); at batch 1 the weight bytes a second against a memory read.
 
@@ -35,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
 from benchmarks import data as data_rows
+from benchmarks import frechet as frechet_rows
 from benchmarks import gan as gan_rows
 from benchmarks import guided as guided_rows
 from benchmarks import quantizer as quantizer_rows
@@ -291,10 +293,15 @@ def guided(quick: bool, every: int = 8) -> Iterator[Row]:
         yield Row(*row)
 
 
+def frechet(quick: bool, every: int = 8) -> Iterator[Row]:
+    for row in frechet_rows.rows(quick):
+        yield Row(*row)
+
+
 PICTURES: list[str | None] = [None]  # the folder of --pictures
 BENCHMARKS: dict[str, Callable[..., Iterator[Row]]] = {
     "quantizer": quantizer, "vqgan": vqgan, "gan": gan, "prior": prior, "decoding": decoding, "data": data,
-    "guided": guided,
+    "guided": guided, "frechet": frechet,
 }
 
 

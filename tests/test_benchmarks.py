@@ -9,7 +9,7 @@ from benchmarks import gan, guided, quantizer, run
 from t2i.views import Views
 
 
-@pytest.mark.parametrize("name", ["vqgan", "gan", "prior", "decoding", "data", "guided"])
+@pytest.mark.parametrize("name", ["vqgan", "gan", "prior", "decoding", "data", "guided", "frechet"])
 def test_a_benchmark_prints_its_rows(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     run.main(["--quick", "--threads", "1", name])
     lines = capsys.readouterr().out.splitlines()
@@ -17,7 +17,8 @@ def test_a_benchmark_prints_its_rows(name: str, capsys: pytest.CaptureFixture[st
     assert "threads" in lines[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[4:]]
     many = 3 if run.MIXED else 1
-    assert len(rows) == {"decoding": 2, "data": 3, "gan": many, "guided": 3 if run.MIXED else 2}.get(name, 1)
+    wanted = {"decoding": 2, "data": 3, "gan": many, "guided": 3 if run.MIXED else 2, "frechet": 4}
+    assert len(rows) == wanted.get(name, 1)
     assert all(len(row) == 5 and float(row[-1]) >= 0 for row in rows)
 
 

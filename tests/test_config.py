@@ -169,7 +169,7 @@ def test_sweep_runs_on_and_compares(
     assert seen == [0, 1, 2]
     assert "val/loss" in capsys.readouterr().out
     lines = (tmp_path / "runs/vqgan-shapes-sweep/sweep.csv").read_text().splitlines()
-    assert lines[0] == "seed,steps,val/loss,train/loss,error"
+    assert lines[0] == "seed,objective,steps,val/loss,train/loss,error"
     assert len(lines) == 4
 
 

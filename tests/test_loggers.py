@@ -1,17 +1,14 @@
-"""The metrics file over resumes, TensorBoard's purge, the W&B mirror, and what Lightning no longer says."""
+"""The metrics file over resumes, TensorBoard's purge, and what Lightning no longer says (W&B: test_wandb_mirror)."""
 
 from __future__ import annotations
 
 import logging
-import sys
-import types
-import warnings
 
 import pytest
 from PIL import Image
 
 from t2i import loggers
-from t2i.loggers import MetricsCSV, WandB, make_loggers
+from t2i.loggers import MetricsCSV, make_loggers
 
 
 def test_rows_are_written_at_once_and_columns_grow(tmp_path) -> None:
@@ -59,69 +56,6 @@ def test_tensorboard_hides_later_steps_of_the_broken_run(tmp_path) -> None:
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1), (2, 1), (3, 2), (4, 2), (5, 2), (6, 2)]
     assert not (tmp_path / "tb" / "hparams.yaml").exists()
-
-
-class FakeRun:
-    def __init__(self, **options) -> None:
-        self.options, self.rows, self.finished = options, [], False
-
-    def define_metric(self, *_, **__) -> None: ...
-
-    def log(self, row) -> None:
-        self.rows.append(row)
-
-    def finish(self) -> None:
-        self.finished = True
-
-
-@pytest.fixture
-def wandb(monkeypatch):
-    """A stand-in with W&B's few calls that are used."""
-    module = types.ModuleType("wandb")
-    module.runs = []
-    module.init = lambda **options: module.runs.append(FakeRun(**options)) or module.runs[-1]
-    module.Settings = dict
-    module.Image = lambda image: ("image", image.size)
-    monkeypatch.setitem(sys.modules, "wandb", module)
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    return module
-
-
-def test_wandb_is_offline_without_a_key_and_each_segment_has_an_id(tmp_path, wandb, monkeypatch) -> None:
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    (log,) = make_loggers(["wandb"], tmp_path, {"seed": 0}, "run", "group")
-    log.log_metrics({"loss": 1.0}, 4)
-    log.log_image("grid", Image.new("RGB", (2, 3)), 5)
-    loggers.finish([log])
-    log.log_metrics({"loss": 2.0}, 9)
-    first, second = wandb.runs
-    assert first.options["mode"] == "offline" and first.options["group"] == "group" and first.finished
-    assert first.options["id"] != second.options["id"] and first.options["config"] == {"seed": 0}
-    assert first.rows == [{"loss": 1.0, "step": 5}, {"grid": ("image", (2, 3)), "step": 5}]
-
-
-def test_a_failing_mirror_is_told_once_and_stops_nothing(tmp_path, wandb) -> None:
-    def broken(**_):
-        raise ConnectionError("no route")
-
-    wandb.init = broken
-    log = WandB(tmp_path, {}, "run", None, "t2i")
-    with pytest.warns(UserWarning, match="W&B is off from here on .ConnectionError: no route"):
-        log.log_metrics({"loss": 1.0}, 0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        log.log_metrics({"loss": 1.0}, 1)
-        log.finish()
-
-
-def test_key_from_environment_or_netrc(tmp_path, monkeypatch) -> None:
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert not loggers.has_key()
-    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password none\n")
-    assert loggers.has_key()
 
 
 def test_unknown_logger_is_named() -> None:

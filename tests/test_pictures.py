@@ -1,4 +1,4 @@
-"""Captioned grids, comparison rows, loss curves, atomic writes."""
+"""Captioned grids, comparison rows, atomic writes."""
 
 from __future__ import annotations
 
@@ -56,16 +56,3 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch) -> None:
     with pytest.raises(OSError, match="No space"):
         pictures.save(Image.new("RGB", (4, 4), "blue"), path)
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == ["a.png"]
-
-
-def test_losses_are_read_and_plotted(tmp_path) -> None:
-    csv = tmp_path / "metrics.csv"
-    csv.write_text("step,epoch,train/loss,val/loss\n1,0,2.5,\n2,0,0.1,\n2,0,,3\n3,0,nan,\nx")
-    series = pictures.read_metrics(csv)
-    assert series["train/loss"][0] == [1, 2, 3] and series["val/loss"] == ([2], [3.0])
-    out = pictures.plot_losses(csv, tmp_path / "plots" / "loss.png")
-    assert Image.open(out).size[0] > 300
-    with pytest.raises(ValueError, match="no columns train/lost"):
-        pictures.plot_losses(csv, out, {"loss": ["train/lost"]})
-    csv.write_text("step,epoch\n")
-    assert pictures.plot_losses(csv, tmp_path / "none.png") is None

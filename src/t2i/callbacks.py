@@ -18,9 +18,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from t2i import pictures
+from t2i import pictures, plots
 from t2i.devices import is_sharded
-from t2i.loggers import log_image
+from t2i.loggers import log_image, log_table
 
 
 class EMA(pl.Callback):
@@ -184,6 +184,7 @@ class PictureGrid(pl.Callback):
                      else pictures.grid(page["images"], page["captions"]))
             pictures.save(image, Path(trainer.default_root_dir) / "grids" / f"{name}-{step:06}.png")
             log_image(trainer.loggers, name, image, step)
+            log_table(trainer.loggers, name, page, step)
 
 
 class EarlyStopping(pl.Callback):
@@ -228,11 +229,12 @@ class EarlyStopping(pl.Callback):
 
 
 class LossPlots(pl.Callback):
-    """Writes `<run>/plots/loss.png` from `metrics.csv` after validations and at the end.
+    """Writes `<run>/plots/loss.png`, `codebook.png` and `scores.png` from `metrics.csv` (`t2i.plots`) after validations
+    and at the end.
 
     Args:
-        groups: panels, title -> columns of metrics.csv; None for one a metric.
-        every_seconds: at most one in so many seconds (it takes about one), but always one at the end.
+        groups: panels of loss.png, title -> columns of metrics.csv; None for one a metric.
+        every_seconds: at most once in so many seconds (it takes one or two), but always once at the end.
     """
 
     def __init__(self, groups: dict[str, list[str]] | None = None, every_seconds: float = 30.0) -> None:
@@ -243,7 +245,7 @@ class LossPlots(pl.Callback):
         run_dir = Path(trainer.default_root_dir)
         if trainer.is_global_zero and (run_dir / "metrics.csv").is_file():
             self.last = time.monotonic()
-            pictures.plot_losses(run_dir / "metrics.csv", run_dir / "plots" / "loss.png", self.groups)
+            plots.plot_run(run_dir, self.groups)
 
     def on_validation_end(self, trainer: Any, module: Any) -> None:
         if not trainer.sanity_checking and time.monotonic() - self.last >= self.every_seconds:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import ctypes
 import gc
 import itertools
@@ -11,12 +10,14 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from t2i.check import SOURCE
 from t2i.config import ConfigError, choices, compose, groups, parse_sweep
+from t2i.launchers import STOPPED, Job, Outcome, launch
+from t2i.sweep_results import Mode, best, flat_row, row, table, told, write
 
 Run = Callable[[dict[str, Any], list[str]], Any]
 HELP = """
@@ -61,6 +62,8 @@ def main(config_name: str, run: Run, about: str) -> None:
             print(json.dumps(compose(overrides, config_name, files=False), indent=2, ensure_ascii=False))
         elif flags:
             code = sweep(config_name, run, overrides)
+        elif lone := [word for word in overrides if config_name == "train" and is_sweep_key(word.partition("=")[0])]:
+            raise ConfigError(f"{', '.join(lone)}: sweep. settings say how -m runs its jobs, and there is no -m")
         else:
             result = run(compose(overrides, config_name), overrides)
             code = result if isinstance(result, int) and not isinstance(result, bool) else 0
@@ -116,11 +119,19 @@ def jobs(overrides: list[str]) -> list[tuple[list[str], dict[str, str]]]:
             for words in combinations]
 
 
+def is_sweep_key(key: str) -> bool:
+    return key.lstrip("+~").partition(".")[0] == "sweep"
+
+
 def prepare_sweep(config_name: str, overrides: list[str]) -> tuple[list[list[str]], list[dict[str, str]], Path]:
     """The jobs' overrides with a name each, their swept settings, and the sweep's folder; checked before any runs."""
     found = jobs(overrides)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("-m under torchrun would run every job on every rank: start the jobs one by one")
+    if swept := [key for key in found[0][1] if is_sweep_key(key)]:
+        raise ConfigError(f"{', '.join(swept)} has several values: sweep. settings hold for the whole sweep")
+    if config_name != "train" and any(is_sweep_key(word.partition("=")[0]) for word in overrides):
+        raise ConfigError(f"sweep. settings are train.py's: {config_name}.py -m runs one job after the other")
     configs = [compose(words, config_name) for words, _ in found]
     names = {config.get("name") for config in configs}
     base = f"{names.pop() if len(names) == 1 else 'models'}-sweep"
@@ -131,8 +142,10 @@ def prepare_sweep(config_name: str, overrides: list[str]) -> tuple[list[list[str
         devices = config.get("trainer", {}).get("devices", 1)
         if devices not in (1, [0]) or config.get("trainer", {}).get("num_nodes", 1) != 1:
             raise ConfigError(f"-m with trainer.devices={devices}: each device's process would run the whole sweep;"
-                              " use trainer.devices=1, or start the jobs one by one (torchrun, a job array)")
+                              " use trainer.devices=1 (sweep.launcher=joblib or submitit then gives each job a GPU),"
+                              " or start the jobs one by one (torchrun, a job array)")
         if config_name == "train":
+            words = [w for w in words if not is_sweep_key(w.partition("=")[0])]
             own = "_".join(tag(key, value, list(settings)) for key, value in settings.items()) or "only"
             words = [w for w in words if not w.startswith("name=")] + [f"name={base}/{own}"]
             words += [] if config["group"] else [f"group={base}"]
@@ -141,49 +154,73 @@ def prepare_sweep(config_name: str, overrides: list[str]) -> tuple[list[list[str
     return everything, [settings for _, settings in found], folder
 
 
-def sweep(config_name: str, run: Run, overrides: list[str]) -> int:
-    """Runs every job after the other and writes one table of their results."""
-    listed, settings, folder = prepare_sweep(config_name, overrides)
-    rows: list[dict[str, Any]] = []
-    for i, (words, setting) in enumerate(zip(listed, settings, strict=True)):
-        shown = " ".join(f"{key}={value}" for key, value in setting.items())
-        print(f"\n[{i + 1}/{len(listed)}] {shown}", flush=True)
-        row: dict[str, Any] = dict(setting)
+def goal(configs: Sequence[Mapping[str, Any]]) -> tuple[str, Mode] | None:
+    """The metric that a sweep's jobs are compared by, and which end of it is better; None: by none."""
+    found: set[tuple[str | None, Mode]] = set()
+    for config in configs:
+        options, t = config["sweep"], config["trainer"]
+        own = options["objective"]
+        found.add((own or t["monitor"], options["objective_mode"] or ("min" if own else t["monitor_mode"])))
+    if len(found) > 1:
+        shown = ", ".join(f"{key} ({mode})" for key, mode in sorted(found, key=str))
+        raise ConfigError(f"the jobs' trainer.monitor differ: {shown}; give sweep.objective= what to compare them by")
+    key, mode = found.pop()
+    return (key, mode) if key else None
+
+
+def one_by_one(config_name: str, run: Run, listed: list[list[str]], shown: list[str]) -> Iterator[tuple[int, Outcome]]:
+    """Runs the jobs in this process; a mistake in one is told and does not stop the others."""
+    for i, words in enumerate(listed):
+        print(f"\n[{i + 1}/{len(listed)}] {shown[i]}", flush=True)
         try:
             result = run(compose(words, config_name), words)
-            if isinstance(result, dict):
-                row |= {key: value for key, value in result.items() if isinstance(value, int | float)}
-                row |= result.get("metrics", {})
         except (ValueError, OSError) as error:
-            if not is_for_people(error) or wants_traceback(overrides):
+            if not is_for_people(error) or wants_traceback(words):
                 raise
             print(message(error), file=sys.stderr)
-            row["error"] = str(error).splitlines()[0]
-        rows.append(row)
+            yield i, {"error": str(error).splitlines()[0]}
+        else:
+            yield i, {"result": result if isinstance(result, dict) else {}}
         gc.collect()
         if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
             sys.modules["torch"].cuda.empty_cache()
-    print("\n" + table(rows))
+
+
+def sweep(config_name: str, run: Run, overrides: list[str]) -> int:
+    """Runs every job, by `sweep.launcher`, and writes one table of their results; returns the exit code."""
+    listed, settings, folder = prepare_sweep(config_name, overrides)
+    shown = [" ".join(f"{key}={value}" for key, value in setting.items()) for setting in settings]
+    wanted, outcomes = None, one_by_one(config_name, run, listed, shown)
     if config_name == "train":
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
+        wanted = goal([compose(words) for words, _ in jobs(overrides)])
+        options = compose(jobs(overrides)[0][0])["sweep"]
+        if options["launcher"] != "basic":
+            configs = [compose(words) for words in listed]
+            if any(config["estimate"] for config in configs):
+                raise ConfigError(f"estimate=true with sweep.launcher={options['launcher']}: estimates measure one at a"
+                                  " time; leave sweep.launcher out")
+            logs = [folder / "logs" / f"{Path(config['name']).name}.log" for config in configs]
+            found = [Job(*each) for each in zip(shown, listed, configs, logs, strict=True)]
+            outcomes = launch(found, options, SOURCE.parent / "train.py", folder / "submitit")
+    rows: dict[int, dict[str, Any]] = {}
+    stopped = 0
+    for i, outcome in outcomes:
+        if "stopped" in outcome:
+            stopped += 1
+            continue
+        rows[i] = row(i, settings[i], outcome, wanted)
+        if config_name == "train":
+            if options["launcher"] != "basic":
+                print(told(rows[i], shown[i], len(rows), len(listed), "before" in outcome), flush=True)
+            write(folder, [rows[k] for k in sorted(rows)], wanted, overrides)
+    done = [rows[k] for k in sorted(rows)]
+    if done:
+        print("\n" + table([flat_row(each) for each in done]))
+    if config_name == "train" and done:
         print(f"\nAll columns: {folder / 'sweep.csv'}")
-    return 1 if any("error" in row for row in rows) else 0
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The jobs side by side; of the metrics those of validation where there are any."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    if any(c.startswith("val/") for c in columns):
-        settings = [c for c in columns if isinstance(rows[0].get(c), str)]
-        columns = [c for c in columns if "/" not in c or c.startswith("val/") or c in settings]
-    cells = [columns]
-    for row in rows:
-        values = [row.get(column, "") for column in columns]
-        cells.append([f"{value:.4g}" if isinstance(value, float) else str(value) for value in values])
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+        if wanted is not None and (line := best(done, *wanted)):
+            print(line)
+    if stopped:
+        print(f"\nStopped with {stopped} of {len(listed)} jobs to go; the same command goes on.")
+        return STOPPED
+    return 1 if any(each["error"] for each in done) else 0

@@ -18,10 +18,11 @@ import torch
 from PIL import Image, ImageDraw
 
 from t2i import checkpoint, pictures
+from t2i.composing import world_of
 from t2i.config import flat
 from t2i.data import shapes
 from t2i.drawing import KINDS, OPTIONS, device_of, options_of
-from t2i.evaluation import BATCH, world_of
+from t2i.drawn import BATCH
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.pictures import FRAME, MARGIN, SMALLEST, TEXT_SIZE, font, wrap
 from t2i.progress import clock

@@ -6,8 +6,11 @@ that weight decay and checkpoints know them, and `last.ckpt` is one whole file t
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from pytorch_lightning.strategies import ModelParallelStrategy
 
 from t2i import checkpoint
@@ -47,3 +50,26 @@ def strategy(config: dict[str, Any], model: Any) -> Any:
     if faults:
         raise ValueError("trainer.strategy=fsdp does not go with this run:\n  " + "\n  ".join(faults))
     return Sharded()
+
+
+def processes() -> tuple[int, int]:
+    """This process's number and how many torchrun started; they are joined (gloo) on the first call. (0, 1) alone."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks == 1:
+        return 0, 1
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    return dist.get_rank(), dist.get_world_size()
+
+
+def meet() -> None:
+    """Waits for the other processes that torchrun started."""
+    if processes()[1] > 1:
+        dist.barrier()
+
+
+def own_device(wanted: str) -> str:
+    """Of several processes each takes a GPU of its own where `auto` finds some."""
+    if wanted == "auto" and torch.cuda.is_available() and processes()[1] > 1:
+        return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+    return wanted

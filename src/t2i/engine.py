@@ -27,7 +27,7 @@ from t2i.models.base import NonFiniteLoss, switch
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 STOPPED = 75  # exit code of a run that was asked to stop and can be continued
 # What may differ when a run is continued.
-IGNORED = ("resume", "debug", "logger", "stages", "experiments", "estimate", "comparison")
+IGNORED = ("resume", "debug", "logger", "stages", "experiments", "estimate", "comparison", "sweep")
 
 
 def precision(wanted: Literal["auto"] | Precision, accelerator: str) -> Precision:
@@ -134,19 +134,21 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         model.prepare(caption_texts(data.train_set))
     t = config["trainer"]
     saver = Checkpoints(run_dir, every_steps=t["checkpoint_every_steps"], every_minutes=t["checkpoint_every_minutes"],
-                        monitor=t["monitor"])
+                        monitor=t["monitor"], mode=t["monitor_mode"])
     extra = [checkpoint.build(node) for node in config["callbacks"].values() if node]
     own = [Minutes(t["max_minutes"]), SelfDescribing(config), saver]
     trainer = make_trainer(config, run_dir, [StepSeed(config["seed"]), *extra, *own], model)
     if resume is not None and first_of_all():
         print(f"Continuing from {resume}")
+    failed = True
     try:
         trainer.fit(model, data, ckpt_path=resume, weights_only=True)
+        failed = False
     except NonFiniteLoss as error:
         kept = f"The state is in {run_dir / 'crash.ckpt'}; {run_dir / 'last.ckpt'} is as it was."
         raise ValueError(f"{error} {kept}") from error
     finally:
-        loggers.finish(trainer.loggers)
+        loggers.finish(trainer.loggers, failed)
     if saver.stopped:
         if trainer.is_global_zero:
             print(f"Stopped at step {trainer.global_step}; {run_dir / 'last.ckpt'} continues with the same command.")

@@ -1,15 +1,15 @@
-"""Scores a checkpoint by the rulers of `metrics/`; each number carries its protocol.
+"""What `evaluate.py` does: pictures of a checkpoint or of a folder, held against the rulers of `metrics/`.
 
-`composition` (arXiv 2310.11513's logic on embedded scenes): the share of right pictures for each task, on seen and
-on held-out combinations, beside the ceiling (true renders of the same captions), the first stage's ceiling (their
-reconstructions) and the floor (the samples judged against other captions of the same task).
-`reconstruction`: PSNR, SSIM and codebook usage of the tokenizer on the validation split.
+Drawn pictures stay under `<out>/drawn`, so that an evaluation that was broken off goes on, and another one of the same
+pictures draws none. Every score carries its protocol; `protocols.py` has the named ones.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,182 +17,241 @@ import torch
 from torch import Tensor
 
 from t2i import checkpoint
-from t2i.data import shapes
-from t2i.data.module import DataModule, scaled
-from t2i.data.seeds import number
-from t2i.datasets import dataset
-from t2i.drawing import KINDS, options_of
-from t2i.metrics.composition import composition_score, shuffled
-from t2i.metrics.reconstruction import CodebookUsage, psnr, ssim
-from t2i.scenes import TASKS, Task, render
+from t2i.composing import Paint, composed, refined, table, world_of
+from t2i.devices import meet, own_device, processes
+from t2i.drawing import KINDS, device_of, options_of, version
+from t2i.drawn import Drawn, largest_batch
+from t2i.exporting import export
+from t2i.judges import involved, open_inception, open_judge
+from t2i.metrics.clip_score import CLIPScorer
+from t2i.metrics.composition import READER
+from t2i.metrics.intervals import bootstrap
+from t2i.progress import counter
+from t2i.protocols import BACK, DRAWN, settle
+from t2i.references import Reference
+from t2i.scoring import Scores, score_drawn
 
-COLUMNS = {"score": "score", "refined": "refined by CLIP", "ceiling_renders": "ceiling: renders",
-           "ceiling_reconstructions": "ceiling: reconstructions", "floor_shuffled_captions": "floor: shuffled captions"}
-METRICS = ("composition", "reconstruction")
-BATCH = 64
-
-
-def draw(model: Any, text: list[str], seed: int, options: dict[str, Any], progress: Any = None) -> Tensor:
-    """One picture a caption, uint8 (n, h, w, 3), in batches; picture i has the seed f(seed, "evaluation", i)."""
-    drawn = []
-    for start in range(0, len(text), BATCH):
-        part = text[start : start + BATCH]
-        seeds = [number(seed, "evaluation", start + i) for i in range(len(part))]
-        drawn.append(as_bytes(model.sample(part, seeds=seeds, **options)))
-        if progress is not None:
-            progress(start + len(part), len(text))
-    return torch.cat(drawn)
+COMPOSITION = {"reader": f"{READER} (no learned weights); GenEval's clause logic, arXiv 2310.11513"}
 
 
-def as_bytes(image: Tensor) -> Tensor:
-    """(b, 3, h, w) in [-1, 1] to uint8 (b, h, w, 3) on the CPU."""
-    return image.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+def place(config: Mapping[str, Any]) -> Path:
+    """Where an evaluation is written: `out`, beside the checkpoint, or beside the folder of pictures, not in it."""
+    if config["out"] or config["ckpt"]:
+        return Path(config["out"] or Path(config["ckpt"]).parent)
+    return Path(f"{str(config['images']).rstrip('/')}-evaluation")
 
 
-@torch.inference_mode()
-def reconstructed(tokenizer: Any, pictures: Tensor) -> Tensor:
-    """uint8 (n, h, w, 3) through the tokenizer and back."""
-    device = next(tokenizer.parameters()).device
-    parts = []
-    for chunk in pictures.split(BATCH):
-        image = chunk.permute(0, 3, 1, 2).to(device).float().div(127.5).sub(1)
-        parts.append(as_bytes(tokenizer.decode_ids(tokenizer.encode(image).clone())))
-    return torch.cat(parts)
+class Evaluation:
+    """One command's model or folder, protocol and judges, opened and checked before anything is drawn."""
 
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config, self.seed = config, config["seed"]
+        asked = [key for key in ("ckpt", "images") if config[key] is not None]
+        if len(asked) != 1 and config["export"] is None:
+            raise ValueError("give ckpt=, a checkpoint that draws, or images=, a folder of pictures; one of the two")
+        self.held: Any = checkpoint.read(config["ckpt"])["t2i"]["config"] if config["ckpt"] is not None else None
+        node = config["data"] if "data" in config else (self.held or {}).get("data")
+        self.protocol, self.changed = settle(config, node["_target_"] if node is not None else None)
+        metrics = self.metrics = self.protocol.metrics
+        if config["n_per_task"] < 2:
+            raise ValueError(f"n_per_task={config['n_per_task']}: at least 2 (the floor exchanges captions)")
+        if node is None and (config["images"] is None or set(metrics) - {"clip_score", "r_precision"}):
+            raise ValueError("data= is needed: whose captions and real pictures to compare with (data=shapes, data=coco"
+                             " data.root=…)")
+        self.data: Any = None if node is None else {"data": node, "paths": config["paths"], "seed": self.seed}
+        self.device = device_of(own_device(config["device"]))
+        self.model: Any = None
+        self.drawn_by: Any = None
+        self.options: dict[str, Any] = {}
+        if config["ckpt"] is not None:
+            self._open_model()
+        elif config["images"] is not None:
+            if back := [name for name in metrics if name in BACK]:
+                raise ValueError(f"metrics=[{', '.join(back)}] are of a tokenizer: give ckpt=, not images=")
+            self.drawn_by = Drawn.read(config["images"], self.protocol.size)
+        self.judge = open_judge(config, self.protocol, self.held, self.device) if config["export"] is None else None
+        self.inception = open_inception(config, self.protocol, self.device) if config["export"] is None else None
+        self.out = place(config)
+        self.size: Any = self.protocol.size or (self.model.image_size if self.model is not None else
+                                           node["image_size"] if node is not None else None)
 
-def world_of(data: dict[str, Any]) -> shapes.World:
-    """The world that a config's data set draws its scenes from; for other data sets all of it."""
-    if not data["_target_"].startswith("t2i.data.shapes."):
-        return shapes.World()
-    return shapes.World(data["lattice"], tuple(data["backgrounds"] or shapes.World().backgrounds))
-
-
-def composition(
-    model: Any, n_per_task: int, seed: int, options: dict[str, Any], world: shapes.World, progress: Any = None
-) -> dict[str, Any]:
-    """Scores with ceilings and floor, for `seen` and `heldout`; `examples` holds pictures of the first of each task."""
-    result: dict[str, Any] = {}
-    kinds: tuple[tuple[str, shapes.Split, tuple[Task, ...]], ...] = (
-        ("seen", "val", TASKS), ("heldout", "heldout", shapes.HELDOUT_TASKS))
-    for name, split, tasks in kinds:
-        chosen = [pair for task in tasks for pair in shapes.prompted(split, task, n_per_task, seed, world)]
-        captions = [caption for caption, _ in chosen]
-        truth = torch.stack([torch.from_numpy(render(scene, model.image_size)) for _, scene in chosen])
-        pictures = draw(model, [caption.text for caption in captions], seed, options, progress)
-        result[name] = {
-            "score": composition_score(pictures.numpy(), captions),
-            "ceiling_renders": composition_score(truth.numpy(), captions),
-        }
-        if hasattr(model, "tokenizer"):
-            back = reconstructed(model.tokenizer, truth)
-            result[name]["ceiling_reconstructions"] = composition_score(back.numpy(), captions)
-        result[name]["floor_shuffled_captions"] = composition_score(pictures.numpy(), shuffled(captions, seed))
-        first = [i * n_per_task + k for k in range(2) for i in range(len(tasks))]
-        result[name]["examples"] = (pictures[first], [captions[i].text for i in first])
-    return result
-
-
-def refined(
-    found: dict[str, Any], config: dict[str, Any], model: Any, options: dict[str, Any], world: shapes.World,
-    progress: Any = None,
-) -> dict[str, Any]:
-    """The scores with those of the same samples after guided drawing beside them, and its pictures as examples."""
-    from t2i.guiding import Drawer, settings_of
-
-    if not hasattr(model, "codes"):
-        raise ValueError(f"guide= refines a prior's samples; {config['ckpt']} holds a {model.kind}")
-    drawer = Drawer(settings_of(config["guide"]), model, options=options)
-    if drawer.start != "prior":
-        raise ValueError(f"guide.start={drawer.start}: evaluate.py compares with the prior's own samples; leave it out")
-    after = composition(drawer, config["n_per_task"], config["seed"], {}, world, progress)
-    return {split: {"score": kinds.pop("score"), "refined": after[split]["score"], **kinds,
-                    "examples": after[split]["examples"]} for split, kinds in found.items()}
-
-
-@torch.inference_mode()
-def reconstruction(tokenizer: Any, config: dict[str, Any], split: str = "val", limit: int = 512) -> dict[str, Any]:
-    """Means over the first `limit` pictures of a split of the data the checkpoint was trained on."""
-    data = DataModule(None, dataset(config, split), BATCH, 0, config["seed"])
-    usage, sums, count = CodebookUsage(tokenizer.factors), {"psnr": 0.0, "ssim": 0.0}, 0
-    for batch in map(scaled, data.val_dataloader()):
-        ids = tokenizer.encode(batch.image.to(next(tokenizer.parameters()).device))
-        back = tokenizer.decode_ids(ids.clone()).float().cpu()
-        usage.update(ids.cpu())
-        sums["psnr"] += float(psnr(back, batch.image).sum())
-        sums["ssim"] += float(ssim(back, batch.image).sum())
-        count += len(batch.text)
-        if count >= limit:
-            break
-    return {**{k: v / count for k, v in sums.items()}, **usage.compute(), "n": count, "split": split}
-
-
-def evaluate(config: dict[str, Any], progress: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The scores that `config["metrics"]` names (with protocol), and example pictures by split."""
-    unknown = [name for name in config["metrics"] if name not in METRICS]
-    if unknown or not config["metrics"]:
-        raise ValueError(f"metrics={config['metrics']}: allowed are {', '.join(METRICS)}, one or more")
-    if config["n_per_task"] < 2:
-        raise ValueError(f"n_per_task={config['n_per_task']}: at least 2 (the floor exchanges captions)")
-    kinds: tuple[str, ...] = KINDS if "reconstruction" not in config["metrics"] else ("prior",)
-    kinds = kinds if "composition" in config["metrics"] else ("prior", "vqgan")
-    model = checkpoint.load(config["ckpt"], kind=kinds)
-    held = checkpoint.read(config["ckpt"])["t2i"]["config"]
-    started = time.monotonic()
-    scores: dict[str, Any] = {}
-    examples: dict[str, Any] = {}
-    options: dict[str, Any] = {}
-    if "composition" in config["metrics"]:
-        options = options_of(config, model)
-        found = composition(model, config["n_per_task"], config["seed"], options, world_of(held["data"]), progress)
+    def _open_model(self) -> None:
+        config, drawing = self.config, any(name not in BACK for name in self.metrics)
+        kinds: tuple[str, ...] = KINDS if drawing else ("prior", "vqgan")
+        if any(name in BACK for name in self.metrics):
+            kinds = tuple(kind for kind in kinds if kind in ("prior", "vqgan"))
+        self.model = checkpoint.load(config["ckpt"], kind=kinds).to(self.device)
+        if hasattr(self.model, "place"):
+            self.model.place()
+        self.drawer = self.model
+        if drawing:
+            truncation = self.protocol.truncation if "truncation" in self.model.options else None
+            self.options = options_of({**config, "truncation": truncation}, self.model)
         if "guide" in config:
-            found = refined(found, config, model, options, world_of(held["data"]), progress)
-        examples = {split: found[split].pop("examples") for split in found}
-        scores["composition"] = found
-    if "reconstruction" in config["metrics"]:
-        scores["reconstruction"] = reconstruction(model.tokenizer, held, config["split"])
+            from t2i.guiding import Drawer, settings_of
+
+            if not hasattr(self.model, "codes"):
+                raise ValueError(f"guide= refines a prior's samples; {config['ckpt']} holds a {self.model.kind}")
+            self.drawer = Drawer(settings_of(config["guide"]), self.model, self.device, self.options)
+            if self.drawer.start != "prior":
+                raise ValueError(f"guide.start={self.drawer.start}: evaluate.py compares with the prior's own samples;"
+                                 " leave it out")
+
+    def request(self, what: str, guided: bool) -> dict[str, Any]:
+        """What decides about drawn pictures beside their captions."""
+        return {"what": what, "hash": checkpoint.file_hash(self.config["ckpt"]), "sampler": self.options,
+                "seed": self.seed, **({"guide": self.config["guide"]} if guided else {})}
+
+    def pictures(self, what: str, text: list[str], guided: bool) -> Drawn:
+        """Drawn for these captions, now or before."""
+        drawn = Drawn.for_captions(self.out / "drawn", self.request(what, guided), text)
+        rank, ranks = processes()
+        meet()  # before: all see the same missing
+        missing = drawn.missing()
+        meet()
+        if missing:
+            with counter(f"drawing, {what}", len(text)) as progress:
+                drawn.draw(self.drawer if guided else self.model, self.seed, {} if guided else self.options,
+                           largest_batch(self.device, self.config["batch_size"]), progress, rank, ranks)
+        meet()
+        return drawn
+
+    def composition(self) -> dict[str, Any]:
+        world = world_of(self.data["data"])
+        if self.drawn_by is not None:
+            return composed(listed(self.drawn_by), self.image_size(), None, self.config["n_per_task"], self.seed, world)
+
+        def found(guided: bool) -> dict[str, Any]:
+            def paint(split: str, text: list[str]) -> Tensor:
+                return torch.from_numpy(self.pictures(f"composition, {split}", text, guided).all())
+
+            return composed(paint, self.model.image_size, getattr(self.model, "tokenizer", None),
+                            self.config["n_per_task"], self.seed, world)
+
+        return refined(found(False), found(True)) if "guide" in self.config else found(False)
+
+    def image_size(self) -> int:
+        return int(self.drawn_by.picture(0).shape[0])
+
+    def captioned(self, reference: Reference | None) -> Drawn:
+        """The pictures that the distances and CLIP's scores are of."""
+        if self.drawn_by is not None or reference is None:
+            drawn: Drawn = self.drawn_by
+            return drawn
+        return self.pictures("captions", reference.text, "guide" in self.config)
+
+    def base(self) -> dict[str, Any]:
+        return {"protocol": self.protocol.name, "changed": self.changed, "seed": self.seed, "t2i": version()}
+
+    def how(self, judge: CLIPScorer | None) -> str | None:
+        return None if judge is None else involved(judge, self.drawer if self.model is not None else None,
+                                                   self.drawn_by.guides if self.drawn_by is not None else ())
+
+
+def listed(drawn: Drawn) -> Paint:
+    """Pictures of a folder by their captions; the k-th of equal captions is the k-th picture with it."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for i, text in enumerate(drawn.captions()):
+        places[text].append(i)
+
+    def paint(split: str, text: list[str]) -> Tensor:
+        used: dict[str, int] = defaultdict(int)
+        order = []
+        for caption in text:
+            k = used[caption]
+            used[caption] += 1
+            if k >= len(places[caption]):
+                raise ValueError(f"images={drawn.folder}: none for the caption {caption!r} of composition ({split}):"
+                                 " evaluate.py export=FOLDER metrics=[composition] writes the captions to draw (same"
+                                 " data=, n_per_task=, seed=)")
+            order.append(places[caption][k])
+        return torch.stack([drawn.picture(i) for i in order])
+
+    return paint
+
+
+def evaluate(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`evaluation.json`'s content: scores, protocols by score, the protocol of all; and what the page shows."""
+    started = time.monotonic()
+    task = Evaluation(config)
+    metrics, scores = task.metrics, Scores()
+    shown: dict[str, Any] = {"composition": {}, "task": task}
+    values: dict[str, Any] = {}
+    if "composition" in metrics:
+        found = task.composition()
+        shown["composition"] = {split: found[split].pop("examples") for split in found}
+        values["composition"] = found
+        for split, (_, _, right) in shown["composition"].items():
+            scores.add(f"composition_{split}", bootstrap(torch.tensor(right, dtype=torch.float64), task.seed), "higher",
+                       len(right), {**task.base(), **COMPOSITION, "n_per_task": config["n_per_task"],
+                                    "interval": "bootstrap, 1000"})
+    if asked := [name for name in metrics if name in DRAWN]:
+        reference = Reference(task.data, task.protocol, task.size, task.seed) if task.data is not None else None
+        drawn = task.captioned(reference)
+        text = drawn.captions() if {"clip_score", "r_precision"} & set(asked) else None
+        with counter("scoring", len(drawn)) as progress:
+            part = score_drawn(drawn.batches(progress=progress), text, reference, asked, task.judge, task.inception,
+                               task.seed, task.how(task.judge), task.base())
+        shown |= {"drawn": drawn, "clip": part.clip}
+        scores.values |= part.values
+        scores.protocols |= part.protocols
+        if drawn.grey:
+            print(f"{drawn.grey} of {len(drawn)} pictures have no colours; they are taken as they are, in three"
+                  " equal channels")
+    if any(name in BACK for name in metrics):
+        from t2i.reconstructing import reconstruction
+
+        own = {**task.data, "data": {**task.data["data"], "image_size": task.model.image_size}}
+        part, shown["back"] = reconstruction(
+            task.model.tokenizer, own, config["split"], task.protocol.n, metrics, task.judge, task.inception,
+            config["vgg"], task.base())
+        scores.values |= part.values
+        scores.protocols |= part.protocols
     protocol = {
-        "checkpoint": str(config["ckpt"]), "hash": checkpoint.file_hash(config["ckpt"]), "seed": config["seed"],
-        "sampler": options, "n_per_task": config["n_per_task"], "image_size": model.image_size,
-        "reader": "t2i.metrics.composition (no learned weights); GenEval's clause logic, arXiv 2310.11513",
+        "checkpoint": str(config["ckpt"]) if config["ckpt"] else None, "images": config["images"],
+        "hash": checkpoint.file_hash(config["ckpt"]) if config["ckpt"] else None, **task.base(),
+        "metrics": list(metrics), "sampler": task.options, "n_per_task": config["n_per_task"], "size": task.size,
+        "image_size": task.model.image_size if task.model is not None else task.image_size(), **COMPOSITION,
         **({"guide": config["guide"]} if "guide" in config else {}),
-        "data": held["data"], "seconds": round(time.monotonic() - started, 1),
+        "data": None if task.data is None else task.data["data"], "torch": torch.__version__,
+        "seconds": round(time.monotonic() - started, 1),
     }
-    return {"scores": scores, "protocol": protocol}, examples
+    return {"scores": {**values, **scores.values}, "protocols": scores.protocols, "protocol": protocol}, shown
 
 
-def table(scores: dict[str, Any]) -> str:
-    """The composition scores as a Markdown table, tasks in rows."""
-    columns = [COLUMNS[kind] for kind in next(iter(scores.values()))]
-    rows = ["| task | split | " + " | ".join(columns) + " |", "| --- " * (2 + len(columns)) + "|"]
-    for split, kinds in scores.items():
-        for task in kinds["score"]:
-            cells = " | ".join(f"{kinds[kind][task]:.3f}" for kind in kinds)
-            rows.append(f"| {task} | {split} | {cells} |")
+def lines(scores: Mapping[str, Any]) -> str:
+    """The scores with intervals as a Markdown table."""
+    rows = ["| metric | value | 95 % | n | better |", "| --- | ---: | --- | ---: | --- |"]
+    for name, entry in scores.items():
+        if "value" in entry:
+            between = f"{entry['low']:.4g} to {entry['high']:.4g}"
+            rows.append(f"| {name} | {entry['value']:.4g} | {between} | {entry['n']:,} | {entry['better']} |")
     return "\n".join(rows)
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
-    """What `evaluate.py` does: scores, tables, and `evaluation.json` beside the checkpoint or in `out`."""
+    """Scores, tables, and `evaluation.json`, `evaluation.html` and grids beside the checkpoint or in `out`."""
     from t2i.loggers import quiet
-    from t2i.progress import counter
 
     quiet()
-    out = Path(config["out"]) if config["out"] else Path(config["ckpt"]).parent
+    processes()
+    if config["export"] is not None:
+        return export(config, Evaluation(config))
+    out = place(config)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"out={out} cannot be written: {error.strerror}") from error
-    with counter("drawing", 0) as progress:
-        result, examples = evaluate(config, progress)
+    result, shown = evaluate(config)
+    if processes()[0]:
+        return result
     if "composition" in result["scores"]:
         print(table(result["scores"]["composition"]))
-    if "reconstruction" in result["scores"]:
-        print(json.dumps(result["scores"]["reconstruction"], indent=1))
+    print(lines(result["scores"]))
     path = out / "evaluation.json"
     checkpoint.write_text(path, json.dumps(result, indent=1))
-    from t2i.pictures import grid
+    from t2i.evaluation_page import write_page
 
-    for split, (pictures, captions) in examples.items():
-        grid(pictures, captions, columns=len(captions) // 2).save(out / f"evaluation-{split}.png")
-    print(f"Written: {path}")
+    pages = write_page(out, result, shown)
+    print("\n".join(f"Written: {written}" for written in (path, *pages)))
     return {**result, "out": str(out)}

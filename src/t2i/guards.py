@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -85,15 +85,17 @@ class Minutes(pl.Callback):
 
 class Checkpoints(pl.Callback):
     """`last.ckpt` every so many batches or minutes and at the end, the one before as `previous.ckpt`, and
-    `best.ckpt` by the smallest `monitor` of validation.
+    `best.ckpt` by the smallest (`mode` max: the largest) `monitor` of validation.
 
     Counts batches (Lightning's own callback miscounts in manual optimisation). SIGINT and SIGTERM set a flag that
     all ranks agree on at the next batch: save, stop; `stopped` then is True. A second signal aborts at once.
     """
 
-    def __init__(self, folder: Path, every_steps: int | None, every_minutes: float | None, monitor: str | None) -> None:
+    def __init__(self, folder: Path, every_steps: int | None, every_minutes: float | None, monitor: str | None,
+                 mode: Literal["min", "max"] = "min") -> None:
         self.folder, self.every_steps, self.every_minutes, self.monitor = folder, every_steps, every_minutes, monitor
-        self.best = float("inf")
+        self.sign = 1.0 if mode == "min" else -1.0
+        self.best = self.sign * float("inf")
         self.saved_step = -1
         self.saved_at = time.monotonic()
         self.asked = self.stopped = False
@@ -162,13 +164,16 @@ class Checkpoints(pl.Callback):
 
     def on_validation_end(self, trainer: Any, module: Any) -> None:
         value = trainer.callback_metrics.get(self.monitor) if self.monitor else None
-        if value is not None and not trainer.sanity_checking and float(value) < self.best:
+        if value is not None and not trainer.sanity_checking and self.sign * (float(value) - self.best) < 0:
             self.best = float(value)
             trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=False)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
         self.restore_handlers()
         self.save(trainer)
+        if self.monitor and self.monitor not in trainer.callback_metrics and trainer.is_global_zero:
+            known = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/"))) or "none"
+            print(f"\nNo best.ckpt: trainer.monitor={self.monitor} was not measured; this run's validation has {known}")
 
     def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
         self.restore_handlers()

@@ -1,4 +1,5 @@
-"""Where metrics go: `metrics.csv` and TensorBoard in the run's folder are the truth, W&B is a mirror that may fail.
+"""Where metrics go: `metrics.csv` and TensorBoard in the run's folder are the truth, W&B is a mirror that may fail
+(`t2i.wandb_mirror`).
 
 Lightning labels what it logs after batch n (from 1) with n - 1; everything here says n, which is also the step of a
 checkpoint written then. What a continued run finds of later steps than its own first one comes from batches that
@@ -10,7 +11,6 @@ from __future__ import annotations
 import csv
 import logging
 import os
-import secrets
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,6 +21,8 @@ from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from t2i.wandb_mirror import WandB
 
 KINDS = ("csv", "tensorboard", "wandb")
 
@@ -122,7 +124,7 @@ class MetricsCSV(Logger):
             os.fsync(new.fileno())
         os.replace(beside, self.path)
 
-    def finish(self) -> None:
+    def finish(self, failed: bool = False) -> None:
         self.columns = None
 
 
@@ -162,102 +164,10 @@ class TensorBoard(TensorBoardLogger):
             self._kwargs["purge_step"] = batches
         self.started = True
 
-    def finish(self) -> None:
+    def finish(self, failed: bool = False) -> None:
         if self._experiment is not None:
             self._experiment.close()
             self._experiment = None
-
-
-class WandB(Logger):
-    """A mirror at Weights & Biases: offline without a key, a new id a segment, segments grouped by run.
-
-    Nothing it does stops a training: the first failure is told once, then the mirror is off.
-    """
-
-    def __init__(self, run_dir: Path, config: dict[str, Any], name: str, group: str | None, project: str) -> None:
-        super().__init__()
-        self.run_dir, self.config, self.project = Path(run_dir), config, project
-        self.title, self.group = name, group or name
-        self.id = secrets.token_hex(4)
-        self.run: Any = None
-        self.broken = False
-
-    @property
-    def name(self) -> str:
-        return self.title
-
-    @property
-    def version(self) -> str:
-        return self.id
-
-    def _do(self, what: str, *values: Any, **options: Any) -> None:
-        if self.broken:
-            return
-        try:
-            getattr(self, what)(*values, **options)
-        except Exception as error:  # a mirror: no failure of the service, the disk or the library is worth a training
-            self.broken = True
-            warnings.warn(f"W&B is off from here on ({type(error).__name__}: {error}); metrics.csv and tb/ go on",
-                          stacklevel=2)
-
-    def _open(self) -> Any:
-        if self.run is None:
-            import wandb
-
-            mode: Any = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            self.run = wandb.init(
-                project=self.project, group=self.group, name=self.title, id=self.id, dir=str(self.run_dir),
-                config=self.config, mode=mode, reinit="create_new",
-                settings=wandb.Settings(console="off", silent=True),
-            )
-            self.run.define_metric("step")
-            self.run.define_metric("*", step_metric="step")
-        return self.run
-
-    def _metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        self._open().log({**{name: float(value) for name, value in metrics.items()}, "step": step})
-
-    def _image(self, name: str, image: Image.Image, step: int) -> None:
-        import wandb
-
-        self._open().log({name: wandb.Image(image), "step": step})
-
-    def _finish(self) -> None:
-        if self.run is not None:
-            self.run.finish()
-
-    @rank_zero_only
-    def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """The config went along when the run was opened."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self._do("_metrics", metrics, 0 if step is None else step + 1)
-
-    @rank_zero_only
-    def log_image(self, name: str, image: Image.Image, step: int) -> None:
-        self._do("_image", name, image, step)
-
-    @rank_zero_only
-    def finish(self) -> None:
-        """Closes this segment; what is logged later opens a new one."""
-        self._do("_finish")
-        self.run, self.id = None, secrets.token_hex(4)
-
-
-def has_key() -> bool:
-    """Whether W&B would find a key by itself; nothing is asked or printed."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    import netrc
-    from urllib.parse import urlparse
-
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(str(host)) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def make_loggers(
@@ -288,8 +198,16 @@ def log_image(loggers: Iterable[Any], name: str, image: Image.Image, step: int) 
             logger.log_image(name, image, step)
 
 
-def finish(loggers: Iterable[Any]) -> None:
-    """Ends every logger after a job, so that the next one of a sweep or pipeline starts its own."""
+def log_table(loggers: Iterable[Any], name: str, page: Mapping[str, Any], step: int) -> None:
+    """Shows captioned pictures, a page of a module's `pictures(batch)`, in every logger that takes tables."""
+    for logger in loggers:
+        if hasattr(logger, "log_table"):
+            logger.log_table(name, page, step)
+
+
+def finish(loggers: Iterable[Any], failed: bool = False) -> None:
+    """Ends every logger after a job, so that the next one of a sweep or pipeline starts its own; `failed` says that
+    the job broke off with an error."""
     for logger in loggers:
         if hasattr(logger, "finish"):
-            logger.finish()
+            logger.finish(failed)

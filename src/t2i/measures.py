@@ -10,8 +10,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from t2i.composing import draw
 from t2i.data.shapes import prompts
-from t2i.evaluation import draw
 from t2i.metrics.composition import composition_score
 from t2i.metrics.reconstruction import CodebookUsage, psnr, ssim
 from t2i.scenes import TASKS

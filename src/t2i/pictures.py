@@ -1,28 +1,23 @@
-"""Pictures for people: captioned grids, rows for comparison, and loss curves. Files appear whole or not at all.
+"""Pictures for people: captioned grids and rows for comparison (curves: `t2i.plots`). Files appear whole or not at all.
 
-PIL draws the grids and matplotlib (Agg, imported on first use) the curves; the letters are matplotlib's DejaVu Sans,
-which is installed with it and knows accents, Greek and Cyrillic (an emoji becomes a box).
+The letters are matplotlib's DejaVu Sans, which is installed with it and knows accents, Greek and Cyrillic (an emoji
+becomes a box).
 """
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SMALLEST = 128  # pixels; smaller pictures are enlarged to at least this side
 MARGIN = 8
@@ -194,79 +189,3 @@ def rows(
             place = (gutter + i * (width + MARGIN), len(parts) * (height + MARGIN) + 4 + k * line_height)
             draw.text(place, line, fill="black", font=font())
     return page
-
-
-def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """The steps and values of each column of a `metrics.csv`; empty cells are skipped."""
-    series: dict[str, tuple[list[int], list[float]]] = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if not (row.get("step") or "").lstrip("-").isdigit():
-                continue  # a line cut off by a kill
-            for name, cell in row.items():
-                if name in (None, "step", "epoch") or not cell:
-                    continue
-                steps, values = series.setdefault(name, ([], []))
-                steps.append(int(row["step"]))
-                values.append(float(cell))
-    return series
-
-
-def _thinned(steps: list[int], values: list[float], most: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    """Means over equal runs of points, so that a long noisy curve stays readable."""
-    every = max(1, math.ceil(len(values) / most))
-    parts = range(0, len(values), every)
-    mean = [float(np.mean(values[i : i + every])) for i in parts]
-    return np.array([float(np.mean(steps[i : i + every])) for i in parts]), np.array(mean)
-
-
-def _groups(names: Sequence[str]) -> dict[str, list[str]]:
-    """Panels by the name without its `train/` or `val/`, the total loss first."""
-    found: dict[str, list[str]] = {}
-    for name in names:
-        _, slash, rest = name.partition("/")
-        found.setdefault(rest if slash else name, []).append(name)
-    order = sorted(found, key=lambda key: (key != "loss", not key.startswith("loss"), key))
-    return {key: found[key] for key in order}
-
-
-def plot_losses(metrics_csv: Path, out_png: Path, groups: dict[str, list[str]] | None = None) -> Path | None:
-    """Curves of `metrics.csv`, one panel a group (title -> columns); None where there is nothing to draw yet.
-
-    By default a panel holds what differs only in `train/` and `val/`. The axis is logarithmic where every value
-    is positive and the largest at least twenty times the smallest.
-    """
-    series = read_metrics(metrics_csv)
-    if groups is not None:
-        unknown = sorted({name for names in groups.values() for name in names} - set(series))
-        if unknown:
-            raise ValueError(f"{metrics_csv} has no columns {', '.join(unknown)}; it has {', '.join(sorted(series))}")
-    groups = _groups(list(series)) if groups is None else groups
-    if not groups:
-        return None
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = min(3, len(groups))
-    height = math.ceil(len(groups) / columns)
-    figure: Figure = Figure(figsize=(4.6 * columns, 2.9 * height), layout="constrained")
-    FigureCanvasAgg(figure)
-    for k, (title, names) in enumerate(groups.items()):
-        axes = figure.add_subplot(height, columns, k + 1)
-        finite: list[float] = []
-        for name in names:
-            steps, values = _thinned(*series[name])
-            finite += [float(v) for v in values if math.isfinite(v)]
-            mark = "o" if len(values) < 30 else None
-            label, _, rest = name.partition("/")
-            axes.plot(steps, values, label=label if rest else name, marker=mark, markersize=3, linewidth=1.3)
-        if finite and min(finite) > 0 and max(finite) >= 20 * min(finite):
-            axes.set_yscale("log")
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("step", fontsize=8)
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    held = io.BytesIO()
-    figure.savefig(held, format="png", dpi=100)
-    return write_bytes(out_png, held.getvalue())

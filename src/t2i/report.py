@@ -22,7 +22,7 @@ _NAMES = {
 }
 _METRICS = 12  # last values shown for a stage
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 62rem; margin: 2rem auto;
        padding: 0 1rem; }
@@ -40,19 +40,26 @@ figure { margin: .6rem 0 1.2rem; } figcaption { color: #666; font-size: .9rem; }
 """
 
 
-def _named(name: str) -> str:
+def named(name: str) -> str:
     return html.escape(_NAMES[name] if name in _NAMES else name.replace("_", " "))
 
 
-def _table(head: str, rows: str) -> str:
+def table(head: str, rows: str) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
-def _picture(path: Path, caption: str) -> str:
+def picture(path: Path, caption: str) -> str:
     kind = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}[path.suffix.lower()]
     data = base64.b64encode(path.read_bytes()).decode()
     text = html.escape(caption, quote=True)
     return f'<figure><img alt="{text}" src="data:image/{kind};base64,{data}"><figcaption>{text}</figcaption></figure>'
+
+
+def document(title: str, body: str) -> str:
+    """A whole page around the HTML of its body."""
+    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n")
 
 
 def score_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
@@ -60,16 +67,16 @@ def score_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     parts = []
     for split, kinds in scores.items():
         tasks = list(dict.fromkeys(task for kind in kinds.values() for task in kind))
-        head = "".join(f"<th>{_named(kind)}</th>" for kind in kinds)
+        head = "".join(f"<th>{named(kind)}</th>" for kind in kinds)
         lines = []
         for task in tasks:
             cells = ""
             for kind, values in kinds.items():
                 value = f"{values[task]:.3f}" if task in values else "–"
                 cells += f'<td class="{"score" if kind == "score" else ""}">{value}</td>'
-            lines.append(f'<tr class="{"overall" if task == "overall" else ""}"><td>{_named(task)}</td>{cells}</tr>')
-        parts.append(f"<h3>{_named(split).capitalize()}</h3>\n<div class=wide>"
-                     + _table(f"<th>task</th>{head}", "".join(lines)) + "</div>")
+            lines.append(f'<tr class="{"overall" if task == "overall" else ""}"><td>{named(task)}</td>{cells}</tr>')
+        parts.append(f"<h3>{named(split).capitalize()}</h3>\n<div class=wide>"
+                     + table(f"<th>task</th>{head}", "".join(lines)) + "</div>")
     return "\n".join(parts)
 
 
@@ -92,11 +99,13 @@ def _stage(stage: Mapping[str, Any]) -> str:
     metrics = [(name, value) for name, value in (stage.get("metrics") or {}).items() if name.startswith("val/")]
     if metrics:
         rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{v:.4g}</td></tr>" for k, v in metrics[:_METRICS])
-        parts.append(_table("<th>at the last validation</th><th></th>", rows))
+        parts.append(table("<th>at the last validation</th><th></th>", rows))
     for caption, path in _last_grids(run_dir):
-        parts.append(_picture(path, caption))
-    if (run_dir / "plots" / "loss.png").is_file():
-        parts.append(_picture(run_dir / "plots" / "loss.png", "losses and metrics by step"))
+        parts.append(picture(path, caption))
+    for name, caption in (("scores", "scores by step"), ("codebook", "use of the codebook"),
+                          ("loss", "losses and the rest by step")):
+        if (run_dir / "plots" / f"{name}.png").is_file():
+            parts.append(picture(run_dir / "plots" / f"{name}.png", caption))
     return "\n".join(parts)
 
 
@@ -123,7 +132,7 @@ def write_report(
     spent = f" · {clock(total)} min in all" if total else ""
     head = [f"<h1>{html.escape(title)}</h1>", f"<p class=quiet>{time.strftime('%Y-%m-%d %H:%M')}{spent}</p>"]
     head += [f"<p>{html.escape(note)}</p>" for note in notes]
-    head += [_picture(Path(path), caption) for caption, path in grids]
+    head += [picture(Path(path), caption) for caption, path in grids]
     if scores:
         head += ["<h2>Composition score</h2>",
                  "<p>The share of pictures in which a reader without learned weights finds what the caption says."
@@ -135,8 +144,6 @@ def write_report(
     if len(stages) > 1:
         rows = "".join(f"<tr><td>{html.escape(s['name'])}</td><td>{clock(s['seconds'])}</td></tr>"
                        for s in stages if s.get("seconds") is not None)
-        head.append("<h2>Time</h2>" + _table("<th>stage</th><th>min:s</th>", rows))
+        head.append("<h2>Time</h2>" + table("<th>stage</th><th>min:s</th>", rows))
     body = "\n".join([*head, *(_stage(stage) for stage in stages)])
-    page = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-            f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n")
-    return write_bytes(Path(folder) / "report.html", page.encode())
+    return write_bytes(Path(folder) / "report.html", document(title, body).encode())

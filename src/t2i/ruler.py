@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from t2i.composing import as_bytes, composition, world_of
 from t2i.data.seeds import number
 from t2i.datasets import dataset
-from t2i.evaluation import BATCH, as_bytes, composition, world_of
+from t2i.drawn import BATCH
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.metrics.composition import READER
 from t2i.metrics.fd_clip import FEATURES, fd_clip, moments

@@ -1,16 +1,18 @@
 """CLIP score: the cosine between a picture's and a caption's CLIP embeddings (arXiv 2103.00020, 2104.08718).
 
 Scale: the raw cosine in [-1, 1], neither x100 (torchmetrics) nor x2.5 and clipped at 0 (CLIPScore). The
-caption is taken as it is, with no prefix. The CLIP that scores should not be the one that conditioned or
-guided; `id` says which.
+caption is taken as it is, behind `prefix`, which is empty unless given. The CLIP that scores should not be the one that
+conditioned or guided; `id` says which, and `text_id` tells its text tower.
 """
 
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPModel
@@ -20,12 +22,26 @@ from t2i.clip_folder import CaptionTokenizer, image_normalisation, image_size, l
 ROWS = 256
 
 
+def _hash(module: nn.Module, beginnings: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if name.startswith(beginnings):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def text_hash(tower: nn.Module) -> str:
+    """Twelve hexadecimal digits of a text tower's weights, of a whole CLIP or of the tower by itself."""
+    return _hash(tower, ("text_model.", "text_projection."))
+
+
 class CLIPScorer:
     """Scores pictures in [-1, 1] of any size against captions, frozen, in float32."""
 
-    def __init__(self, path: str, allow_download: bool = False) -> None:
+    def __init__(self, path: str, allow_download: bool = False, prefix: str = "") -> None:
         model, tokenizer = load_clip(path, allow_download)
-        self._set(model, tokenizer, *image_normalisation(path, allow_download))
+        self._set(model, tokenizer, *image_normalisation(path, allow_download), path, prefix)
 
     @classmethod
     def from_model(
@@ -37,22 +53,32 @@ class CLIPScorer:
         return scorer
 
     def _set(
-        self, model: CLIPModel, tokenizer: CaptionTokenizer, mean: tuple[float, ...], std: tuple[float, ...]
+        self, model: CLIPModel, tokenizer: CaptionTokenizer, mean: tuple[float, ...], std: tuple[float, ...],
+        path: str | None = None, prefix: str = "",
     ) -> None:
         self.model, self.tokenizer, self.mean, self.std = model, tokenizer, mean, std
         self.size = image_size(model)
+        self.path, self.prefix = path, prefix
         self._id: str | None = None
 
     @property
     def id(self) -> str:
         """Twelve hexadecimal digits of the hash of the weights."""
         if self._id is None:
-            digest = hashlib.sha256()
-            for name, tensor in sorted(self.model.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-            self._id = digest.hexdigest()[:12]
+            self._id = _hash(self.model, ("",))
         return self._id
+
+    @property
+    def text_id(self) -> str:
+        """The same of the text tower alone, as `text_hash` gives it."""
+        return text_hash(self.model)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What decides about a score."""
+        return {"network": "CLIP", "path": self.path, "hash": self.id, "prefix": self.prefix,
+                "scale": "raw cosine in [-1, 1]", "size": self.size, "resize": "bicubic, antialiased, centre crop",
+                "transformers": transformers.__version__}
 
     def to(self, device: torch.device | str) -> CLIPScorer:
         module: nn.Module = self.model  # transformers' `to` is typed as one without self
@@ -77,7 +103,7 @@ class CLIPScorer:
         parts = []
         with torch.autocast(device.type, enabled=False):
             for i in range(0, len(text), ROWS):
-                ids, _ = self.tokenizer(text[i : i + ROWS])
+                ids, _ = self.tokenizer([self.prefix + caption for caption in text[i : i + ROWS]])
                 parts.append(self.model.get_text_features(input_ids=ids.to(device)).pooler_output)
         return F.normalize(torch.cat(parts).float(), dim=-1)
 

@@ -261,9 +261,14 @@ def verdicts(images: np.ndarray | Tensor, captions: Sequence[Caption]) -> list[V
 
 def composition_score(images: np.ndarray | Tensor, captions: Sequence[Caption]) -> dict[str, float]:
     """Share of right pictures for each task among the captions, and "overall", the mean of those tasks."""
+    return shares([verdict.correct for verdict in verdicts(images, captions)], captions)
+
+
+def shares(correct: Sequence[bool], captions: Sequence[Caption]) -> dict[str, float]:
+    """`composition_score` of verdicts already at hand."""
     right: dict[str, list[bool]] = {}
-    for verdict, caption in zip(verdicts(images, captions), captions, strict=True):
-        right.setdefault(caption.task, []).append(verdict.correct)
+    for hit, caption in zip(correct, captions, strict=True):
+        right.setdefault(caption.task, []).append(hit)
     if not right:
         raise ValueError("captions: none given, a score needs at least one")
     order = [task for task in (*TASKS, "compound") if task in right]

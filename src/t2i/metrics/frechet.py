@@ -80,6 +80,18 @@ def gaussian_distance(
     return max(0.0, float(step @ step + first.trace() + second.trace() - 2 * common))
 
 
+def quick_distance(a: Moments, b: Moments, root_b: Float[Tensor, "d d"]) -> float:
+    """`frechet_distance` with the root of b's covariance at hand, by the eigenvalues of C_b^1/2 C_a C_b^1/2.
+
+    A third of the time and less, but roots of squares: up to 1e-8 of the largest singular value is lost on each of the
+    smallest, all to one side. For differences between like distances, such as a jackknife's.
+    """
+    step = a.mean - b.mean
+    product = root_b @ a.covariance @ root_b
+    common = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0).sqrt().sum()
+    return float(step @ step + a.covariance.trace() + b.covariance.trace() - 2 * common)
+
+
 def frechet_distance(a: Moments, b: Moments) -> float:
     """Of the features behind two moments. It falls with their number: compare equal numbers only."""
     return gaussian_distance(a.mean, a.covariance, b.mean, b.covariance)

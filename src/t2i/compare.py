@@ -1,0 +1,169 @@
+"""Runs side by side on one page: `python -m t2i.compare runs/a runs/b …`; how, say the modules `t2i.compare_*`.
+
+Written are `compare.html` (one file: table, curves, pictures), `compare.md` (the table) and `compare.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from t2i.check import near
+from t2i.command import is_for_people, message, wants_traceback
+
+ABOUT = """
+python -m t2i.compare runs/a runs/b runs/c        settings, cost, scores, curves and pictures of runs, on one page
+python -m t2i.compare runs/a runs/b/best.ckpt     a checkpoint can be named itself
+
+  out=FOLDER       where to (runs/compare-<names>)
+  captions=FILE    what models that draw are asked for, one caption a line (those of the first validation pictures)
+  n=8              captions, or pictures to reconstruct
+  seed=0           of the drawings; picture i has the same seed in every run
+  ckpt=last        last or best
+  device=auto      auto, cpu, cuda
+"""
+DEFAULTS: dict[str, Any] = {"out": None, "captions": None, "n": None, "seed": 0, "ckpt": "last", "device": "auto",
+                            "debug": "false"}
+MOST = 64
+LONGEST = 60  # letters of the folder's name
+
+
+def parse(words: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Run folders, and options with their defaults; ValueError with all that is wrong."""
+    named, options, faults = [], dict(DEFAULTS), []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or Path(word).exists():
+            if word.startswith("-"):
+                faults.append(f"{word}: no such flag; options are key=value")
+            named.append(word)
+        elif key not in DEFAULTS:
+            faults.append(f"{key}=: there is no such option{near(key, list(DEFAULTS))}; allowed are"
+                          f" {', '.join(name for name in DEFAULTS if name != 'debug')}")
+        else:
+            options[key] = value
+    for key, least, most in (("n", 1, MOST), ("seed", 0, None)):
+        value = options[key]
+        if isinstance(value, str):
+            fits = value.isdecimal() and int(value) >= least and (most is None or int(value) <= most)
+            if not fits:
+                upto = f" to {most}" if most is not None else ""
+                faults.append(f"{key}={value}: allowed are whole numbers from {least}{upto}")
+            options[key] = int(value) if fits else None
+    if options["ckpt"] not in ("last", "best"):
+        faults.append(f"ckpt={options['ckpt']}: allowed are last and best; a checkpoint of another name is given by its"
+                      " path in a run's place")
+    if faults:
+        raise ValueError("\n".join(faults))
+    return named, options
+
+
+def folder_of(labels: list[str]) -> Path:
+    """The default folder: runs/compare-<names>, cut where they are many."""
+    name = "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", label).strip("-") for label in labels)
+    return Path("runs") / f"compare-{name[:LONGEST].rstrip('-')}"
+
+
+def versions() -> str:
+    import pytorch_lightning
+    import torch
+
+    from t2i.drawing import version
+
+    return (f"t2i {version()}, torch {torch.__version__}, pytorch_lightning {pytorch_lightning.__version__},"
+            f" Python {platform.python_version()}")
+
+
+def run(named: list[str], options: dict[str, Any]) -> dict[str, Any]:
+    """Compares runs as `parse` gives them, writes the three files, prints the table, and returns what `compare.json`
+    holds."""
+    from t2i import checkpoint, compare_scores
+    from t2i.compare_again import training_command
+    from t2i.compare_drawings import read_captions, sheets
+    from t2i.compare_page import curves, page
+    from t2i.compare_runs import gather, last_validation, settings, standing
+    from t2i.drawing import KINDS, device_of
+    from t2i.loggers import quiet
+    from t2i.ruler import hardware
+
+    quiet()
+    if options["captions"] is not None:
+        read_captions(options["captions"])  # a mistake answers before any model is loaded
+    device = device_of(options["device"])
+    runs = gather(named, options["ckpt"])
+    labels = [one.label for one in runs]
+    out = folder_of(labels) if options["out"] is None else Path(options["out"])
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out={out} cannot be written: {error.strerror}") from error
+    drawn, missing = sheets(runs, options["captions"], options["n"], options["seed"], device)
+    made, rest = compare_scores.columns(runs)
+    notes = [note for one in runs if (note := standing(one)) is not None]
+    notes += [*compare_scores.warnings(runs), *missing]
+    changed = [f"{key}={value}" for key, value in options.items() if value != DEFAULTS[key]]
+    again = ["python -m t2i.compare " + shlex.join([*named, *changed])]
+    for one in runs:
+        again.append(f"# {one.label}")
+        again.append(training_command(one.config) or f"# no short command was found: see {one.folder / 'config.json'}")
+        if one.checkpoint is not None and one.evaluation is None and one.kind in KINDS:
+            again.append(f"python evaluate.py ckpt={shlex.quote(str(one.checkpoint))}")
+    facts = [f"Pictures were made on {hardware(device)}.", versions()]
+    date = time.strftime("%Y-%m-%d %H:%M")
+    table = compare_scores.markdown(labels, made)
+    result: dict[str, Any] = {
+        "runs": [{"label": one.label, "folder": str(one.folder),
+                  "checkpoint": None if one.checkpoint is None else str(one.checkpoint),
+                  "finished": one.finished is not None, **{"kind": one.kind, **one.facts},
+                  "validation": last_validation(one),
+                  "scores": {name: {"value": score.value, "low": score.low, "high": score.high, "better": score.better,
+                                    "protocol": score.protocol}
+                             for name, score in compare_scores.scores_of(one.evaluation).items()}} for one in runs],
+        "settings": settings([one.config for one in runs]), "notes": notes,
+        "footnotes": [f"{title}: {note}" for title, note in compare_scores.footnotes(made)],
+        "captions": next((sheet.texts for sheet in drawn if sheet.title == "The same captions"), None),
+        "seed": options["seed"], "seeds": 'f(seed, "comparison", i)', "date": date, "facts": facts, "again": again,
+    }
+    html = page(runs, made, rest, curves(runs), drawn, notes, again, facts, date)
+    listed = "".join(f"- {note}\n" for note in notes)
+    commands = "\n".join(again)
+    checkpoint.write_text(out / "compare.md", f"# {', '.join(labels)}\n\n{date}\n\n{listed}\n{table}\n\n"
+                          f"```\n{commands}\n```\n\n{' '.join(facts)}\n")
+    checkpoint.write_text(out / "compare.json", json.dumps(result, indent=1, ensure_ascii=False))
+    checkpoint.write_text(out / "compare.html", html)
+    print(table)
+    print("".join(f"\n{note}" for note in notes))
+    print(f"Written: {', '.join(str(out / f'compare.{ending}') for ending in ('html', 'md', 'json'))}")
+    return {**result, "out": str(out)}
+
+
+def main(words: list[str] | None = None) -> int:
+    """Exit codes: 0 done, 2 a mistake of the user's, 130 interrupted."""
+    words = sys.argv[1:] if words is None else words
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if {"-h", "--help"} & set(words):
+        print(ABOUT.strip())
+        return 0
+    try:
+        run(*parse(words))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        if not is_for_people(error) or wants_traceback(words):
+            raise
+        print(message(error), file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Captions and real pictures of an evaluation as a folder, for other programs to draw from and to be held against."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from t2i import checkpoint, pictures
+from t2i.composing import KINDS, prompts, world_of
+from t2i.progress import counter
+from t2i.protocols import DRAWN
+from t2i.references import Reference
+from t2i.scenes import render
+
+
+def composition_pairs(task: Any, size: int) -> Iterator[tuple[str, np.ndarray]]:
+    """The captions that composition is judged by, with true renders."""
+    for _, split, tasks in KINDS:
+        captions, scenes = prompts(split, tasks, task.config["n_per_task"], task.seed, world_of(task.data["data"]))
+        for caption, scene in zip(captions, scenes, strict=True):
+            yield caption.text, render(scene, size)
+
+
+def captioned_pairs(task: Any, size: int) -> Iterator[tuple[str, np.ndarray]]:
+    """The captions that distances and CLIP's scores are of, with the pictures that they belong to."""
+    reference = Reference(task.data, task.protocol, size, task.seed)
+    for (index, _), text in zip(reference.picked, reference.text, strict=True):
+        yield text, reference.picture(index)
+
+
+def export(config: dict[str, Any], task: Any) -> dict[str, Any]:
+    """Writes `<export>/metadata.jsonl`, `captions.txt` and a PNG each."""
+    kinds = {"composition" if name == "composition" else "captions" for name in task.metrics
+             if name == "composition" or name in DRAWN}
+    if len(kinds) != 1:
+        raise ValueError(f"export= writes one set of captions, but metrics={list(task.metrics)} have two: composition"
+                         " has its own; export them one after the other")
+    folder, size = Path(config["export"]), task.size
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"export={folder} is there already, and not empty")
+    pairs = composition_pairs(task, size) if kinds == {"composition"} else captioned_pairs(task, size)
+    lines, texts = [], []
+    with counter("exporting", 0) as progress:
+        for i, (text, pixels) in enumerate(pairs):
+            name = f"{i:06}.png"
+            pictures.save(Image.fromarray(pixels), folder / name)
+            lines.append(json.dumps({"file_name": name, "text": text}, ensure_ascii=False))
+            texts.append(text)
+            progress(i + 1, i + 1)
+    checkpoint.write_text(folder / "metadata.jsonl", "\n".join(lines) + "\n")
+    checkpoint.write_text(folder / "captions.txt", "\n".join(texts) + "\n")
+    print(f"Written: {len(lines)} pictures with captions to {folder} (captions.txt: one a line, in the same order)")
+    return {"out": str(folder), "n": len(lines)}

@@ -1,0 +1,167 @@
+"""What pictures are judged against: the captions to draw and the real pictures of a data set's validation split.
+
+Statistics of real pictures are kept under `paths.cache`/statistics, by a hash of all that decides about them: the
+listing, the crop, the size and the feature network with its weights.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from t2i.data.pictures import Pictures
+from t2i.data.seeds import number
+from t2i.data.shapes import Shapes
+from t2i.datasets import dataset, described
+from t2i.drawn import BATCH
+from t2i.metrics.features import FeatureNet
+from t2i.metrics.statistics import Statistics
+from t2i.progress import counter
+from t2i.protocols import Protocol
+from t2i.scenes import render
+
+LOAD = 304  # DF-GAN's short side before the crop to 256
+
+
+def lanczos(data: bytes, name: Any, side: int) -> np.ndarray:
+    """uint8 (side, side, 3): a square about the centre, scaled by PIL's Lanczos filter."""
+    return np.asarray(_square(_opened(data, name)).resize((side, side), Image.Resampling.LANCZOS))
+
+
+def augmented(data: bytes, name: Any, side: int, chance: int) -> np.ndarray:
+    """uint8 (side, side, 3), as DF-GAN loads pictures in evaluation too: short side 304 by bilinear interpolation, a
+    crop and a mirroring by chance, here of `chance`."""
+    image = _opened(data, name)
+    scale = LOAD * side / 256 / min(image.size)
+    size = max(side, round(image.width * scale)), max(side, round(image.height * scale))
+    image = image.resize(size, Image.Resampling.BILINEAR)
+    left, top = chance % (size[0] - side + 1), (chance >> 20) % (size[1] - side + 1)
+    image = image.crop((left, top, left + side, top + side))
+    return np.asarray(ImageOps.mirror(image) if (chance >> 40) % 2 else image)
+
+
+def _opened(data: bytes, name: Any) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{name} cannot be read as a picture: {error}") from error
+
+
+def _square(image: Image.Image) -> Image.Image:
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+class Reference:
+    """Captions and real pictures of a protocol.
+
+    Args:
+        config: with the data set's node, `paths` and `seed`, as of a run.
+        size: side of the real pictures.
+        n: captions at most; None takes all.
+    """
+
+    def __init__(self, config: dict[str, Any], protocol: Protocol, size: int, seed: int) -> None:
+        self.protocol, self.size, self.seed, self.cache = protocol, size, seed, Path(config["paths"]["cache"])
+        node = {**config["data"], "image_size": size}
+        self.scenes = node["_target_"] == "t2i.data.shapes.Shapes"
+        if self.scenes:
+            if protocol.n is None:
+                raise ValueError("n=null with data=shapes, which has no end: give a number")
+            node["val_size"] = 2 * protocol.n
+        if "load_size" in node:
+            node["load_size"] = None
+        if protocol.crop != "data" and "pack" in node:
+            node["pack"] = False  # the files themselves are cut and scaled
+        self.config = {**config, "data": node}
+        self.data = dataset(self.config, "val")
+        self.picked = self._picked()
+
+    def _picked(self) -> list[tuple[int, int]]:
+        """Picture and caption of each that is to be drawn, (index, number of the caption)."""
+        if self.scenes:
+            return [(i, 0) for i in range(self.protocol.n or 0)]
+        counts = [len(self.data.captions(i)) for i in range(len(self.data))]
+        if not sum(counts):
+            raise ValueError(f"{self.config['data'].get('root')} has no captions to draw pictures for")
+        if self.protocol.captions == "all":
+            every = [(i, k) for i, count in enumerate(counts) for k in range(count)]
+            return every if self.protocol.n is None else every[: self.protocol.n]
+        every = [(i, number(self.seed, "caption", i) % count) for i, count in enumerate(counts) if count]
+        if self.protocol.n is not None and self.protocol.n < len(every):
+            every = sorted(sorted(every, key=lambda pair: number(self.seed, "pick", pair[0]))[: self.protocol.n])
+        return every
+
+    @property
+    def text(self) -> list[str]:
+        found = []
+        for i, k in self.picked:
+            caption = self.data.captions(i)[k]
+            found.append(getattr(caption, "text", caption))
+        return found
+
+    @property
+    def numbers(self) -> range:
+        """Of the real pictures."""
+        return range(len(self.picked), 2 * len(self.picked)) if self.scenes else range(len(self.data))
+
+    def picture(self, index: int) -> np.ndarray:
+        """uint8 (size, size, 3)."""
+        if self.scenes:
+            return render(self.data.scene(index), self.size)
+        if self.protocol.crop == "data":
+            return self.data[index, 0].image.permute(1, 2, 0).numpy()
+        row = self.data.rows[index]
+        if self.protocol.crop == "lanczos":
+            return lanczos(self.data.source(row), self.data.name(row), self.size)
+        return augmented(self.data.source(row), self.data.name(row), self.size, number(self.seed, "augment", index))
+
+    def batches(self, size: int = BATCH, label: str = "real pictures") -> Iterator[tuple[Tensor, Tensor]]:
+        """Numbers and pictures, uint8 (b, h, w, 3)."""
+        wanted = list(self.numbers)
+        with counter(label, len(wanted)) as progress:
+            for start in range(0, len(wanted), size):
+                some = wanted[start : start + size]
+                yield torch.tensor(some), torch.from_numpy(np.stack([self.picture(i) for i in some]))
+                progress(start + len(some))
+
+    def described(self) -> dict[str, Any]:
+        """What decides about the real pictures."""
+        shown = described(self.config, self.data) if isinstance(self.data, Pictures) else {
+            key: value for key, value in self.config["data"].items() if key not in ("batch_size", "workers")}
+        return {"data": shown, "crop": self.protocol.crop, "size": self.size, "n": len(self.numbers),
+                "first": self.numbers.start, **({"seed": self.seed} if self.protocol.crop == "augmented" else {})}
+
+    def hash(self) -> str:
+        return f"{number(json.dumps(self.described(), sort_keys=True, default=str)):016x}"
+
+    def statistics(self, net: FeatureNet, keep: bool) -> Statistics:
+        """Of the real pictures' features; from the cache where they were computed before."""
+        held = {"reference": self.described(), "net": net.protocol(), "keep": keep}
+        path = self.cache / "statistics" / f"{number(json.dumps(held, sort_keys=True, default=str)):016x}.safetensors"
+        if path.is_file():
+            return Statistics.from_state(load_file(path))
+        found = Statistics(net.dim, keep)
+        for numbers, pictures in self.batches(label=f"real pictures, {net.name}"):
+            found.update(net(pictures), numbers)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(f".{os.getpid()}.part")
+        save_file({key: value.contiguous() for key, value in found.state().items()}, beside)
+        beside.replace(path)
+        return found
+
+
+def is_shapes(data: Any) -> bool:
+    return isinstance(data, Shapes)

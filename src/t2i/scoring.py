@@ -1,0 +1,140 @@
+"""The scores of pictures, in one pass over them: nothing is kept of a picture but its features.
+
+Every entry has `value`, `low`, `high` (95 %), `n`, and `better`, which way is good; its protocol stands beside it under
+the same name. What an interval is (bootstrap, jackknife, subsets) is the business of `metrics/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from t2i.judges import named
+from t2i.metrics.clip_score import CLIPScorer
+from t2i.metrics.features import ClipFeatures, FeatureNet
+from t2i.metrics.intervals import Interval, bootstrap
+from t2i.metrics.kid import kernel_distance
+from t2i.metrics.precision_recall import precision_recall
+from t2i.metrics.r_precision import r_precision
+from t2i.metrics.statistics import Statistics, frechet
+from t2i.protocols import KEEPS, fid_name
+from t2i.references import Reference
+
+Chunks = Iterable[tuple[Tensor, Tensor]]
+LEAST_KID = 10  # pictures: less says nothing at all
+BY_NET = {"clip": ("fd_clip", "kd_clip", "prc_clip"), "inception": ("fid", "kid", "prc"),
+          "inception_torchvision": ("fid", "kid", "prc")}
+
+
+@dataclass
+class Scores:
+    """`values` by name, and what made each: `protocols` by the same names; `clip`: a picture's CLIP score each."""
+
+    values: dict[str, dict[str, Any]] = field(default_factory=dict)
+    protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
+    clip: Tensor | None = None
+
+    def add(self, name: str, interval: Interval, better: str, n: int, protocol: dict[str, Any], **more: Any) -> None:
+        self.values[name] = {**interval.described(), "n": n, "better": better, **more}
+        self.protocols[name] = protocol
+
+
+def nets_of(metrics: Sequence[str], judge: CLIPScorer | None, inception: FeatureNet | None) -> list[FeatureNet]:
+    nets: list[FeatureNet] = [inception] if inception is not None else []
+    if judge is not None and any(name in BY_NET["clip"] for name in metrics):
+        nets.append(ClipFeatures(judge))
+    return nets
+
+
+def keeps(net: FeatureNet, metrics: Sequence[str]) -> bool:
+    return any(name in KEEPS and name in BY_NET[net.name] for name in metrics)
+
+
+def few(metric: str, n: int, least: int) -> None:
+    if n < least:
+        raise ValueError(f"{metric} of {n} pictures: at least {least} drawn and as many real ones are needed")
+
+
+def distances(
+    scores: Scores, net: FeatureNet, fake: Statistics, real: Statistics, metrics: Sequence[str], seed: int,
+    how: str | None, base: dict[str, Any],
+) -> None:
+    """Fréchet and kernel distance, precision and recall, as far as they are asked for."""
+    fd, kd, pr = BY_NET[net.name]
+    least = min(fake.count, real.count)
+    counts = {**base, "features": net.protocol(), "n_fake": fake.count, "n_real": real.count,
+              **({"judge_had_a_hand": how} if how and net.name == "clip" else {})}
+    own = how if net.name == "clip" else None
+    special = "_dfgan" if net.name == "inception_torchvision" else ""
+    if fd in metrics:
+        few(fd, least, 2)
+        stem = named(fd, own) if net.name == "clip" else fid_name(f"fid{special}", fake.count, real.count)
+        scores.add(stem, frechet(fake, real), "lower", fake.count, {
+            **counts, "interval": "jackknife over ten groups of the drawn pictures"})
+    if kd in metrics:
+        few(kd, least, LEAST_KID)
+        size = min(1000, least // 2)  # of all, every subset would be the same
+        scores.add(named(kd, own) + special, kernel_distance(fake.features, real.features, seed, 100, size), "lower",
+                   fake.count, {**counts, "kernel": "(x.y/d + 1)^3, unbiased", "subsets": 100, "subset_size": size,
+                                "interval": "the middle 95 % of the subsets"})
+    if pr in metrics:
+        few(pr, least, 4)
+        for part, interval in precision_recall(fake.features, real.features, seed).items():
+            name = named(f"{part}_clip", own) if net.name == "clip" else part + special
+            scores.add(name, interval, "higher", fake.count, {**counts, "k": 3, "interval": "bootstrap, 1000"})
+
+
+def score_drawn(
+    chunks: Chunks, text: Sequence[str] | None, reference: Reference | None, metrics: Sequence[str],
+    judge: CLIPScorer | None, inception: FeatureNet | None, seed: int, how: str | None, base: dict[str, Any],
+) -> Scores:
+    """The scores of drawn pictures that come in chunks of numbers (b,) and uint8 (b, h, w, 3).
+
+    Args:
+        text: the caption of each picture, by number; for what compares with captions.
+        how: what the judge did to the pictures (`judges.involved`).
+        base: what goes into every entry's protocol.
+    """
+    nets = nets_of(metrics, judge, inception)
+    fakes = {net.name: Statistics(net.dim, keeps(net, metrics)) for net in nets}
+    comparing = [name for name in ("clip_score", "r_precision") if name in metrics]
+    clip = next((net for net in nets if net.name == "clip"), None)
+    clip = ClipFeatures(judge) if clip is None and comparing and judge is not None else clip
+    seen: list[Tensor] = []
+    n = 0
+    for numbers, pictures in chunks:
+        found = {net.name: net(pictures) for net in nets}
+        for name, features in found.items():
+            fakes[name].update(features, numbers)
+        if comparing and clip is not None:
+            seen.append(F.normalize(found["clip"] if "clip" in found else clip(pictures), dim=-1))
+        n += len(numbers)
+    scores = Scores()
+    if not n:
+        raise ValueError("no pictures to score")
+    for net in nets:
+        if reference is None:
+            raise ValueError(f"metrics=[{', '.join(metrics)}] compare with real pictures: give data=…")
+        real = reference.statistics(net, keeps(net, metrics))
+        distances(scores, net, fakes[net.name], real, metrics, seed, how, {**base, "reference": reference.described(),
+                                                                           "reference_hash": reference.hash()})
+    if comparing and judge is not None and text is not None:
+        image, words = torch.cat(seen), judge.text_features(list(text)).cpu()
+        shared = {**base, "judge": judge.protocol, **({"judge_had_a_hand": how} if how else {})}
+        scores.clip = (image * words).sum(-1)
+        if "clip_score" in metrics:
+            scores.add(named("clip_score", how), bootstrap(scores.clip, seed), "higher", n,
+                       {**shared, "n_fake": n, "interval": "bootstrap, 1000"})
+        if "r_precision" in metrics:
+            order = {caption: i for i, caption in enumerate(dict.fromkeys(text))}
+            groups = torch.tensor([order[caption] for caption in text])
+            candidates = min(100, len(order))
+            scores.add(named("r_precision", how), r_precision(image, words, groups, seed, candidates), "higher", n,
+                       {**shared, "n_fake": n, "candidates": candidates, "interval": "bootstrap, 1000"})
+    return scores
+

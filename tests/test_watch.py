@@ -1,0 +1,134 @@
+"""Scores while training: what is logged, best by them, the same on two ranks, and outside the module's weights."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from t2i import checkpoint, engine, evaluation
+from t2i.config import ROOT, compose
+from t2i.models.clip import CLIP
+from t2i.watch import Scores
+
+SIZES = {"width": 16, "num_heads": 2, "num_layers": 1, "text_width": 16, "text_layers": 1, "text_heads": 2}
+MODEL = ["model=dfgan", "model.generator.channels=2", "model.discriminator.channels=2", "model.text_dim=8",
+         "data.image_size=32", "data.size=64", "data.val_size=16", "data.batch_size=8", "trainer=cpu", "callbacks=gan",
+         "trainer.precision=32-true", "trainer.val_every_steps=2", "trainer.limit_val_batches=1", "logger=csv",
+         "callbacks.plots=null", "callbacks.pictures=null"]
+
+
+def clip_folder(folder: Path, seed: int) -> str:
+    torch.manual_seed(seed)
+    model = CLIP(image_size=16, patch_size=8, embed_dim=12, vocab_size=270, context_length=77, **SIZES)
+    model.prepare(["a red circle", "two blue squares above a ring"])
+    model.export(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("clips")
+    return clip_folder(folder / "own", 0), clip_folder(folder / "judge", 1)
+
+
+def words(folder: Path, clips: tuple[str, str], judge: str, *more: str, steps: int = 4) -> list[str]:
+    scores = (f"callbacks.scores={{_target_: t2i.watch.Scores, judge: '{judge}', n: 20,"
+              " metrics: [fd_clip, clip_score, r_precision]}")
+    return [*MODEL, f"text_encoder.path={clips[0]}", scores, f"trainer.max_steps={steps}", f"paths.runs={folder}",
+            f"paths.cache={folder / 'cache'}", "name=gan", *more]
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "gan/metrics.csv").open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row.get("val/score_n")]
+
+
+def test_scores_are_those_of_evaluate_and_best_follows_them(tmp_path: Path, clips: tuple[str, str]) -> None:
+    monitor = ["trainer.monitor=val/clip_score", "trainer.monitor_mode=max"]
+    engine.run(compose(words(tmp_path, clips, clips[1], *monitor)))
+    found = rows(tmp_path)
+    assert [row["step"] for row in found] == ["2", "4"]
+    for row in found:
+        assert float(row["val/score_n"]) == 20 and 0 < float(row["val/score_share"]) < 1
+        assert float(row["val/score_seconds"]) > 0 and 0 <= float(row["val/r_precision"]) <= 1
+    best = checkpoint.read(tmp_path / "gan/best.ckpt")
+    top = max(found, key=lambda row: float(row["val/clip_score"]))
+    assert best["global_step"] == int(top["step"])
+    assert best["callbacks"]["Checkpoints"]["best"] == pytest.approx(float(top["val/clip_score"]), abs=1e-6)
+    # Nothing of the judge is in the checkpoint, and its weights are not the module's.
+    assert not [name for name in best["state_dict"] if "clip" in name or "scorer" in name or "visual" in name]
+    # evaluate.py draws with the averaged weights too, and finds the same.
+    scored = evaluation.run(compose([f"ckpt={tmp_path / 'gan/last.ckpt'}", f"judge={clips[1]}", "n=20",
+                                     "metrics=[fd_clip,clip_score,r_precision]", f"paths.cache={tmp_path / 'cache'}",
+                                     f"out={tmp_path / 'out'}"], "evaluate"))["scores"]
+    for name in ("fd_clip", "clip_score", "r_precision"):
+        assert scored[name]["value"] == pytest.approx(float(found[-1][f"val/{name}"]), rel=1e-4, abs=1e-6)
+
+
+def test_training_is_not_disturbed_and_own_clip_is_named(tmp_path: Path, clips: tuple[str, str]) -> None:
+    engine.run(compose(words(tmp_path / "a", clips, clips[0])))
+    assert {"val/fd_clip_by_own_clip", "val/clip_score_by_own_clip"} <= rows(tmp_path / "a")[0].keys()
+    engine.run(compose([*words(tmp_path / "b", clips, clips[0]), "callbacks.scores=null"]))
+    one, two = (checkpoint.read(tmp_path / name / "gan/last.ckpt")["state_dict"] for name in "ab")
+    assert all(torch.equal(one[name], two[name]) for name in two)
+
+
+def test_every_n_steps_but_always_the_last(tmp_path: Path, clips: tuple[str, str]) -> None:
+    found = words(tmp_path, clips, clips[1], steps=8)
+    engine.run(compose([word.replace("n: 20", "n: 20, every_n_steps: 4") for word in found]))
+    assert [row["step"] for row in rows(tmp_path)] == ["2", "6", "8"]
+
+
+def test_what_is_refused(tmp_path: Path, clips: tuple[str, str], capsys: Any) -> None:
+    with pytest.raises(ValueError, match="fid unknown; allowed are fd_clip"):
+        Scores(clips[1], metrics=["fid"])
+    with pytest.raises(ValueError, match="n=1"):
+        Scores(clips[1], n=1)
+    vq = ["model=vqgan", "model.autoencoder.channels=8", "model.quantizer.codebook_size=16", *MODEL[4:8], "trainer=cpu"]
+    with pytest.raises(ValueError, match=r"callbacks\.scores: a vqgan draws nothing"):
+        engine.run(compose([*vq, f"callbacks.scores={{_target_: t2i.watch.Scores, judge: '{clips[1]}'}}", "name=vq",
+                            f"paths.runs={tmp_path}", "trainer.max_steps=1", "logger=none"]))
+    engine.run(compose([*words(tmp_path, clips, clips[1], steps=2), "trainer.monitor=val/fd_clop"]))
+    assert "No best.ckpt: trainer.monitor=val/fd_clop was not measured" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_ranks_score_as_one(tmp_path: Path, clips: tuple[str, str]) -> None:
+    """With rates of 0 both train to the same weights; about 40 s. Then evaluate.py under torchrun."""
+    still = ["model.learning_rate=0", "model.discriminator_learning_rate=0", "callbacks.ema=null"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for name, more in (("one", []), ("two", ["trainer.devices=2", "trainer.strategy=ddp"])):
+        done = subprocess.run([sys.executable, str(ROOT / "train.py"), *words(tmp_path / name, clips, clips[1], *still),
+                               *more], env=environment, capture_output=True, text=True, timeout=250, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        for name in ("val/fd_clip", "val/clip_score", "val/r_precision"):
+            assert float(one[name]) == pytest.approx(float(two[name]), rel=1e-5, abs=1e-6), name
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    scored = [str(ROOT / "evaluate.py"), f"ckpt={tmp_path / 'one/gan/last.ckpt'}", f"judge={clips[1]}", "n=20",
+              "metrics=[fd_clip,clip_score]", f"paths.cache={tmp_path / 'cache'}"]
+    found = []
+    for name, start in (("alone", [sys.executable]), ("both", launcher)):
+        done = subprocess.run([*start, *scored, f"out={tmp_path / name}"], env=environment, capture_output=True,
+                              text=True, timeout=250, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found.append(checkpoint_scores(tmp_path / name))
+    for name in ("fd_clip", "clip_score"):
+        assert found[0][name]["value"] == pytest.approx(found[1][name]["value"], rel=1e-5, abs=1e-6)
+    last = rows(tmp_path / "one")[-1]
+    assert found[0]["clip_score"]["value"] == pytest.approx(float(last["val/clip_score"]), abs=1e-6)
+
+
+def checkpoint_scores(folder: Path) -> dict[str, Any]:
+    import json
+
+    scores: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())["scores"]
+    return scores
