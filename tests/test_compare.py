@@ -20,7 +20,7 @@ from t2i import checkpoint, compare, compare_runs, compare_scores, engine, ruler
 from t2i.compare_again import training_command
 from t2i.compare_drawings import sheets, validation
 from t2i.compare_page import curves, shared, swatch
-from t2i.compare_runs import gather, settings, tails
+from t2i.compare_runs import expanded, gather, settings, tails
 from t2i.compare_scores import Column, best, columns, scores_of, unlike
 from t2i.config import ROOT, compose
 from t2i.plots import COLOURS
@@ -285,3 +285,16 @@ def test_help_imports_nothing_heavy() -> None:
     code = ("import sys; from t2i import compare; compare.main(['-h']);"
             " assert not {'torch', 'matplotlib', 'numpy'} & set(sys.modules), sorted(sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT / "src")})
+
+
+def test_a_sweeps_folder_stands_for_its_runs(tmp_path: Path) -> None:
+    for name in ("a", "b", "logs"):
+        (tmp_path / "sweep" / name).mkdir(parents=True)
+    for name in ("a", "b"):
+        (tmp_path / "sweep" / name / "config.json").write_text("{}")
+    for name in ("sweep.json", "sweep.csv"):
+        (tmp_path / "sweep" / name).write_text("")
+    runs = [str(tmp_path / "sweep" / name) for name in ("a", "b")]
+    assert expanded([str(tmp_path / "sweep")]) == runs
+    everything = [str(path) for path in sorted((tmp_path / "sweep").iterdir())]
+    assert expanded([*everything, "x/last.ckpt"]) == [*runs, "x/last.ckpt"]

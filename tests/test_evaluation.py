@@ -229,13 +229,18 @@ def test_refused_before_anything_is_drawn(
     assert not list(tmp_path.rglob("*.png"))
 
 
-def test_neither_nor(place: Path) -> None:
+def test_neither_nor(place: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="give ckpt=, a checkpoint that draws, or images="):
         evaluation.run(config(place))
     with pytest.raises(ConfigError, match=r"images=.*nowhere"):
         config(place, "images=nowhere")
     with pytest.raises(ConfigError, match="data"):
         config(place, "data=shape")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"out=file/x cannot be written"):
+        evaluation.run(config(place, ckpt(place), "metrics=[composition]", "out=file/x"))
 
 
 def test_pictures_that_give_no_finite_features(place: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -11,7 +11,7 @@ from scipy.linalg import sqrtm
 
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.metrics.fd_clip import fd_clip, image_features, moments
-from t2i.metrics.frechet import Moments, frechet_distance, gaussian_distance
+from t2i.metrics.frechet import Moments, factor, frechet_distance, gaussian_distance, root
 from t2i.models.clip import CLIP
 
 
@@ -61,6 +61,26 @@ def test_fewer_features_than_dimensions_are_finite_and_exact() -> None:
     assert frechet_distance(a, moved) == pytest.approx(4.0 * 40, rel=1e-9)
 
 
+@pytest.mark.parametrize(("n", "m"), [(300, 300), (20, 300), (300, 20), (20, 30), (40, 41), (41, 42), (2, 300)])
+def test_any_factor_gives_what_symmetric_roots_give(n: int, m: int) -> None:
+    a, b = of(random(n, 40, 7)), of(random(m, 40, 8))
+    found = factor(a.covariance)
+    assert found.shape == (40, min(n - 1, 40))  # of the covariance's rank
+    torch.testing.assert_close(found @ found.T, a.covariance, rtol=1e-9, atol=1e-9)
+    step = a.mean - b.mean
+    common = torch.linalg.svdvals(root(a.covariance) @ root(b.covariance)).sum()
+    wanted = step @ step + a.covariance.trace() + b.covariance.trace() - 2 * common
+    assert frechet_distance(a, b) == pytest.approx(float(wanted), rel=1e-11)
+    assert frechet_distance(a, a) < 1e-12 * float(a.covariance.trace())
+
+
+def test_features_that_do_not_vary_are_points() -> None:
+    still = of(torch.full((5, 3), 2.0))
+    assert factor(still.covariance).shape == (3, 0)
+    assert frechet_distance(still, still) == 0.0
+    assert frechet_distance(still, of(torch.full((4, 3), 4.0))) == pytest.approx(12.0)
+
+
 def test_pieces_equal_the_whole_even_far_from_zero() -> None:
     features = random(101, 7, 6) + 1e6
     whole, pieces = of(features), of(features, 1, 60, 40)
@@ -88,8 +108,8 @@ def test_what_is_refused() -> None:
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory: pytest.TempPathFactory) -> CLIPScorer:
     torch.manual_seed(0)
-    sizes = {"width": 16, "num_heads": 2, "num_layers": 1, "text_width": 16, "text_layers": 1, "text_heads": 2}
-    model = CLIP(image_size=16, patch_size=8, embed_dim=8, vocab_size=270, context_length=16, **sizes)
+    model = CLIP(image_size=16, patch_size=8, embed_dim=8, vocab_size=270, context_length=16, width=16, num_heads=2,
+                 num_layers=1, text_width=16, text_layers=1, text_heads=2)
     model.prepare(["a red circle", "two blue squares"])
     folder: Path = tmp_path_factory.mktemp("clip") / "hf"
     model.export(folder)

@@ -108,3 +108,8 @@ def test_help_imports_nothing_heavy() -> None:
     code = ("import sys; from t2i import plots; plots.main(['-h']);"
             " assert not {'torch', 'matplotlib', 'numpy'} & set(sys.modules), sorted(sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT / "src")})
+
+
+def test_what_scores_cost_is_no_curve() -> None:
+    losses, codebook, scores = plots.shares(["val/fd_clip", "val/score_n", "val/score_share", "train/loss"])
+    assert (losses, codebook, scores) == (["train/loss"], [], ["val/fd_clip"])

@@ -103,6 +103,21 @@ def test_pieces_and_ranks_give_what_one_pass_gives() -> None:
     assert (a.value, a.low, a.high) == pytest.approx((b.value, b.low, b.high), rel=1e-8)
 
 
+def test_small_batches_wait_and_nothing_is_left_out() -> None:
+    held = features(9001, 5, 5)  # more than twice what waits
+    found = Statistics(5)
+    for some in torch.arange(9001).split(32):
+        found.update(held[some], some)
+    total = found.total()
+    assert found.count == total.count == 9001
+    wide = held.double()
+    torch.testing.assert_close(total.mean, wide.mean(0), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(total.covariance, wide.T.cov(), rtol=1e-12, atol=1e-14)
+    found.update(held[:1], torch.tensor([9001]))  # after a look, too
+    assert found.count == 9002 and found.groups[1].count == len(range(1, 9002, 10))
+    assert Statistics.from_state(found.state()).count == 9002 and Statistics(5).count == 0
+
+
 def test_the_jackknife_is_that_of_the_ten_groups() -> None:
     held, real = features(60, 4, 1), of(features(80, 4, 2))
     numbers = torch.arange(60)

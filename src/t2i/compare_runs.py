@@ -105,8 +105,21 @@ def read_run(folder: Path, path: Path | None, label: str) -> Run:
     return run
 
 
+def expanded(words: Sequence[str]) -> list[str]:
+    """A sweep's folder as its runs, in order; what lies beside them (its tables and logs, caught by a *) left out."""
+    found = []
+    for word in words:
+        path = Path(word)
+        if (path / "sweep.json").is_file():
+            found += [str(config.parent) for config in sorted(path.glob("*/config.json"))]
+        elif not (path.parent / "sweep.json").is_file() or path.suffix == ".ckpt" or (path / "config.json").is_file():
+            found.append(word)
+    return found
+
+
 def gather(words: Sequence[str], which: str = "last") -> list[Run]:
     """The runs that a command line names, at least two; ValueError with everything that is wrong with them."""
+    words = expanded(words)
     if len(words) < 2:
         raise ValueError(f"{len(words)} run{'s' * (len(words) != 1)} given: python -m t2i.compare takes two or more"
                          " run folders")

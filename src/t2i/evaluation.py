@@ -72,6 +72,11 @@ class Evaluation:
         self.judge = open_judge(config, self.protocol, self.held, self.device) if config["export"] is None else None
         self.inception = open_inception(config, self.protocol, self.device) if config["export"] is None else None
         self.out = place(config)
+        if config["export"] is None:
+            try:
+                self.out.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(f"out={self.out} cannot be written: {error.strerror}") from error
         self.size: Any = self.protocol.size or (self.model.image_size if self.model is not None else
                                            node["image_size"] if node is not None else None)
 
@@ -237,12 +242,8 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     processes()
     if config["export"] is not None:
         return export(config, Evaluation(config))
-    out = place(config)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"out={out} cannot be written: {error.strerror}") from error
     result, shown = evaluate(config)
+    out = shown["task"].out
     if processes()[0]:
         return result
     if "composition" in result["scores"]:

@@ -71,6 +71,10 @@ def _thinned(steps: Sequence[int], values: Sequence[float]) -> tuple[list[float]
     return [sum(steps[p]) / len(steps[p]) for p in parts], [sum(values[p]) / len(values[p]) for p in parts]
 
 
+# What scores while training cost (`watch.py`): in metrics.csv, but no curve to look at.
+COSTS = ("val/score_n", "val/score_seconds", "val/score_share")
+
+
 def is_score(name: str) -> bool:
     """Whether a metric is one of validation that says how good a model is, beside losses and their parts."""
     where, _, rest = name.partition("/")
@@ -89,6 +93,7 @@ def by_metric(names: Sequence[str]) -> dict[str, list[str]]:
 
 def shares(names: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     """Which metrics go into loss.png, codebook.png and scores.png; a score's own training curve goes with it."""
+    names = [name for name in names if name not in COSTS]
     codebook = [name for name in names if CODEBOOK.fullmatch(name)]
     scored = {name.partition("/")[2] for name in names if is_score(name)}
     scores = [name for name in names if name.partition("/")[2] in scored]

@@ -45,11 +45,12 @@ class CLIPScorer:
 
     @classmethod
     def from_model(
-        cls, model: CLIPModel, tokenizer: CaptionTokenizer, mean: tuple[float, ...], std: tuple[float, ...]
+        cls, model: CLIPModel, tokenizer: CaptionTokenizer, mean: tuple[float, ...], std: tuple[float, ...],
+        prefix: str = "",
     ) -> CLIPScorer:
         """Around a model already at hand (shared, not copied; call it in eval mode)."""
         scorer = cls.__new__(cls)
-        scorer._set(model, tokenizer, mean, std)
+        scorer._set(model, tokenizer, mean, std, prefix=prefix)
         return scorer
 
     def _set(

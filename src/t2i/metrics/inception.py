@@ -9,6 +9,8 @@ torchmetrics takes the same. How a picture comes to 299 pixels moves the figure 
 
 `torchvision`: torchvision's Inception, as DF-GAN's own figures take it: pictures in [0, 1], bilinear to 299 without
 antialiasing, then to [-1, 1] (tobran/DF-GAN, code/lib/modules.py, with the normalisation of pytorch-fid's wrapper).
+Deviation: theirs are the generator's floats, ours the pictures' bytes. `transforms.Resize` has antialiased tensors by
+default since torchvision 0.17: their code gives other figures there.
 """
 
 from __future__ import annotations

@@ -15,14 +15,16 @@ from torch import Tensor
 
 from t2i.metrics.intervals import Interval, bootstrap
 
+_TIE = 1e-6  # of the cosine: one text in another batch, or elsewhere in a product, comes out as different as that
+
 
 def r_precision(
     image: Float[Tensor, "n d"], text: Float[Tensor, "n d"], groups: Int[Tensor, " n"], seed: int, candidates: int = 100
 ) -> Interval:
-    """The share of pictures whose caption beats `candidates` - 1 others, drawn by f(seed, picture); a tie is a miss.
+    """The share of pictures whose caption beats `candidates` - 1 others, drawn by f(seed, picture).
 
-    Rows of `image` and `text` belong together; equal `groups` are equal captions. ValueError where there are fewer
-    than `candidates` different captions, or fewer than two.
+    A tie, to 1e-6 of the cosine, is a miss. Rows of `image` and `text` belong together; equal `groups` are equal
+    captions. ValueError where there are fewer than `candidates` different captions, or fewer than two.
     """
     if not len(image) == len(text) == len(groups):
         raise ValueError(f"{len(image)} pictures, {len(text)} captions, {len(groups)} groups: one each is wanted")
@@ -35,5 +37,5 @@ def r_precision(
         others = np.flatnonzero(kinds != int(groups[i]))
         picked = np.random.default_rng((seed, i)).choice(others, candidates - 1, replace=False)
         similar = text[torch.from_numpy(first[picked])] @ image[i]
-        hits[i] = float(text[i] @ image[i] > similar.max())
+        hits[i] = float(text[i] @ image[i] > similar.max() + _TIE)
     return bootstrap(hits, seed)

@@ -16,6 +16,7 @@ from t2i.metrics.intervals import Interval
 
 GROUPS = 10
 _NAMED = 10  # pictures in a message
+_ROWS = 4096  # features that wait for one another
 
 
 class Statistics:
@@ -23,7 +24,8 @@ class Statistics:
 
     def __init__(self, dim: int, keep: bool = False, groups: int = GROUPS) -> None:
         self.dim, self.keep = dim, keep
-        self.groups = [Moments(dim) for _ in range(groups)]
+        self._groups = [Moments(dim) for _ in range(groups)]
+        self._waiting: list[tuple[Tensor, Tensor]] = []
         self._features: list[Tensor] = []
         self._numbers: list[Tensor] = []
 
@@ -36,11 +38,27 @@ class Statistics:
             more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
             raise ValueError("features: not finite for the pictures of number"
                              f" {', '.join(map(str, wrong[:_NAMED]))}{more}")
-        for i, group in enumerate(self.groups):
-            group.update(features[numbers % len(self.groups) == i])
+        held = features.detach().cpu(), numbers.cpu().long()
+        # A group's products are d x d whatever the number of rows: small batches one by one would cost seconds each.
+        self._waiting.append(held)
+        if sum(len(rows) for _, rows in self._waiting) >= _ROWS:
+            self._settle()
         if self.keep:
-            self._features.append(features.detach().cpu().float())
-            self._numbers.append(numbers.cpu().long())
+            self._features.append(held[0].float())
+            self._numbers.append(held[1])
+
+    def _settle(self) -> None:
+        if self._waiting:
+            features, numbers = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+            self._waiting = []
+            for i, group in enumerate(self._groups):
+                group.update(features[numbers % len(self._groups) == i])
+
+    @property
+    def groups(self) -> list[Moments]:
+        """Moments of each group, of everything that has been seen."""
+        self._settle()
+        return self._groups
 
     def merge(self, other: Statistics) -> None:
         """Takes in what `other`, of the same form, has seen."""
