@@ -9,7 +9,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 from t2i.command import main
 
 ABOUT = """
-python evaluate.py ckpt=runs/quickstart/prior/last.ckpt metrics=[composition]
+python evaluate.py ckpt=runs/quickstart/prior/last.ckpt                                    composition
+python evaluate.py ckpt=runs/quickstart/prior/last.ckpt protocol=shapes judge=CLIP         and distances, CLIP score
+python evaluate.py ckpt=runs/quickstart/vqgan/last.ckpt metrics=[reconstruction]           a tokenizer
+python evaluate.py images=FOLDER data=coco data.root=COCO protocol=coco30k inception=FILE  what another program drew
 """
 
 

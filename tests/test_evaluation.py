@@ -269,3 +269,18 @@ def test_halves_the_batch_where_memory_is_short() -> None:
     found = list(sampled(Short(), ["x"] * 20, list(range(20)), {}, 16))
     assert [len(part) for part in found] == [4] * 5
     assert torch.cat(found)[:, 0, 0, 0].tolist() == list(range(20))
+
+
+def test_a_priors_samples_before_and_after_guided_drawing(tmp_path: Path) -> None:
+    from test_guided import make_parts
+
+    parts = make_parts(tmp_path / "parts")
+    words = ["guide=clip", f"guide.clips={parts.clip}", "guide.total_iter=2", "guide.batch_size=2",
+             f"ckpt={parts.prior}", "data=shapes", "data.image_size=16", f"judge={parts.clip}"]
+    words += ["metrics=[composition,clip_score]", "n=3", f"out={tmp_path / 'out'}"]
+    result = evaluation.run(config(tmp_path, *words))
+    for kinds in result["scores"]["composition"].values():
+        assert list(kinds)[:2] == ["score", "refined"]
+    assert result["protocols"]["clip_score_by_own_clip"]["judge_had_a_hand"] == "guided"
+    requests = [json.loads(path.read_text()) for path in (tmp_path / "out/drawn").glob("*/request.json")]
+    assert sorted("guide" in request for request in requests) == [False, False, True, True, True]

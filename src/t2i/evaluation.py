@@ -68,7 +68,7 @@ class Evaluation:
         elif config["images"] is not None:
             if back := [name for name in metrics if name in BACK]:
                 raise ValueError(f"metrics=[{', '.join(back)}] are of a tokenizer: give ckpt=, not images=")
-            self.drawn_by = Drawn.read(config["images"], self.protocol.size)
+            self.drawn_by = Drawn.read(config["images"], config["size"])  # theirs, unless asked
         self.judge = open_judge(config, self.protocol, self.held, self.device) if config["export"] is None else None
         self.inception = open_inception(config, self.protocol, self.device) if config["export"] is None else None
         self.out = place(config)
@@ -146,7 +146,8 @@ class Evaluation:
         return self.pictures("captions", reference.text, "guide" in self.config)
 
     def base(self) -> dict[str, Any]:
-        return {"protocol": self.protocol.name, "changed": self.changed, "seed": self.seed, "t2i": version()}
+        return {"protocol": self.protocol.name, "changed": self.changed, "seed": self.seed, "t2i": version(),
+                "sampler": self.options, **({"guide": self.config["guide"]} if "guide" in self.config else {})}
 
     def how(self, judge: CLIPScorer | None) -> str | None:
         return None if judge is None else involved(judge, self.drawer if self.model is not None else None,
@@ -215,9 +216,8 @@ def evaluate(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     protocol = {
         "checkpoint": str(config["ckpt"]) if config["ckpt"] else None, "images": config["images"],
         "hash": checkpoint.file_hash(config["ckpt"]) if config["ckpt"] else None, **task.base(),
-        "metrics": list(metrics), "sampler": task.options, "n_per_task": config["n_per_task"], "size": task.size,
+        "metrics": list(metrics), "n_per_task": config["n_per_task"], "size": task.size,
         "image_size": task.model.image_size if task.model is not None else task.image_size(), **COMPOSITION,
-        **({"guide": config["guide"]} if "guide" in config else {}),
         "data": None if task.data is None else task.data["data"], "torch": torch.__version__,
         "seconds": round(time.monotonic() - started, 1),
     }

@@ -55,7 +55,7 @@ def extremes(drawn: Any, clip: torch.Tensor) -> list[tuple[str, Any, list[str]]]
 
 def neighbours(task: Any, drawn: Any) -> Any | None:
     """Drawn pictures over the training pictures most like them; None without a checkpoint, which knows its data."""
-    if task.held is None:
+    if task.held is None or "data" not in task.held:
         return None
     try:
         data = dataset({**task.held, "paths": task.config["paths"]}, "train")

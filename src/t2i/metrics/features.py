@@ -39,5 +39,5 @@ class ClipFeatures:
         return image_features(self.judge, pictures)
 
     def protocol(self) -> dict[str, Any]:
-        return {"network": FEATURES, **{key: value for key, value in self.judge.protocol.items() if key != "prefix"
-                                        and key != "scale"}}
+        held = self.judge.protocol
+        return {"network": FEATURES, **{key: held[key] for key in ("hash", "size", "resize", "transformers")}}

@@ -119,8 +119,8 @@ class Inception:
         held = torch.as_tensor(pictures)
         if held.dtype != torch.uint8 or held.ndim != 4 or held.shape[-1] != 3:
             raise ValueError(f"pictures {held.dtype} {tuple(held.shape)}: uint8 (n, h, w, 3) is wanted")
-        parts = []
-        with torch.autocast(self.device.type, enabled=False):
+        # cuDNN would round the products of float32 convolutions to TF32.
+        with torch.autocast(self.device.type, enabled=False), torch.backends.cudnn.flags(allow_tf32=False):
             parts = [self._part(part).float().cpu() for part in held.split(ROWS)]
         return torch.cat(parts) if parts else torch.zeros(0, self.dim)
 

@@ -119,7 +119,9 @@ class Statistics:
 def frechet(fake: Statistics, real: Statistics) -> Interval:
     """The Fréchet distance of all of `fake` from all of `real`, 1.96 standard errors either way.
 
-    The error is that of the drawn pictures alone. The bias of small numbers is in the value, not in the interval.
+    With fewer than two groups of pictures, or a group that leaves fewer than two, there is no error and both ends are
+    the value. The error is that of the drawn pictures alone. The bias of small numbers is in the value, not in the
+    interval.
     """
     reference = real.total()
     value = frechet_distance(fake.total(), reference)
