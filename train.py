@@ -1,5 +1,6 @@
 """Trains one model, or runs a recipe. `python train.py --help` lists what can be set."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def run(config: dict[str, Any], overrides: list[str]) -> Any:
         return pipeline.run(config, plan(overrides))
     from t2i import engine
 
-    return engine.run(config)
+    return engine.run(config, "python train.py " + shlex.join(overrides))
 
 
 if __name__ == "__main__":

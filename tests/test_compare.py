@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from t2i import checkpoint, compare, compare_runs, compare_scores, engine, ruler
-from t2i.compare_again import training_command
 from t2i.compare_drawings import sheets, validation
 from t2i.compare_page import curves, shared, swatch
 from t2i.compare_runs import expanded, gather, settings, tails
@@ -136,26 +135,19 @@ def test_the_best_is_beyond_all_other_intervals() -> None:
     # A third with a wide interval counts too, though it is not the next one.
     assert best([interval(0.9, 0.8, 1.0), interval(0.6, 0.55, 0.65), interval(0.5, 0.1, 0.9)]) is None
     assert best([interval(0.5, 0.4, 0.6), None]) is None
-    assert best([interval(0.5, 0.4, 0.6), compare_scores.Score(0.9, None, None, "higher", {})]) is None
+    assert best([interval(0.5, 0.4, 0.6), interval(0.9, 0.9, 0.9)]) is None  # no interval
 
 
-def test_scores_of_both_forms() -> None:
-    new = {"scores": {"fd": {"value": 2.0, "low": 1.0, "high": 3.0, "n": 7, "better": "lower"}},
-           "protocol": {"seed": 1}, "protocols": {"fd": {"judge": {"id": "x"}, "checkpoint": "p", "hash": "h"}}}
+def test_scores_with_their_protocols() -> None:
+    new = {"scores": {"fd": {"value": 2.0, "low": 1.0, "high": 3.0, "n": 7, "better": "lower"}, "composition": {}},
+           "protocol": {"data": None}, "protocols": {"fd": {"judge": {"hash": "x", "path": "somewhere"}}}}
     score = scores_of(new)["fd"]
-    assert str(score) == "2 [1, 3]" and score.protocol == {"judge.id": "x", "n": 7}
+    assert str(score) == "2 [1, 3]" and score.protocol == {"judge.hash": "x", "n": 7}
     world = {**new, "protocol": {"data": {"lattice": 8, "workers": 2}}}
     assert unlike("ab", [scores_of(new)["fd"], scores_of(world)["fd"]]) == (
         "not measured alike: data.lattice: not said (a), 8 (b)")
-    old = {"scores": {"composition": {"seen": {"score": {"count": 0.5, "overall": 0.75}}, "heldout": {
-        "score": {"overall": 0.5}}}, "reconstruction": {"psnr": 30.0, "ssim": 0.9, "n": 4, "split": "val"}},
-        "protocol": {"n_per_task": 50, "checkpoint": "p", "seconds": 3}}
-    found = scores_of(old)
-    assert {name: str(score) for name, score in found.items()} == {
-        "composition, seen": "0.75", "composition, held out": "0.5", "psnr": "30", "ssim": "0.9"}
-    assert found["composition, seen"].protocol == {"n_per_task": 50}
-    assert found["psnr"].protocol == {"n": 4, "split": "val"}
-    assert scores_of(None) == {}
+    assert str(interval(2.0, 2.0, 2.0)) == "2"
+    assert scores_of(None) == scores_of({"scores": {"composition": {}}, "protocol": {}}) == {}
 
 
 def test_unlike_protocols_get_a_footnote_and_no_best() -> None:
@@ -173,7 +165,8 @@ def test_unlike_protocols_get_a_footnote_and_no_best() -> None:
 
 def evaluated(folder: Path, value: float, n: int, **more: Any) -> None:
     entry = {"value": value, "low": value - 0.01, "high": value + 0.01, "n": n, "better": "higher"}
-    held = {"scores": {"psnr": entry, "ssim": {**entry, "n": 9}}, "protocol": {**more}, "protocols": {}}
+    held = {"scores": {"psnr": entry, "ssim": {**entry, "n": 9}}, "protocol": {"data": None, **more},
+            "protocols": {"psnr": {"split": "val"}, "ssim": {"split": "val"}}}
     (folder / "evaluation.json").write_text(json.dumps(held))
 
 
@@ -224,14 +217,14 @@ def test_metrics_are_those_of_the_checkpoint(runs: Path) -> None:
     assert next(c for c in made if c.title == "val/loss").cells[0] == f"{values[0]:.4g}"
 
 
-def test_the_command_trains_the_same_config_again(runs: Path) -> None:
-    for name in ("b", "gan", "prior"):
-        config: dict[str, Any] = json.loads((runs / name / "config.json").read_text())
-        command = training_command(config)
-        assert command is not None
-        again = compose(shlex.split(command)[2:], files=False)
-        assert json.loads(json.dumps(engine.compared(again))) == engine.compared(config)
-    assert training_command({**config, "model": {**config["model"], "unheard_of": 1}}) is None
+def test_the_command_that_began_a_run_is_told(runs: Path, tmp_path: Path) -> None:
+    words = [*VQGAN, *COMMON, "name=vq", f"paths.runs={tmp_path}", f"paths.cache={tmp_path / 'cache'}"]
+    command = "python train.py " + shlex.join(words)
+    engine.run(compose(words), command)
+    engine.run(compose([*words, "resume=must"]), command + " resume=must")  # which does not begin it
+    assert (tmp_path / "vq/command.txt").read_text() == command + "\n"
+    one, other = gather([str(tmp_path / "vq"), *paths(runs, "a")])
+    assert one.command == command and other.command is None
 
 
 def test_mistakes_are_told_all_at_once(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

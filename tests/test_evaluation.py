@@ -14,6 +14,7 @@ from torch import Tensor
 
 from t2i import engine, evaluation
 from t2i.config import ConfigError, compose
+from t2i.drawn import Drawn
 from t2i.judges import involved
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.models.clip import CLIP
@@ -199,10 +200,12 @@ def test_folders_of_others(place: Path, tmp_path: Path, capsys: Any) -> None:
     assert "12 of 12 pictures have no colours" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"12 of 12 pictures have no caption.*clip_score"):
         evaluation.run(config(place, *data, "metrics=[clip_score]", f"images={grey}"))
+    with pytest.raises(ValueError, match=r"differ in size \(0\.png 32x32"):
+        evaluation.listed(Drawn.read(mixed))("seen", [f"a thing {i}" for i in range(12)])
     few = folder_of(tmp_path / "few", [32])
-    with pytest.raises(ValueError, match="fd_clip of 1 pictures: at least 2"):
+    with pytest.raises(ValueError, match=r"fd_clip \(drawn and real pictures\) of 1: at least 2"):
         evaluation.run(config(place, *data, "metrics=[fd_clip]", f"images={few}"))
-    with pytest.raises(ValueError, match="kd_clip of 1 pictures: at least 10"):
+    with pytest.raises(ValueError, match=r"kd_clip \(drawn and real pictures\) of 1: at least 10"):
         evaluation.run(config(place, *data, "metrics=[kd_clip]", f"images={few}"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no pictures"):
@@ -227,6 +230,18 @@ def test_refused_before_anything_is_drawn(
     with pytest.raises(ValueError, match=message):
         evaluation.run(config(place, ckpt(place), f"out={tmp_path / 'out'}", *words))
     assert not list(tmp_path.rglob("*.png"))
+
+
+def test_truncation_is_never_dropped_in_silence(tmp_path: Path) -> None:
+    from test_guided import make_parts
+
+    parts = make_parts(tmp_path / "parts")
+    words = [f"ckpt={parts.prior}", "data=shapes", "data.image_size=16", f"judge={parts.other}", "n=2",
+             "metrics=[clip_score]", f"out={tmp_path / 'out'}"]
+    with pytest.raises(ValueError, match=r"truncation=0\.5: a prior has no such option"):
+        evaluation.run(config(tmp_path, *words, "truncation=0.5"))
+    changed = evaluation.run(config(tmp_path, *words, "protocol=dfgan"))["protocols"]["clip_score"]["changed"]
+    assert changed == ["n=2 instead of 30000", "no truncation instead of 0.88: a prior has no noise to truncate"]
 
 
 def test_neither_nor(place: Path, tmp_path: Path, monkeypatch: Any) -> None:

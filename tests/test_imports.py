@@ -35,8 +35,10 @@ ALONE = {
     "t2i/check.py": {"t2i.limits"},
     "t2i/config.py": {"t2i.check"},
     "t2i/command.py": {"t2i.check", "t2i.config", "t2i.launchers", "t2i.sweep_results"},
-    "t2i/launchers.py": {"t2i.check", "t2i.config", "t2i.engine"},
-    "t2i/sweep_results.py": {"t2i.check", "t2i.config"},
+    "t2i/launchers.py": {"t2i.config", "t2i.engine", "t2i.machine"},
+    "t2i/machine.py": set(),
+    "t2i/version.py": set(),
+    "t2i/sweep_results.py": set(),
     "t2i/protocols.py": set(),
     "t2i/files.py": set(),
     "t2i/exported.py": set(),
@@ -44,7 +46,8 @@ ALONE = {
 }
 HYDRA = {"t2i/config.py", "t2i/checkpoint.py"}
 LIGHT = {"t2i/limits.py", "t2i/check.py", "t2i/config.py", "t2i/command.py", "t2i/prompts.py",
-         "t2i/launchers.py", "t2i/sweep_results.py", "t2i/protocols.py"}
+         "t2i/launchers.py", "t2i/sweep_results.py", "t2i/protocols.py",
+         "t2i/machine.py", "t2i/version.py"}
 HEAVY = {"torch", "torchvision", "pytorch_lightning", "transformers", "numpy", "matplotlib", "hydra", "omegaconf"}
 
 

@@ -44,19 +44,21 @@ def config(pictures: Path) -> dict[str, Any]:
     return {"data": made["data"], "paths": made["paths"], "seed": 0}
 
 
+def pixels(data: bytes) -> np.ndarray:
+    return np.array(Image.open(io.BytesIO(data)))
+
+
 def test_lanczos_and_dfgans_crops() -> None:
-    data = png(100, 70, 0)
-    image = Image.open(io.BytesIO(data))
+    held = pixels(png(100, 70, 0))
+    image = Image.fromarray(held)
     square = image.crop((15, 0, 85, 70)).resize((32, 32), Image.Resampling.LANCZOS)
-    np.testing.assert_array_equal(lanczos(data, "x", 32), np.asarray(square))
+    np.testing.assert_array_equal(lanczos(held, 32), np.asarray(square))
     side = round(304 * 32 / 256)
     whole = image.resize((round(100 * side / 70), side), Image.Resampling.BILINEAR)
     chance = (1 << 40) + (3 << 20) + 5
-    found = augmented(data, "x", 32, chance)
+    found = augmented(held, 32, chance)
     top, left = (chance >> 20) % (whole.height - 32 + 1), chance % (whole.width - 32 + 1)
     np.testing.assert_array_equal(found, np.asarray(ImageOps.mirror(whole.crop((left, top, left + 32, top + 32)))))
-    with pytest.raises(ValueError, match="x cannot be read"):
-        lanczos(b"no picture", "x", 32)
 
 
 def test_captions_by_chance_of_the_seed_or_all(pictures: Path) -> None:
@@ -69,8 +71,15 @@ def test_captions_by_chance_of_the_seed_or_all(pictures: Path) -> None:
     assert len(some.text) == 4 and len(some.numbers) == 11 and set(some.text) < set(one.text)
     every = Reference(config(pictures), Protocol(None, n=None, captions="all"), 32, 0)
     assert len(every.text) == 22 and every.text[:2] == ["picture 1", "the 1th"]
+    rounds = Reference(config(pictures), Protocol(None, n=15, captions="rounds"), 32, 0)
+    assert rounds.text[:11] == one.text and len(set(rounds.text)) == 15  # then four pictures with their other caption
+    assert len(Reference(config(pictures), Protocol(None, n=None, captions="rounds"), 32, 0).text) == 22
+    assert not one.short()
+    assert Reference(config(pictures), Protocol("dfgan", n=99, captions="rounds"), 32, 0).short() == [
+        "n=22 instead of 99: the data have no more"]
+    assert "COCO of None instead of 2014" in Reference(config(pictures), Protocol("coco30k"), 32, 0).short()
     cut = Reference(config(pictures), Protocol(None, crop="lanczos"), 32, 0)
-    wanted = lanczos((pictures / "01.png").read_bytes(), "x", 32)
+    wanted = lanczos(pixels((pictures / "01.png").read_bytes()), 32)
     np.testing.assert_array_equal(cut.picture(0), wanted)
     assert not np.array_equal(one.picture(0), wanted)
     assert len({r.hash() for r in (one, cut, Reference(config(pictures), Protocol(None), 48, 0))}) == 3
@@ -138,6 +147,15 @@ def test_named_protocols_are_settled_with_what_was_changed() -> None:
     less, changed = settle({**base, "protocol": "coco30k", "n": 500, "judge": "mine"}, "t2i.data.coco.COCO")
     assert less.n == 500 and less.judge == "mine"
     assert changed == ["n=500 instead of 30000", "judge=mine instead of openai/clip-vit-base-patch32"]
+    cub, changed = settle({**base, "protocol": "cub30k", "n": 9, "judge": "mine"}, "t2i.data.cub.CUB")
+    assert changed == ["n=9 instead of all"] and cub.captions == "all"
+    _, changed = settle({**base, "protocol": "shapes", "size": 32, "prefix": "A ", "resize": "antialias"}, None)
+    assert changed == ["size=32 instead of the model's", "prefix=A  instead of none",
+                       "resize=antialias instead of clean"]
+    with pytest.raises(ValueError, match="resize=linear: allowed with protocol=None is clean, tensorflow"):
+        settle({**base, "resize": "linear"}, None)
+    with pytest.raises(ValueError, match="resize=clean: allowed with protocol=dfgan is null"):
+        settle({**base, "protocol": "dfgan", "resize": "clean"}, None)
     dfgan, _ = settle({**base, "protocol": "dfgan"}, "t2i.data.cub.CUB")
     assert (dfgan.truncation, dfgan.inception, dfgan.crop) == (0.88, "torchvision", "augmented")
     assert set(PROTOCOLS) == {"shapes", "coco30k", "cub30k", "dfgan"}

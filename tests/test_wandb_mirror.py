@@ -28,7 +28,8 @@ from wandb.sdk.launch.sweeps import utils as sweeps
 from t2i import checkpoint, engine, loggers, wandb_mirror
 from t2i.config import ROOT, compose
 from t2i.guards import Checkpoints
-from t2i.wandb_mirror import WandB, code_version, has_key, last_step
+from t2i.version import code_version
+from t2i.wandb_mirror import WandB, has_key, last_step
 
 TINY = ["model=vqgan", "model.autoencoder.channels=8", "model.autoencoder.multipliers=[1]",
         "model.autoencoder.attention_levels=[]", "model.autoencoder.mid_attention=false",

@@ -223,9 +223,10 @@ def check_sizes(config: dict[str, Any]) -> list[str]:
     for path, node in nodes(config):
         inner = node.get("autoencoder")
         if isinstance(inner, dict) and isinstance(node.get("image_size"), int):
+            # A kind of autoencoder that has no such argument has patches of one pixel, or one level.
             arguments = inner.get("patch_size", 1), inner.get("multipliers", [1])
             if not isinstance(arguments[0], int) or not isinstance(arguments[1], list):
-                continue
+                continue  # `check_node` tells
             factor, size = arguments[0] * 2 ** (len(arguments[1]) - 1), node["image_size"]
             if size < factor or size % factor:
                 around = [s for s in (size // factor * factor, size // factor * factor + factor) if s > 0]

@@ -78,6 +78,25 @@ def main(config_name: str, run: Run, about: str) -> None:
     sys.exit(code)
 
 
+def module(run: Callable[[], object], words: Sequence[str]) -> int:
+    """Runs a command of `python -m`, with messages instead of tracebacks; 0 done, 2 a mistake of the user's, 130
+    interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        run()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        if not is_for_people(error) or wants_traceback(words):
+            raise
+        print(message(error), file=sys.stderr)
+        return 2
+    return 0
+
+
 def keep_freed_memory() -> None:
     """Tells glibc to keep large blocks that were freed. By default each goes back to the system, and every step's
     tensors are new pages for the kernel to clear: 1.5x the time of a small GPT's training step on a CPU (docs/log.md).
@@ -88,7 +107,7 @@ def keep_freed_memory() -> None:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
 
 
-def wants_traceback(overrides: list[str]) -> bool:
+def wants_traceback(overrides: Sequence[str]) -> bool:
     return os.environ.get("T2I_TRACEBACK") == "1" or "debug=true" in overrides
 
 
@@ -139,12 +158,12 @@ def prepare_sweep(config_name: str, overrides: list[str]) -> tuple[list[list[str
     for (words, settings), config in zip(found, configs, strict=True):
         if config.get("stages"):
             raise ConfigError("-m does not run pipelines: sweep over one stage, such as experiments=quickstart/vqgan")
-        devices = config.get("trainer", {}).get("devices", 1)
-        if devices not in (1, [0]) or config.get("trainer", {}).get("num_nodes", 1) != 1:
-            raise ConfigError(f"-m with trainer.devices={devices}: each device's process would run the whole sweep;"
-                              " use trainer.devices=1 (sweep.launcher=joblib or submitit then gives each job a GPU),"
-                              " or start the jobs one by one (torchrun, a job array)")
         if config_name == "train":
+            devices = config["trainer"]["devices"]
+            if devices not in (1, [0]) or config["trainer"]["num_nodes"] != 1:
+                raise ConfigError(f"-m with trainer.devices={devices}: each device's process would run the whole sweep;"
+                                  " use trainer.devices=1 (sweep.launcher=joblib or submitit then gives each job a"
+                                  " GPU), or start the jobs one by one (torchrun, a job array)")
             words = [w for w in words if not is_sweep_key(w.partition("=")[0])]
             own = "_".join(tag(key, value, list(settings)) for key, value in settings.items()) or "only"
             words = [w for w in words if not w.startswith("name=")] + [f"name={base}/{own}"]

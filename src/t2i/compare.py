@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from t2i.check import near
-from t2i.command import is_for_people, message, wants_traceback
+from t2i.command import module
 
 ABOUT = """
 python -m t2i.compare runs/a runs/b runs/c        settings, cost, scores, curves and pictures of runs, on one page
@@ -74,7 +74,7 @@ def versions() -> str:
     import pytorch_lightning
     import torch
 
-    from t2i.drawing import version
+    from t2i.version import version
 
     return (f"t2i {version()}, torch {torch.__version__}, pytorch_lightning {pytorch_lightning.__version__},"
             f" Python {platform.python_version()}")
@@ -84,17 +84,16 @@ def run(named: list[str], options: dict[str, Any]) -> dict[str, Any]:
     """Compares runs as `parse` gives them, writes the three files, prints the table, and returns what `compare.json`
     holds."""
     from t2i import checkpoint, compare_scores
-    from t2i.compare_again import training_command
-    from t2i.compare_drawings import read_captions, sheets
+    from t2i.compare_drawings import sheets
     from t2i.compare_page import curves, page
     from t2i.compare_runs import gather, last_validation, settings, standing
-    from t2i.drawing import KINDS, device_of
+    from t2i.drawing import KINDS, device_of, read_lines
     from t2i.loggers import quiet
     from t2i.ruler import hardware
 
     quiet()
     if options["captions"] is not None:
-        read_captions(options["captions"])  # a mistake answers before any model is loaded
+        read_lines(options["captions"], "captions")  # a mistake answers before any model is loaded
     device = device_of(options["device"])
     runs = gather(named, options["ckpt"])
     labels = [one.label for one in runs]
@@ -111,7 +110,7 @@ def run(named: list[str], options: dict[str, Any]) -> dict[str, Any]:
     again = ["python -m t2i.compare " + shlex.join([*named, *changed])]
     for one in runs:
         again.append(f"# {one.label}")
-        again.append(training_command(one.config) or f"# no short command was found: see {one.folder / 'config.json'}")
+        again.append(one.command or f"# of an earlier version: see {one.folder / 'config.json'}")
         if one.checkpoint is not None and one.evaluation is None and one.kind in KINDS:
             again.append(f"python evaluate.py ckpt={shlex.quote(str(one.checkpoint))}")
     facts = [f"Pictures were made on {hardware(device)}.", versions()]
@@ -120,7 +119,7 @@ def run(named: list[str], options: dict[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {
         "runs": [{"label": one.label, "folder": str(one.folder),
                   "checkpoint": None if one.checkpoint is None else str(one.checkpoint),
-                  "finished": one.finished is not None, **{"kind": one.kind, **one.facts},
+                  "finished": one.finished is not None, "kind": one.kind, **one.facts,
                   "validation": last_validation(one),
                   "scores": {name: {"value": score.value, "low": score.low, "high": score.high, "better": score.better,
                                     "protocol": score.protocol}
@@ -144,25 +143,11 @@ def run(named: list[str], options: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Exit codes: 0 done, 2 a mistake of the user's, 130 interrupted."""
     words = sys.argv[1:] if words is None else words
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
     if {"-h", "--help"} & set(words):
         print(ABOUT.strip())
         return 0
-    try:
-        run(*parse(words))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        if not is_for_people(error) or wants_traceback(words):
-            raise
-        print(message(error), file=sys.stderr)
-        return 2
-    return 0
+    return module(lambda: run(*parse(words)), words)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from t2i.compare_runs import Run
 from t2i.composing import reconstructed
 from t2i.config import difference
 from t2i.datasets import LOOP, node_of
-from t2i.drawing import KINDS, OPTIONS, options_of
+from t2i.drawing import KINDS, OPTIONS, options_of, read_lines
 from t2i.metrics.reconstruction import psnr
 from t2i.ruler import drawn
 
@@ -41,18 +40,6 @@ class Sheet:
     texts: list[str]
     notes: list[str] = field(default_factory=list)
     columns: dict[str, tuple[np.ndarray, list[str]]] = field(default_factory=dict)
-
-
-def read_captions(path: str | Path) -> list[str]:
-    """The captions of a file, one a line; ValueError where there are none."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"captions={path} cannot be read ({error}); it is UTF-8 text, one caption a line") from error
-    found = [line.strip() for line in lines if line.strip()]
-    if not found:
-        raise ValueError(f"captions={path} holds no caption; it takes one a line")
-    return found
 
 
 def validation(config: Mapping[str, Any], n: int, size: int | None = None) -> tuple[Tensor, list[str]]:
@@ -103,7 +90,7 @@ def captioned(runs: Sequence[Run], captions: str | None, n: int | None) -> Sheet
     """
     first = runs[0]
     if captions is not None:
-        every = read_captions(captions)
+        every = read_lines(captions, "captions")
         texts = every[: MOST if n is None else n]
         of = f", the first {len(texts)} of {len(every)}" if len(texts) < len(every) else ""
         return Sheet("The same captions", texts, [f"Captions: {captions}{of}."])

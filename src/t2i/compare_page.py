@@ -13,8 +13,8 @@ from PIL import Image
 from t2i.compare_drawings import ORIGINALS, Sheet
 from t2i.compare_runs import Run
 from t2i.compare_scores import Column, footnotes, html_rows
-from t2i.plots import COLOURS, Line, by_metric, sheet
-from t2i.report import STYLE as HOUSE
+from t2i.plots import COLOURS, COSTS, Line, by_metric, sheet
+from t2i.report import document
 
 SMALL = 128  # pixels: smaller pictures are enlarged by whole pixels, unsmoothed
 LINE_DASHES = ("", "7 3", "2 2", "7 3 2 3")  # as `plots.DASHES`
@@ -70,7 +70,7 @@ def picture(image: np.ndarray, alt: str) -> str:
 
 def shared(runs: Sequence[Run]) -> list[str]:
     """The metrics that at least two runs have, validation's first, the total loss first of each."""
-    names = list(dict.fromkeys(name for run in runs for name in run.series))
+    names = list(dict.fromkeys(name for run in runs for name in run.series if name not in COSTS))
     both = [name for name in names if sum(name in run.series for run in runs) > 1]
     ordered = [name for group in by_metric(both).values() for name in group]
     return sorted(ordered, key=lambda name: not name.startswith("val/"))
@@ -172,6 +172,4 @@ def page(
     parts += [*_more(rest, runs), *(_sheet(one, runs) for one in drawn), *_charts(charts, runs)]
     parts += ["<h2>Again</h2>", "<pre>" + "\n".join(html.escape(line) for line in commands) + "</pre>",
               "<p class=quiet>" + "<br>".join(html.escape(fact) for fact in facts) + "</p>"]
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width='
-            f'device-width, initial-scale=1"><title>{title}</title><style>{HOUSE}{_STYLE}</style></head>\n<body>\n'
-            + "\n".join(parts) + "\n</body></html>\n")
+    return document(title, "\n".join(parts), _STYLE)

@@ -32,6 +32,7 @@ class Run:
     series: dict[str, tuple[list[int], list[float]]]
     finished: dict[str, Any] | None
     evaluation: dict[str, Any] | None
+    command: str | None = None  # that began it; None of an earlier version
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -92,12 +93,13 @@ def read_run(folder: Path, path: Path | None, label: str) -> Run:
     held: dict[str, Any] = {name: _json(folder / f"{name}.json") if (folder / f"{name}.json").is_file() else None
                             for name in ("finished", "evaluation")}
     metrics = folder / "metrics.csv"
-    run = Run(folder, label, path, config, read_metrics(metrics) if metrics.is_file() else {}, **held)
+    began = folder / "command.txt"
+    run = Run(folder, label, path, config, read_metrics(metrics) if metrics.is_file() else {}, **held,
+              command=began.read_text(encoding="utf-8").strip() if began.is_file() else None)
     if path is not None:
         read = checkpoint.read(path)
-        seconds = read.get("callbacks", {}).get("Minutes", {}).get("seconds")
-        run.facts = {"kind": read["t2i"]["kind"], "steps": read.get("global_step"), "hash": checkpoint.file_hash(path),
-                     "minutes": None if seconds is None else seconds / 60, "averaged": "ema" in read}
+        run.facts = {"kind": read["t2i"]["kind"], "steps": read["global_step"], "hash": checkpoint.file_hash(path),
+                     "minutes": read["callbacks"]["Minutes"]["seconds"] / 60, "averaged": "ema" in read}
         del read
         gc.collect()
     elif run.series:

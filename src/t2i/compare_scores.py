@@ -18,9 +18,7 @@ from t2i.config import flat
 from t2i.progress import clock
 
 LOADING = ("size", "batch_size", "workers")  # of the data, what no score hangs on
-OWN = {"checkpoint", "ckpt", "hash", "out", "seconds", "minutes", "time", "date", "path"}  # of one measurement
-SPLITS = {"seen": "composition, seen", "heldout": "composition, held out"}
-HIGHER = ("psnr", "ssim")  # of the older form of evaluation.json
+OWN = {"path"}  # where a judge lies; its hash says which it is
 
 
 @dataclass(frozen=True)
@@ -28,13 +26,13 @@ class Score:
     """A measured number, with its interval where there is one."""
 
     value: float
-    low: float | None
-    high: float | None
+    low: float
+    high: float
     better: str  # "lower" or "higher"
     protocol: dict[str, Any]  # dotted key -> value
 
     def __str__(self) -> str:
-        if self.low is None or self.high is None:
+        if self.low == self.high:
             return f"{self.value:.4g}"
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
@@ -49,37 +47,19 @@ class Column:
     note: str | None = None
 
 
-def protocol_of(node: Any, entry: Mapping[str, Any]) -> dict[str, Any]:
-    held = {key: value for key, value in node.items() if key not in OWN} if isinstance(node, Mapping) else {}
-    leaves = {key: value for key, value in flat(held).items() if not isinstance(value, dict)}
-    return leaves | ({"n": entry["n"]} if "n" in entry else {})
-
-
 def scores_of(evaluation: Mapping[str, Any] | None) -> dict[str, Score]:
-    """The scores of an `evaluation.json`, in its present and in its older form."""
-    if evaluation is None:
+    """The scores of an `evaluation.json`; none of one that an earlier version wrote, which `warnings` tells."""
+    if evaluation is None or "protocols" not in evaluation:
         return {}
-    found: dict[str, Score] = {}
-    common, own = evaluation.get("protocol", {}), evaluation.get("protocols", {})
-    data = {key: value for key, value in (common.get("data") or {}).items() if key not in LOADING}
-    own = {name: {"data": data, **entry} for name, entry in own.items()}  # the scores' own entries do not say it
-    common = {**common, "data": data}
-    entries = {name: entry for name, entry in evaluation.get("scores", {}).items() if isinstance(entry, Mapping)}
-    for name, entry in entries.items():
-        if "value" in entry:
-            found[name] = Score(float(entry["value"]), entry.get("low"), entry.get("high"),
-                                entry.get("better", "higher"), protocol_of(own.get(name, common), entry))
-    if not any(name.startswith("composition") for name in found):
-        for split, kinds in entries.get("composition", {}).items():
-            share = kinds.get("score", {}).get("overall") if isinstance(kinds, Mapping) else None
-            if share is not None:
-                name = SPLITS.get(split, f"composition, {split}")
-                found[name] = Score(float(share), None, None, "higher",
-                                    protocol_of(own.get("composition", common), {}))
-    if "value" not in (older := entries.get("reconstruction", {"value": None})):
-        protocol = protocol_of({key: value for key, value in common.items() if key != "n_per_task"}, older)
-        found |= {name: Score(float(older[name]), None, None, "higher", protocol | {"split": older.get("split")})
-                  for name in HIGHER if name in older}
+    world = evaluation["protocol"]["data"] or {}
+    data = {key: value for key, value in world.items() if key not in LOADING}  # a score's own protocol does not say it
+    found = {}
+    for name, protocol in evaluation["protocols"].items():
+        entry = evaluation["scores"][name]
+        leaves = {key: value for key, value in flat({"data": data, **protocol}).items() if not isinstance(value, dict)}
+        held = {key: value for key, value in leaves.items() if key.rpartition(".")[2] not in OWN}
+        found[name] = Score(float(entry["value"]), entry["low"], entry["high"], entry["better"],
+                            held | {"n": entry["n"]})
     return found
 
 
@@ -88,7 +68,7 @@ def best(scores: Sequence[Score | None]) -> int | None:
     there = [(i, score) for i, score in enumerate(scores) if score is not None]
     ends: dict[int, list[float]] = {}  # near and far end, the larger the better
     for i, score in there:
-        if score.low is None or score.high is None or score.better != there[0][1].better:
+        if score.low == score.high or score.better != there[0][1].better:
             return None
         ends[i] = [score.low, score.high] if score.better == "higher" else [-score.high, -score.low]
     first = max(ends, key=lambda i: sum(ends[i]), default=None)
@@ -140,13 +120,19 @@ def columns(runs: Sequence[Run]) -> tuple[list[Column], dict[str, list[str]]]:
 
 
 def warnings(runs: Sequence[Run]) -> list[str]:
-    """Evaluations of other checkpoints than those compared."""
+    """Evaluations of other checkpoints than those compared, and such as cannot be read."""
     said = []
     for run in runs:
-        protocol = (run.evaluation or {}).get("protocol", {})
-        scored, own = protocol.get("hash"), run.facts.get("hash")
-        if scored is not None and own is not None and scored != own:
-            said.append(f"{run.label}: evaluation.json scored another checkpoint ({protocol.get('checkpoint')},"
+        if run.evaluation is None:
+            continue
+        if "protocols" not in run.evaluation:
+            said.append(f"{run.label}: evaluation.json was written by an earlier version and is not shown; evaluate.py"
+                        " writes it anew.")
+            continue
+        protocol, own = run.evaluation["protocol"], run.facts.get("hash")
+        scored = protocol["hash"]
+        if own is not None and scored != own:
+            said.append(f"{run.label}: evaluation.json scored another checkpoint ({protocol['checkpoint']},"
                         f" {scored}) than the one compared here ({run.checkpoint and run.checkpoint.name}, {own}).")
     return said
 

@@ -7,7 +7,6 @@ encoder's). All are made on the first use, once.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from t2i.data import codes, packed, states
 from t2i.data.module import DataModule
 from t2i.data.pictures import Pictures
 from t2i.data.seeds import number
+from t2i.machine import cores
 from t2i.progress import counter
 
 LOOP = ("batch_size", "workers")  # keys of the node that are no argument of the data set
@@ -27,10 +27,6 @@ SPLITS = ("train", "val")
 
 def node_of(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config["data"].items() if key not in LOOP}
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def dataset(config: dict[str, Any], split: str) -> Any:

@@ -13,7 +13,6 @@ import re
 import time
 import unicodedata
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -27,6 +26,7 @@ from t2i import checkpoint, pictures
 from t2i.data.seeds import number
 from t2i.interop.reader import open_model, text_encoder_hashes
 from t2i.nearest import beside, training_data
+from t2i.version import version
 
 KINDS = ("prior", "dfgan", "stackgan1", "stackgan2")
 GRID_LIMIT = 144  # pictures on grid.png
@@ -77,14 +77,18 @@ def read_prompts(cfg: dict[str, Any]) -> list[str]:
         if not found[0]:
             raise ValueError('prompt="" is empty: write what to draw, or unconditional=true to draw without a caption')
         return found
-    path = Path(cfg["prompts"])
+    return read_lines(cfg["prompts"], "prompts")
+
+
+def read_lines(path: str | Path, key: str) -> list[str]:
+    """The captions of a file, one a line; ValueError names the key that it was given by."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"prompts={path} cannot be read ({error}); it is UTF-8 text, one caption a line") from error
+        raise ValueError(f"{key}={path} cannot be read ({error}); it is UTF-8 text, one caption a line") from error
     found = [line.strip() for line in lines if line.strip()]
     if not found:
-        raise ValueError(f"prompts={path} holds no caption; it takes one a line")
+        raise ValueError(f"{key}={path} holds no caption; it takes one a line")
     return found
 
 
@@ -170,13 +174,6 @@ def device_of(wanted: str) -> torch.device:
         why = str(error).splitlines()[0]
         raise ValueError(f"device={wanted} is not to be had here ({why}); auto and cpu always are") from error
     return device
-
-
-def version() -> str:
-    try:
-        return metadata.version("t2i")
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def jobs(texts: Sequence[str], n: int, best_of: int, seed: int) -> tuple[list[tuple[int, int]], list[str], list[int]]:

@@ -113,18 +113,19 @@ class Drawn:
         found.guides = guides
         return found
 
+    def only(self, order: Sequence[int]) -> Drawn:
+        """Some of the pictures, in this order."""
+        return Drawn(self.folder, [self.names[i] for i in order], [self.text[i] for i in order], self.size)
+
     def missing(self) -> list[int]:
         return [i for i, name in enumerate(self.names) if not (self.folder / name).is_file()]
 
     def draw(
-        self, model: Any, seed: int, options: dict[str, Any], batch: int, progress: Any = None, rank: int = 0,
-        ranks: int = 1,
+        self, todo: Sequence[int], model: Any, seed: int, options: dict[str, Any], batch: int, progress: Any = None
     ) -> None:
-        """Draws what is not there, one rank's share of it; picture i has the seed f(seed, "evaluation", i), whatever
-        the batch and whoever draws it."""
-        missing = self.missing()
-        todo = missing[rank::ranks]
-        at = len(self) - len(missing)
+        """Draws pictures by their numbers; number i has the seed f(seed, "evaluation", i), whatever the batch and
+        whoever draws it."""
+        at = len(self) - len(todo)
         text = [self.text[i] or "" for i in todo]
         seeds = [number(seed, "evaluation", i) for i in todo]
         where = iter(todo)

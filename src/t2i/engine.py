@@ -116,11 +116,16 @@ def finished(run_dir: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() and (run_dir / "last.ckpt").is_file() else None
 
 
-def run(config: dict[str, Any]) -> dict[str, Any]:
-    """Trains, or continues, one run; returns its last metrics, seconds and folder."""
+def run(config: dict[str, Any], command: str | None = None) -> dict[str, Any]:
+    """Trains, or continues, one run; returns its last metrics, seconds and folder.
+
+    `command`: the command line, kept in `command.txt` of a run that begins.
+    """
     loggers.quiet()
     run_dir = Path(config["paths"]["runs"]) / config["name"]
     resume = open_run(config, run_dir)
+    if command is not None and first_of_all() and not (run_dir / "command.txt").is_file():
+        checkpoint.write_text(run_dir / "command.txt", command + "\n")
     done = finished(run_dir)
     if done is not None and config["resume"] in ("auto", "must"):
         print(f"{run_dir} is finished ({done['steps']} steps). Another run: name=…; from the start: resume=never.")

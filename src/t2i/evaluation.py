@@ -19,7 +19,7 @@ from torch import Tensor
 from t2i import checkpoint
 from t2i.composing import Paint, composed, refined, table, world_of
 from t2i.devices import meet, own_device, processes
-from t2i.drawing import KINDS, device_of, options_of, version
+from t2i.drawing import KINDS, device_of, options_of
 from t2i.drawn import Drawn, largest_batch
 from t2i.exporting import export
 from t2i.judges import involved, open_inception, open_judge
@@ -30,6 +30,7 @@ from t2i.progress import counter
 from t2i.protocols import BACK, DRAWN, settle
 from t2i.references import Reference
 from t2i.scoring import Scores, score_drawn
+from t2i.version import code_version, version
 
 COMPOSITION = {"reader": f"{READER} (no learned weights); GenEval's clause logic, arXiv 2310.11513"}
 
@@ -50,6 +51,7 @@ class Evaluation:
         if len(asked) != 1 and config["export"] is None:
             raise ValueError("give ckpt=, a checkpoint that draws, or images=, a folder of pictures; one of the two")
         self.held: Any = checkpoint.read(config["ckpt"])["t2i"]["config"] if config["ckpt"] is not None else None
+        self.hash = checkpoint.file_hash(config["ckpt"]) if config["ckpt"] is not None else None
         node = config["data"] if "data" in config else (self.held or {}).get("data")
         self.protocol, self.changed = settle(config, node["_target_"] if node is not None else None)
         metrics = self.metrics = self.protocol.metrics
@@ -90,8 +92,11 @@ class Evaluation:
             self.model.place()
         self.drawer = self.model
         if drawing:
-            truncation = self.protocol.truncation if "truncation" in self.model.options else None
-            self.options = options_of({**config, "truncation": truncation}, self.model)
+            wanted = self.protocol.truncation
+            if config["truncation"] is None and wanted is not None and "truncation" not in self.model.options:
+                self.changed.append(f"no truncation instead of {wanted}: a {self.model.kind} has no noise to truncate")
+                wanted = None
+            self.options = options_of({**config, "truncation": wanted}, self.model)
         if "guide" in config:
             from t2i.guiding import Drawer, settings_of
 
@@ -104,20 +109,21 @@ class Evaluation:
 
     def request(self, what: str, guided: bool) -> dict[str, Any]:
         """What decides about drawn pictures beside their captions."""
-        return {"what": what, "hash": checkpoint.file_hash(self.config["ckpt"]), "sampler": self.options,
+        return {"what": what, "hash": self.hash, "sampler": self.options,
                 "seed": self.seed, **({"guide": self.config["guide"]} if guided else {})}
 
     def pictures(self, what: str, text: list[str], guided: bool) -> Drawn:
         """Drawn for these captions, now or before."""
         drawn = Drawn.for_captions(self.out / "drawn", self.request(what, guided), text)
         rank, ranks = processes()
-        meet()  # before: all see the same missing
-        missing = drawn.missing()
+        meet()
+        missing = drawn.missing()  # the same for all: nobody draws before everybody knows
         meet()
         if missing:
             with counter(f"drawing, {what}", len(text)) as progress:
-                drawn.draw(self.drawer if guided else self.model, self.seed, {} if guided else self.options,
-                           largest_batch(self.device, self.config["batch_size"]), progress, rank, ranks)
+                drawn.draw(missing[rank::ranks], self.drawer if guided else self.model, self.seed,
+                           {} if guided else self.options, largest_batch(self.device, self.config["batch_size"]),
+                           progress)
         meet()
         return drawn
 
@@ -171,7 +177,7 @@ def listed(drawn: Drawn) -> Paint:
                                  " evaluate.py export=FOLDER metrics=[composition] writes the captions to draw (same"
                                  " data=, n_per_task=, seed=)")
             order.append(places[caption][k])
-        return torch.stack([drawn.picture(i) for i in order])
+        return torch.cat([images for _, images in drawn.only(order).batches()])
 
     return paint
 
@@ -193,6 +199,7 @@ def evaluate(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
                                     "interval": "bootstrap, 1000"})
     if asked := [name for name in metrics if name in DRAWN]:
         reference = Reference(task.data, task.protocol, task.size, task.seed) if task.data is not None else None
+        task.changed += reference.short() if reference is not None else []
         drawn = task.captioned(reference)
         text = drawn.captions() if {"clip_score", "r_precision"} & set(asked) else None
         with counter("scoring", len(drawn)) as progress:
@@ -215,10 +222,10 @@ def evaluate(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         scores.protocols |= part.protocols
     protocol = {
         "checkpoint": str(config["ckpt"]) if config["ckpt"] else None, "images": config["images"],
-        "hash": checkpoint.file_hash(config["ckpt"]) if config["ckpt"] else None, **task.base(),
+        "hash": task.hash, **task.base(),
         "metrics": list(metrics), "n_per_task": config["n_per_task"], "size": task.size,
         "image_size": task.model.image_size if task.model is not None else task.image_size(), **COMPOSITION,
-        "data": None if task.data is None else task.data["data"], "torch": torch.__version__,
+        "data": None if task.data is None else task.data["data"], "code": code_version(),
         "seconds": round(time.monotonic() - started, 1),
     }
     return {"scores": {**values, **scores.values}, "protocols": scores.protocols, "protocol": protocol}, shown
@@ -229,7 +236,7 @@ def lines(scores: Mapping[str, Any]) -> str:
     rows = ["| metric | value | 95 % | n | better |", "| --- | ---: | --- | ---: | --- |"]
     for name, entry in scores.items():
         if "value" in entry:
-            between = f"{entry['low']:.4g} to {entry['high']:.4g}"
+            between = f"{entry['low']:.4g} to {entry['high']:.4g}" if entry["low"] < entry["high"] else "–"
             rows.append(f"| {name} | {entry['value']:.4g} | {between} | {entry['n']:,} | {entry['better']} |")
     return "\n".join(rows)
 
@@ -244,15 +251,14 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         return export(config, Evaluation(config))
     result, shown = evaluate(config)
     out = shown["task"].out
-    if processes()[0]:
-        return result
-    if "composition" in result["scores"]:
-        print(table(result["scores"]["composition"]))
-    print(lines(result["scores"]))
-    path = out / "evaluation.json"
-    checkpoint.write_text(path, json.dumps(result, indent=1))
-    from t2i.evaluation_page import write_page
+    if processes()[0] == 0:
+        from t2i.evaluation_page import write_page
 
-    pages = write_page(out, result, shown)
-    print("\n".join(f"Written: {written}" for written in (path, *pages)))
+        if "composition" in result["scores"]:
+            print(table(result["scores"]["composition"]))
+        print(lines(result["scores"]))
+        path = out / "evaluation.json"
+        checkpoint.write_text(path, json.dumps(result, indent=1))
+        print("\n".join(f"Written: {written}" for written in (path, *write_page(out, result, shown))))
+    meet()  # who goes on may read what was written
     return {**result, "out": str(out)}

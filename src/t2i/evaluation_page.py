@@ -64,17 +64,8 @@ def neighbours(task: Any, drawn: Any) -> Any | None:
         return None
     some = list(range(min(SHOWN, len(drawn))))
     images = torch.stack([drawn.picture(i) for i in some]).numpy()
-    if images.shape[1] != data.image_size:
-        return None
-    class First:
-        def __len__(self) -> int:
-            return min(SCANNED, len(data))
-
-        def __getitem__(self, at: tuple[int, int]) -> Any:
-            return data[at]
-
-    with counter("nearest training pictures", len(First())) as progress:
-        found, captions, away = nearest(images, First(), progress)
+    with counter("nearest training pictures", min(SCANNED, len(data))) as progress:
+        found, captions, away = nearest(images, data, progress, SCANNED)
     under = [f"{far:.0f} away: {caption}" for far, caption in zip(away, captions, strict=True)]
     return pictures.rows([("drawn", images), ("trained on", found)], under)
 

@@ -18,19 +18,20 @@ from t2i.references import Reference
 from t2i.scenes import render
 
 
-def composition_pairs(task: Any, size: int) -> Iterator[tuple[str, np.ndarray]]:
-    """The captions that composition is judged by, with true renders."""
+def composition_pairs(task: Any, size: int) -> tuple[int, Iterator[tuple[str, np.ndarray]]]:
+    """How many captions composition is judged by, and each with a true render."""
+    chosen = []
     for _, split, tasks in KINDS:
         captions, scenes = prompts(split, tasks, task.config["n_per_task"], task.seed, world_of(task.data["data"]))
-        for caption, scene in zip(captions, scenes, strict=True):
-            yield caption.text, render(scene, size)
+        chosen += list(zip(captions, scenes, strict=True))
+    return len(chosen), ((caption.text, render(scene, size)) for caption, scene in chosen)
 
 
-def captioned_pairs(task: Any, size: int) -> Iterator[tuple[str, np.ndarray]]:
-    """The captions that distances and CLIP's scores are of, with the pictures that they belong to."""
+def captioned_pairs(task: Any, size: int) -> tuple[int, Iterator[tuple[str, np.ndarray]]]:
+    """How many captions distances and CLIP's scores are of, and each with the picture that it belongs to."""
     reference = Reference(task.data, task.protocol, size, task.seed)
-    for (index, _), text in zip(reference.picked, reference.text, strict=True):
-        yield text, reference.picture(index)
+    pairs = zip(reference.picked, reference.text, strict=True)
+    return len(reference.picked), ((text, reference.picture(index)) for (index, _), text in pairs)
 
 
 def export(config: dict[str, Any], task: Any) -> dict[str, Any]:
@@ -43,15 +44,15 @@ def export(config: dict[str, Any], task: Any) -> dict[str, Any]:
     folder, size = Path(config["export"]), task.size
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"export={folder} is there already, and not empty")
-    pairs = composition_pairs(task, size) if kinds == {"composition"} else captioned_pairs(task, size)
+    total, pairs = composition_pairs(task, size) if kinds == {"composition"} else captioned_pairs(task, size)
     lines, texts = [], []
-    with counter("exporting", 0) as progress:
+    with counter("exporting", total) as progress:
         for i, (text, pixels) in enumerate(pairs):
             name = f"{i:06}.png"
             pictures.save(Image.fromarray(pixels), folder / name)
             lines.append(json.dumps({"file_name": name, "text": text}, ensure_ascii=False))
             texts.append(text)
-            progress(i + 1, i + 1)
+            progress(i + 1)
     checkpoint.write_text(folder / "metadata.jsonl", "\n".join(lines) + "\n")
     checkpoint.write_text(folder / "captions.txt", "\n".join(texts) + "\n")
     print(f"Written: {len(lines)} pictures with captions to {folder} (captions.txt: one a line, in the same order)")

@@ -171,9 +171,10 @@ class Checkpoints(pl.Callback):
     def on_train_end(self, trainer: Any, module: Any) -> None:
         self.restore_handlers()
         self.save(trainer)
-        if self.monitor and self.monitor not in trainer.callback_metrics and trainer.is_global_zero:
-            known = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/"))) or "none"
-            print(f"\nNo best.ckpt: trainer.monitor={self.monitor} was not measured; this run's validation has {known}")
+        known = sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
+        if self.monitor and known and self.monitor not in trainer.callback_metrics and trainer.is_global_zero:
+            print(f"\nNo best.ckpt: trainer.monitor={self.monitor} was not measured; this run's validation has"
+                  f" {', '.join(known)}")
 
     def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
         self.restore_handlers()

@@ -16,6 +16,8 @@ from t2i.protocols import NEEDS_INCEPTION, NEEDS_JUDGE, Protocol
 
 def text_encoders(model: Any) -> list[Any]:
     """The text encoders that condition a model, those of its parts among them."""
+    if model is None:
+        return []
     parts = [model, *(model.modules() if isinstance(model, torch.nn.Module) else ())]
     parts += [part.prior for part in parts if getattr(part, "prior", None) is not None]
     found = [encoder for part in parts if (encoder := getattr(part, "text_encoder", None)) is not None]
@@ -31,7 +33,7 @@ def involved(judge: CLIPScorer, model: Any = None, guide_hashes: Sequence[str] =
         return "guided"
     if any(judge.id[: len(h)] == h[: len(judge.id)] for h in guide_hashes):
         return "guided"
-    towers = [encoder.tower for encoder in text_encoders(model) if hasattr(encoder, "tower")] if model else []
+    towers = [encoder.tower for encoder in text_encoders(model) if hasattr(encoder, "tower")]
     if any(isinstance(tower, torch.nn.Module) and text_hash(tower) == judge.text_id for tower in towers):
         return "conditioned"
     return None
@@ -69,5 +71,5 @@ def open_inception(config: Mapping[str, Any], protocol: Protocol, device: torch.
     if protocol.inception == "torchvision":
         return Inception(config["inception"], kind="torchvision", allow_download=config["allow_download"],
                          device=device)
-    return Inception(config["inception"], resize=cast(Resize, protocol.resize), allow_download=config["allow_download"],
-                     device=device)
+    return Inception(config["inception"], resize=cast(Resize, protocol.resize),
+                     allow_download=config["allow_download"], device=device)

@@ -23,6 +23,8 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any, Literal
 
+from t2i.machine import cores
+
 STOPPED = 75  # exit code of a run, and of a sweep, that the same command continues
 Outcome = dict[str, Any]  # result: of the run; error and log: what went wrong; stopped: before its end
 
@@ -104,11 +106,6 @@ def library(name: Literal["joblib", "submitit"]) -> ModuleType:
     except ImportError as error:
         raise ValueError(f"sweep.launcher={name} needs {name}: pip install -e '.[sweeps]', or sweep.launcher=basic"
                          f" ({error})") from error
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_gpus(accelerators: Sequence[str]) -> list[str]:

@@ -28,21 +28,27 @@ def thumbnails(images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
     return F.interpolate(images.float(), (THUMB, THUMB), mode="area").flatten(1)
 
 
-def nearest(drawn: np.ndarray, dataset: Any, progress: Any = None) -> tuple[np.ndarray, list[str], list[float]]:
-    """For each of `drawn` (n, h, w, 3) uint8 the training picture most like it: pictures, captions, differences."""
+def nearest(
+    drawn: np.ndarray, dataset: Any, progress: Any = None, limit: int | None = None
+) -> tuple[np.ndarray, list[str], list[float]]:
+    """For each of `drawn` (n, h, w, 3) uint8 the training picture most like it: pictures, captions, differences.
+
+    Of the first `limit` training pictures; None: of all.
+    """
     images = torch.from_numpy(np.ascontiguousarray(drawn)).permute(0, 3, 1, 2)
     wanted = thumbnails(images)
     best = torch.full((len(drawn),), torch.inf)
     which = torch.zeros(len(drawn), dtype=torch.long)
-    for start in range(0, len(dataset), CHUNK):
-        stop = min(start + CHUNK, len(dataset))
+    total = len(dataset) if limit is None else min(limit, len(dataset))
+    for start in range(0, total, CHUNK):
+        stop = min(start + CHUNK, total)
         chunk = torch.stack([dataset[i, 0].image for i in range(start, stop)])
         both = torch.stack([torch.cdist(wanted, thumbnails(view)) for view in (chunk, chunk.flip(3))]).amin(0)
         value, index = both.min(1)
         better = value < best
         best, which = torch.where(better, value, best), torch.where(better, index + start, which)
         if progress is not None:
-            progress(stop, len(dataset))
+            progress(stop, total)
     found = [dataset[int(i), 0] for i in which]
     pixels = torch.stack([e.image for e in found]).permute(0, 2, 3, 1).numpy()
     captions = [e.captions[0] if e.captions else e.key for e in found]

@@ -97,7 +97,7 @@ def _enlarged(pixels: np.ndarray, scale: int | None) -> np.ndarray:
     return pixels.repeat(factor, 1).repeat(factor, 2)
 
 
-def _bytes(images: Tensor | np.ndarray) -> np.ndarray:
+def to_bytes(images: Tensor | np.ndarray) -> np.ndarray:
     """Bytes (n, h, w, 3) from the same (array or tensor) or from pictures in [-1, 1]."""
     if isinstance(images, Tensor) and images.dtype == torch.uint8:
         images = images.cpu().numpy()
@@ -121,7 +121,7 @@ def grid(
         columns: None for about a square.
         scale: enlargement, whole; None makes the short side at least 128 pixels.
     """
-    pixels = _enlarged(_bytes(images), scale)
+    pixels = _enlarged(to_bytes(images), scale)
     n, height, width, _ = pixels.shape
     if not n:
         raise ValueError("images: none given, a grid takes at least one")
@@ -157,7 +157,7 @@ def rows(
     """
     if not labelled:
         raise ValueError("rows: none given")
-    parts = [_bytes(images) for _, images in labelled]
+    parts = [to_bytes(images) for _, images in labelled]
     n = len(parts[0])
     if any(len(part) != n for part in parts) or not n:
         found = ", ".join(f"{label}: {len(part)}" for (label, _), part in zip(labelled, parts, strict=True))

@@ -63,7 +63,7 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
     done: list[dict[str, Any]] = []
     for i, stage in enumerate(stages, 1):
         heading(f"[{i}/{len(stages)}] {stage.command}")
-        result = engine.run(compose(stage.overrides))
+        result = engine.run(compose(stage.overrides), stage.command)
         done.append({"name": stage.name, "command": stage.command, **result})
     scores, grids, notes = None, [], []
     settings = config["evaluation"]

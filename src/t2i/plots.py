@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2i.command import is_for_people, message, wants_traceback
+from t2i.command import module
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -212,24 +212,21 @@ def plot_run(run_dir: Path, groups: dict[str, list[str]] | None = None) -> list[
     return [path for path in made if path is not None]
 
 
+def run(words: Sequence[str]) -> None:
+    """Draws the plots of the run folders named."""
+    for word in words:
+        if not Path(word).is_dir():
+            raise ValueError(f"{word} is no folder; python -m t2i.plots takes run folders and no options")
+        made = plot_run(Path(word))
+        print("\n".join(map(str, made)) if made else f"{word}: metrics.csv holds nothing to draw yet")
+
+
 def main(words: list[str] | None = None) -> int:
-    """Draws the plots of the run folders named; 0 done, 2 a mistake of the user's."""
     words = sys.argv[1:] if words is None else words
     if not words or {"-h", "--help"} & set(words):
         print(ABOUT.strip(), file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
-    try:
-        for word in words:
-            if not Path(word).is_dir():
-                raise ValueError(f"{word} is no folder; python -m t2i.plots takes run folders and no options")
-            made = plot_run(Path(word))
-            print("\n".join(map(str, made)) if made else f"{word}: metrics.csv holds nothing to draw yet")
-    except (ValueError, OSError) as error:
-        if not is_for_people(error) or wants_traceback(words):
-            raise
-        print(message(error), file=sys.stderr)
-        return 2
-    return 0
+    return module(lambda: run(words), words)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     shapes    the embedded scenes: captions of validation scenes 0 to n-1 against the renders of scenes n to 2n-1
     coco30k   30,000 val2014 pictures, one caption each, against all of that split, cut and scaled by Lanczos to 256
     cub30k    ten captions a test picture, against the pictures, 256
-    dfgan     DF-GAN's own figures (arXiv 2008.05865): truncated noise 0.88, pictures of the reference cropped and
-              mirrored by chance from 304 to 256, torchvision's Inception; comparable with nothing else
+    dfgan     DF-GAN's own figures (arXiv 2008.05865): 30,000 drawings, going round the pictures with another caption
+              of each in every round; truncated noise 0.88, pictures of the reference cropped and mirrored by chance
+              from 304 to 256, torchvision's Inception; comparable with nothing else
 
 Without a name the model's own data is taken: the first caption (by chance, of the seed) of each validation picture,
 against all validation pictures as training sees them. What a command changes of a named protocol is listed beside it.
@@ -13,7 +14,7 @@ against all validation pictures as training sees them. What a command changes of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 DRAWN = ("fid", "kid", "prc", "fd_clip", "kd_clip", "prc_clip", "clip_score", "r_precision")  # of captions' pictures
@@ -23,7 +24,9 @@ NEEDS_JUDGE = ("fd_clip", "kd_clip", "prc_clip", "clip_score", "r_precision", "r
 NEEDS_INCEPTION = ("fid", "kid", "prc", "rfid")
 KEEPS = ("kid", "prc", "kd_clip", "prc_clip")  # need every picture's features, not their moments alone
 LEAST_FID = 2048  # fewer pictures than features: the covariance is singular and the distance mostly bias
-OVERRIDES = ("n", "size", "judge", "prefix", "truncation", "metrics")
+OVERRIDES = ("n", "size", "judge", "prefix", "resize", "truncation")
+RESIZES = ("clean", "tensorflow", "antialias")  # of Inception's pictures (`metrics/inception.py`)
+SHAPES = "t2i.data.shapes.Shapes"
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,11 @@ class Protocol:
     name: str | None
     data: str | None = None  # the data set's class
     n: int | None = 2048
-    captions: str = "one"  # one of each picture, by chance of the seed; all
+    captions: str = "one"  # one of each picture, by chance of the seed; rounds: then another one; all
     size: int | None = None
     crop: str = "data"  # as training's validation has it; lanczos: PIL's, centre; augmented: DF-GAN's, by chance
     inception: str = "fidelity"
-    resize: str = "clean"
+    resize: str | None = "clean"  # None: torchvision's Inception has its own
     judge: str | None = None
     prefix: str = ""
     truncation: float | None = None
@@ -45,17 +48,19 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "shapes": Protocol("shapes", "t2i.data.shapes.Shapes", metrics=(
+    "shapes": Protocol("shapes", SHAPES, metrics=(
         "composition", "fd_clip", "kd_clip", "prc_clip", "clip_score", "r_precision")),
     "coco30k": Protocol("coco30k", "t2i.data.coco.COCO", n=30_000, size=256, crop="lanczos",
                         judge="openai/clip-vit-base-patch32", prefix="A photo depicts ",
                         metrics=("fid", "kid", "clip_score")),
     "cub30k": Protocol("cub30k", "t2i.data.cub.CUB", n=None, captions="all", size=256, crop="lanczos",
                        metrics=("fid", "kid")),
-    "dfgan": Protocol("dfgan", n=30_000, size=256, crop="augmented", inception="torchvision", resize="dfgan",
-                      truncation=0.88, metrics=("fid",)),
+    "dfgan": Protocol("dfgan", n=30_000, captions="rounds", size=256, crop="augmented", inception="torchvision",
+                      resize=None, truncation=0.88, metrics=("fid",)),
 }
 OWN = Protocol(None)
+# What a protocol means by null.
+OPEN = {"n": "all", "size": "the model's", "prefix": "none"}
 
 
 def settle(config: Mapping[str, Any], data: str | None) -> tuple[Protocol, list[str]]:
@@ -70,18 +75,21 @@ def settle(config: Mapping[str, Any], data: str | None) -> tuple[Protocol, list[
     if base.data is not None and data is not None and data != base.data:
         raise ValueError(f"protocol={wanted} is of data={base.data.split('.')[-2]}; here the data are"
                          f" {data.rpartition('.')[2]} (give data=… or another protocol)")
-    own = base.metrics if data is None or data == "t2i.data.shapes.Shapes" else tuple(
-        name for name in base.metrics if name != "composition")
-    given = {key: config[key] for key in OVERRIDES if config[key] is not None}
-    metrics = tuple(given.pop("metrics", own))
+    fitting = tuple(name for name in base.metrics if name != "composition" or data in (None, SHAPES))
+    metrics = fitting if config["metrics"] is None else tuple(config["metrics"])
     if unknown := [name for name in metrics if name not in METRICS]:
         raise ValueError(f"metrics={list(metrics)}: {', '.join(map(str, unknown))} unknown; allowed are"
                          f" {', '.join(METRICS)}, one or more")
     if not metrics:
         raise ValueError(f"metrics is empty: allowed are {', '.join(METRICS)}, one or more")
-    changed = [f"{key}={value} instead of {getattr(base, key)}" for key, value in given.items()
-               if wanted is not None and value != getattr(base, key) and getattr(base, key) is not None]
-    return Protocol(**{**asdict(base), **given, "metrics": metrics}), changed
+    given = {key: config[key] for key in OVERRIDES if config[key] is not None}
+    if "resize" in given and (given["resize"] not in RESIZES or base.resize is None):
+        allowed = "null: it has its own" if base.resize is None else f"{', '.join(RESIZES)}, or null"
+        raise ValueError(f"resize={given['resize']}: allowed with protocol={wanted} is {allowed}")
+    # A judge where the protocol names none, and the sampler of a model that it says nothing of, change nothing.
+    changed = [f"{key}={value} instead of {getattr(base, key) or OPEN[key]}" for key, value in given.items()
+               if wanted is not None and value != getattr(base, key) and (getattr(base, key) or key in OPEN)]
+    return replace(base, **given, metrics=metrics), changed
 
 
 def fid_name(stem: str, n_fake: int, n_real: int) -> str:

@@ -15,7 +15,6 @@ from t2i.composing import as_bytes
 from t2i.data.module import DataModule, scaled
 from t2i.datasets import dataset, described
 from t2i.drawn import BATCH
-from t2i.judges import named
 from t2i.losses.perceptual import LPIPS
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.metrics.features import ClipFeatures, FeatureNet
@@ -81,7 +80,8 @@ def reconstruction(
         scores.add(f"codebook_{name}", Interval(value, value, value), "higher", count, {**protocol, "interval": "none"})
     for net in nets:
         fake, real = sets[net.name]
-        stem = named("rfd_clip", None) if net.name == "clip" else fid_name("rfid", fake.count, real.count)
+        special = "_dfgan" if net.name == "inception_torchvision" else ""
+        stem = "rfd_clip" if net.name == "clip" else fid_name(f"rfid{special}", fake.count, real.count)
         scores.add(stem, frechet(fake, real), "lower", count, {
             **protocol, "features": net.protocol(), "interval": "jackknife over ten groups of the reconstructions"})
     return scores, shown

@@ -6,7 +6,6 @@ listing, the crop, the size and the feature network with its weights.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Iterator
@@ -21,27 +20,30 @@ from torch import Tensor
 
 from t2i.data.pictures import Pictures
 from t2i.data.seeds import number
-from t2i.data.shapes import Shapes
 from t2i.datasets import dataset, described
 from t2i.drawn import BATCH
 from t2i.metrics.features import FeatureNet
 from t2i.metrics.statistics import Statistics
 from t2i.progress import counter
-from t2i.protocols import Protocol
+from t2i.protocols import SHAPES, Protocol
 from t2i.scenes import render
 
 LOAD = 304  # DF-GAN's short side before the crop to 256
 
 
-def lanczos(data: bytes, name: Any, side: int) -> np.ndarray:
-    """uint8 (side, side, 3): a square about the centre, scaled by PIL's Lanczos filter."""
-    return np.asarray(_square(_opened(data, name)).resize((side, side), Image.Resampling.LANCZOS))
+def lanczos(picture: np.ndarray, side: int) -> np.ndarray:
+    """uint8 (h, w, 3) to (side, side, 3): a square about the centre, scaled by PIL's Lanczos filter."""
+    image = Image.fromarray(picture)
+    short = min(image.size)
+    left, top = (image.width - short) // 2, (image.height - short) // 2
+    square = image.crop((left, top, left + short, top + short))
+    return np.asarray(square.resize((side, side), Image.Resampling.LANCZOS))
 
 
-def augmented(data: bytes, name: Any, side: int, chance: int) -> np.ndarray:
-    """uint8 (side, side, 3), as DF-GAN loads pictures in evaluation too: short side 304 by bilinear interpolation, a
-    crop and a mirroring by chance, here of `chance`."""
-    image = _opened(data, name)
+def augmented(picture: np.ndarray, side: int, chance: int) -> np.ndarray:
+    """uint8 (h, w, 3) to (side, side, 3), as DF-GAN loads pictures in evaluation too: short side 304 for 256, bilinear,
+    a crop and a mirroring by chance, here of `chance`."""
+    image = Image.fromarray(picture)
     scale = LOAD * side / 256 / min(image.size)
     size = max(side, round(image.width * scale)), max(side, round(image.height * scale))
     image = image.resize(size, Image.Resampling.BILINEAR)
@@ -50,33 +52,19 @@ def augmented(data: bytes, name: Any, side: int, chance: int) -> np.ndarray:
     return np.asarray(ImageOps.mirror(image) if (chance >> 40) % 2 else image)
 
 
-def _opened(data: bytes, name: Any) -> Image.Image:
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{name} cannot be read as a picture: {error}") from error
-
-
-def _square(image: Image.Image) -> Image.Image:
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
-
-
 class Reference:
     """Captions and real pictures of a protocol.
 
     Args:
         config: with the data set's node, `paths` and `seed`, as of a run.
         size: side of the real pictures.
-        n: captions at most; None takes all.
+        seed: of what chance decides: which captions, which pictures, DF-GAN's crops.
     """
 
     def __init__(self, config: dict[str, Any], protocol: Protocol, size: int, seed: int) -> None:
         self.protocol, self.size, self.seed, self.cache = protocol, size, seed, Path(config["paths"]["cache"])
         node = {**config["data"], "image_size": size}
-        self.scenes = node["_target_"] == "t2i.data.shapes.Shapes"
+        self.scenes = node["_target_"] == SHAPES
         if self.scenes:
             if protocol.n is None:
                 raise ValueError("n=null with data=shapes, which has no end: give a number")
@@ -99,10 +87,24 @@ class Reference:
         if self.protocol.captions == "all":
             every = [(i, k) for i, count in enumerate(counts) for k in range(count)]
             return every if self.protocol.n is None else every[: self.protocol.n]
-        every = [(i, number(self.seed, "caption", i) % count) for i, count in enumerate(counts) if count]
-        if self.protocol.n is not None and self.protocol.n < len(every):
-            every = sorted(sorted(every, key=lambda pair: number(self.seed, "pick", pair[0]))[: self.protocol.n])
-        return every
+        rounds = max(counts) if self.protocol.captions == "rounds" else 1
+        found: list[tuple[int, int]] = []
+        for turn in range(rounds):
+            every = [(i, (number(self.seed, "caption", i) + turn) % count) for i, count in enumerate(counts)
+                     if turn < count]
+            left = None if self.protocol.n is None else self.protocol.n - len(found)
+            if left is not None and left < len(every):
+                every = sorted(sorted(every, key=lambda pair: number(self.seed, "pick", pair[0]))[:left])
+            found += every
+        return found
+
+    def short(self) -> list[str]:
+        """What the data have less, or other, than a named protocol says."""
+        name, n = self.protocol.name, len(self.picked)
+        found = [f"n={n} instead of {self.protocol.n}: the data have no more"] if name and n < (self.protocol.n or 0) \
+            else []
+        year = getattr(self.data, "year", None)
+        return found + ([f"COCO of {year} instead of 2014"] if name == "coco30k" and year != 2014 else [])
 
     @property
     def text(self) -> list[str]:
@@ -123,10 +125,10 @@ class Reference:
             return render(self.data.scene(index), self.size)
         if self.protocol.crop == "data":
             return self.data[index, 0].image.permute(1, 2, 0).numpy()
-        row = self.data.rows[index]
+        whole = self.data.pixels(self.data.rows[index]).permute(1, 2, 0).numpy()
         if self.protocol.crop == "lanczos":
-            return lanczos(self.data.source(row), self.data.name(row), self.size)
-        return augmented(self.data.source(row), self.data.name(row), self.size, number(self.seed, "augment", index))
+            return lanczos(whole, self.size)
+        return augmented(whole, self.size, number(self.seed, "augment", index))
 
     def batches(self, size: int = BATCH, label: str = "real pictures") -> Iterator[tuple[Tensor, Tensor]]:
         """Numbers and pictures, uint8 (b, h, w, 3)."""
@@ -162,6 +164,3 @@ class Reference:
         beside.replace(path)
         return found
 
-
-def is_shapes(data: Any) -> bool:
-    return isinstance(data, Shapes)

@@ -55,11 +55,11 @@ def picture(path: Path, caption: str) -> str:
     return f'<figure><img alt="{text}" src="data:image/{kind};base64,{data}"><figcaption>{text}</figcaption></figure>'
 
 
-def document(title: str, body: str) -> str:
-    """A whole page around the HTML of its body."""
+def document(title: str, body: str, style: str = "") -> str:
+    """A whole page around the HTML of its body; `style` is CSS beside the house's own."""
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n")
+            f"<title>{html.escape(title)}</title><style>{STYLE}{style}</style></head>\n<body>\n{body}\n</body></html>\n")
 
 
 def score_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:

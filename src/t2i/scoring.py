@@ -57,7 +57,7 @@ def keeps(net: FeatureNet, metrics: Sequence[str]) -> bool:
 
 def few(metric: str, n: int, least: int) -> None:
     if n < least:
-        raise ValueError(f"{metric} of {n} pictures: at least {least} drawn and as many real ones are needed")
+        raise ValueError(f"{metric} of {n}: at least {least} are needed")
 
 
 def distances(
@@ -72,18 +72,18 @@ def distances(
     own = how if net.name == "clip" else None
     special = "_dfgan" if net.name == "inception_torchvision" else ""
     if fd in metrics:
-        few(fd, least, 2)
+        few(f"{fd} (drawn and real pictures)", least, 2)
         stem = named(fd, own) if net.name == "clip" else fid_name(f"fid{special}", fake.count, real.count)
         scores.add(stem, frechet(fake, real), "lower", fake.count, {
             **counts, "interval": "jackknife over ten groups of the drawn pictures"})
     if kd in metrics:
-        few(kd, least, LEAST_KID)
+        few(f"{kd} (drawn and real pictures)", least, LEAST_KID)
         size = min(1000, least // 2)  # of all, every subset would be the same
         scores.add(named(kd, own) + special, kernel_distance(fake.features, real.features, seed, 100, size), "lower",
                    fake.count, {**counts, "kernel": "(x.y/d + 1)^3, unbiased", "subsets": 100, "subset_size": size,
                                 "interval": "the middle 95 % of the subsets"})
     if pr in metrics:
-        few(pr, least, 4)
+        few(f"{pr} (drawn and real pictures)", least, 4)
         for part, interval in precision_recall(fake.features, real.features, seed).items():
             name = named(f"{part}_clip", own) if net.name == "clip" else part + special
             scores.add(name, interval, "higher", fake.count, {**counts, "k": 3, "interval": "bootstrap, 1000"})
@@ -133,8 +133,8 @@ def score_drawn(
         if "r_precision" in metrics:
             order = {caption: i for i, caption in enumerate(dict.fromkeys(text))}
             groups = torch.tensor([order[caption] for caption in text])
+            few("r_precision (different captions)", len(order), 2)
             candidates = min(100, len(order))
             scores.add(named("r_precision", how), r_precision(image, words, groups, seed, candidates), "higher", n,
                        {**shared, "n_fake": n, "candidates": candidates, "interval": "bootstrap, 1000"})
     return scores
-

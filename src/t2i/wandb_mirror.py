@@ -11,25 +11,19 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import subprocess
-import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
-from torch import Tensor
 
 from t2i import checkpoint, pictures
+from t2i.version import code_version
 
-ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 15  # seconds for the server's answer at the start; wandb's own 90 would hold up a training
 SENDING = 30  # seconds for what is unsent at the end; the rest lies in the run's folder, for `wandb sync`
 
@@ -149,7 +143,7 @@ class WandB(Logger):
         import wandb
 
         rows = page["rows"] if "rows" in page else [("picture", page["images"])]
-        columns = [[wandb.Image(picture) for picture in _bytes(images)] for _, images in rows]
+        columns = [[wandb.Image(picture) for picture in pictures.to_bytes(images)] for _, images in rows]
         captions = page["captions"] or [""] * len(columns[0])
         table = wandb.Table(columns=["caption", *(label for label, _ in rows)],
                             data=[list(cells) for cells in zip(captions, *columns, strict=True)])
@@ -192,12 +186,6 @@ class WandB(Logger):
         self.run = self.id = None
 
 
-def _bytes(images: Tensor | np.ndarray) -> np.ndarray:
-    if isinstance(images, Tensor):
-        return images.cpu().numpy() if images.dtype == torch.uint8 else pictures.to_uint8(images)
-    return images
-
-
 @contextmanager
 def staging(folder: Path) -> Iterator[None]:
     """Inside, wandb puts a table's pictures into `folder` until they are sent, unless WANDB_DATA_DIR says where.
@@ -230,30 +218,6 @@ def handed_id(run_dir: Path) -> str | None:
     if os.environ.get("WANDB_SWEEP_ID"):
         raise RuntimeError(f"a job of a W&B sweep is one run, and {_claimed[handed]} is it")
     return None
-
-
-def code_version(root: Path = ROOT) -> dict[str, Any]:
-    """Which code runs: versions of t2i and torch, and where `root` is a git checkout its commit and whether files that
-    git knows differ from it (None: no git)."""
-    found: dict[str, Any] = {"t2i": _version(), "torch": torch.__version__, "commit": None, "changed": None}
-    if (root / ".git").exists():
-        try:
-            found["commit"] = _git(root, "rev-parse", "HEAD")
-            found["changed"] = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
-        except (OSError, subprocess.SubprocessError) as error:
-            warnings.warn(f"git does not say which commit this is: {error}", stacklevel=2)
-    return found
-
-
-def _git(root: Path, *words: str) -> str:
-    # Without optional locks: looking must not get into the way of somebody's commit.
-    command = ["git", "--no-optional-locks", "-C", str(root), *words]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
-
-
-def _version() -> str:
-    source = ROOT / "pyproject.toml"  # a checkout need not be installed
-    return tomllib.loads(source.read_text())["project"]["version"] if source.is_file() else metadata.version("t2i")
 
 
 def has_key() -> bool:

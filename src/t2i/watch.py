@@ -9,6 +9,7 @@ kept in checkpoints. `trainer.monitor=val/fd_clip` lets `best.ckpt` follow.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -25,8 +26,9 @@ from t2i.guards import SelfDescribing
 from t2i.judges import involved, named
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.metrics.features import ClipFeatures
+from t2i.metrics.frechet import frechet_distance
 from t2i.metrics.r_precision import r_precision
-from t2i.metrics.statistics import Statistics, frechet
+from t2i.metrics.statistics import Statistics
 from t2i.protocols import Protocol
 from t2i.references import Reference
 
@@ -50,7 +52,7 @@ class Scores(pl.Callback):
     """
 
     def __init__(
-        self, judge: str, metrics: list[str] = ["fd_clip", "clip_score"], n: int = 512,  # noqa: B006 -- not changed
+        self, judge: str, metrics: Sequence[str] = ("fd_clip", "clip_score"), n: int = 512,
         every_n_steps: int = 1, seed: int = 0, options: dict[str, Any] | None = None, batch_size: int | None = None,
         allow_download: bool = False,
     ) -> None:
@@ -79,6 +81,7 @@ class Scores(pl.Callback):
         self.text = reference.text
         first = trainer.is_global_zero
         net = ClipFeatures(self.scorer)
+        self.words = self.scorer.text_features(self.text).cpu()
         self.real = None
         if "fd_clip" in self.metrics:
             if not first:
@@ -126,14 +129,13 @@ class Scores(pl.Callback):
         together = Statistics.from_state(held[0][2])
         for _, _, state in held[1:]:
             together.merge(Statistics.from_state(state))
-        text = self.scorer.text_features(self.text).cpu()
         found = {}
         if self.real is not None:
-            found["fd_clip"] = frechet(together, self.real).value
+            found["fd_clip"] = frechet_distance(together.total(), self.real.total())
         if "clip_score" in self.metrics:
-            found["clip_score"] = float((image * text).sum(-1).double().mean())
+            found["clip_score"] = float((image * self.words).sum(-1).double().mean())
         if "r_precision" in self.metrics:
             places = {caption: i for i, caption in enumerate(dict.fromkeys(self.text))}
             groups = torch.tensor([places[caption] for caption in self.text])
-            found["r_precision"] = r_precision(image, text, groups, self.seed, min(100, len(places))).value
+            found["r_precision"] = r_precision(image, self.words, groups, self.seed, min(100, len(places))).value
         return found

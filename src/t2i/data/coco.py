@@ -117,4 +117,5 @@ class COCO(Pictures):
             wanted = " or ".join(f"{split}{y}/ with annotations/captions_{split}{y}.json" for y in years)
             raise ValueError(f"data.root={root} is not laid out as COCO: wanted is {wanted}"
                              + ("" if year else ", or train/filenames.pickle with images/ and text/"))
+        self.year = here[0] if here else 2014  # AttnGAN's layout is of that one
         super().__init__(split, where, rows, faults, image_size, load_size, crop, flip, views, seed, on_error, pack)

@@ -18,7 +18,6 @@ from typing import Any, Literal
 from jaxtyping import UInt8
 from torch import Tensor
 
-from t2i.data.decode import fit, read_pixels
 from t2i.data.lines import Row
 from t2i.data.pictures import Pictures, found_files
 from t2i.data.plain_pickle import read_plain
@@ -74,11 +73,9 @@ class CUB(Pictures):
         except OSError as error:
             raise ValueError(f"{self.name(row)} cannot be read: {error.strerror}") from error
 
-    def decoded(self, row: Row) -> UInt8[Tensor, "3 h w"]:
-        image = read_pixels(self.source(row), self.name(row))
-        if self.box:
-            image = boxed(image, row["box"], self.name(row))
-        return fit(image, self.side, self.crop == "center")
+    def pixels(self, row: Row) -> UInt8[Tensor, "3 h w"]:
+        image = super().pixels(row)
+        return boxed(image, row["box"], self.name(row)) if self.box else image
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"box": self.box, "splits": self.splits}

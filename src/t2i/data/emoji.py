@@ -21,7 +21,6 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont, features
 from torch import Tensor
 
-from t2i.data.decode import fit
 from t2i.data.emoji_names import INDICATORS, SKIN, captions_for, name_of, name_of_sequence
 from t2i.data.lines import Row
 from t2i.data.pictures import Pictures, sided
@@ -68,12 +67,12 @@ class Emoji(Pictures):
     def name(self, row: Row) -> str:
         return f"the emoji {row['key']} of {self.font}"
 
-    def decoded(self, row: Row) -> UInt8[Tensor, "3 h w"]:
+    def pixels(self, row: Row) -> UInt8[Tensor, "3 h w"]:
         text = "".join(chr(int(code, 16)) for code in row["key"].split("-"))
         image = drawn(text, opened(self.font, self.size))
         if (image == 255).all():
             raise ValueError(f"{self.name(row)} cannot be drawn: Pillow {Image.__version__} leaves it empty")
-        return fit(image, self.side, self.crop == "center")
+        return image
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"font": self.hash, "size": self.size, "margin": MARGIN,

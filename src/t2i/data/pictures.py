@@ -16,7 +16,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from t2i.data.decode import decode_image
+from t2i.data.decode import fit, read_pixels
 from t2i.data.lines import Lines, Row
 from t2i.data.seeds import number
 from t2i.types import Example
@@ -100,9 +100,13 @@ class Pictures:
         """What to call a row's picture in a message."""
         return str(self.root / row["key"])
 
+    def pixels(self, row: Row) -> UInt8[Tensor, "3 h w"]:
+        """All of a row's picture, in its own size."""
+        return read_pixels(self.source(row), self.name(row))
+
     def decoded(self, row: Row) -> UInt8[Tensor, "3 h w"]:
         """A row's picture as it is packed: short side `side`, square unless it is cropped by chance."""
-        return decode_image(self.source(row), self.name(row), self.side, self.crop == "center")
+        return fit(self.pixels(row), self.side, self.crop == "center")
 
     def settings(self) -> dict[str, Any]:
         """What decides about the stored pixels, beside the files."""

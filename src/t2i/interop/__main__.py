@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from t2i.command import is_for_people, message
+from t2i.command import module
 
 ABOUT = """Looks at model files, others' and ours, and writes them in our own format. Nothing in a file is run."""
 EXAMPLES = """
@@ -57,21 +57,8 @@ def run(asked: argparse.Namespace) -> None:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Exit codes: 0 done, 2 a mistake of the user's, 130 interrupted."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        run(parser().parse_args(words))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        if not is_for_people(error):
-            raise
-        print(message(error), file=sys.stderr)
-        return 2
-    return 0
+    asked = parser().parse_args(words)
+    return module(lambda: run(asked), [])
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class ClipFeatures:
     name = "clip"
 
     def __init__(self, judge: CLIPScorer) -> None:
-        self.judge, self.dim = judge, int(judge.model.config.projection_dim or 0)
+        self.judge, self.dim = judge, int(judge.model.visual_projection.out_features)
 
     def __call__(self, pictures: UInt8[Tensor, "n h w 3"] | np.ndarray) -> Float[Tensor, "n d"]:
         return image_features(self.judge, pictures)

@@ -53,7 +53,11 @@ def find_weights(path: str | Path | None, kind: str, sha256: str | None, allow_d
     if found is None and allow_download:
         folder.mkdir(parents=True, exist_ok=True)
         found = folder / names[0]
-        torch.hub.download_url_to_file(url + names[0], str(found), hash_prefix=wanted)
+        try:
+            torch.hub.download_url_to_file(url + names[0], str(found), hash_prefix=wanted)
+        except (OSError, RuntimeError) as error:  # no network, or another file than wanted
+            raise ValueError(f"{url}{names[0]} cannot be fetched ({error}); bring the file (sha256 {wanted}) and give"
+                             " inception=FILE") from error
     if found is None or not found.is_file():
         looked = f"inception={path}" if path is not None else f"{folder} (torch hub's cache)"
         raise ValueError(f"FID and KID need Inception's weights: {' or '.join(names)}, sha256 {wanted}; there is none"
