@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 from PIL import Image, ImageOps
 
 from t2i.config import compose
+from t2i.drawn import Drawn
+from t2i.evaluation_page import neighbours
 from t2i.protocols import METRICS, PROTOCOLS, Protocol, fid_name, settle
 from t2i.references import Reference, augmented, lanczos
 from t2i.scoring import Scores, distances, score_drawn
@@ -163,3 +166,13 @@ def test_named_protocols_are_settled_with_what_was_changed() -> None:
         assert set(protocol.metrics) <= set(METRICS)
     with pytest.raises(ValueError, match="protocol=cub30k is of data=cub"):
         settle({**base, "protocol": "cub30k"}, "t2i.data.coco.COCO")
+
+
+def test_the_nearest_training_pictures_pack_nothing(pictures: Path) -> None:
+    held = config(pictures)
+    held["data"]["pack"] = True
+    task = SimpleNamespace(held=held, config=held)
+    drawn = Drawn.read(pictures, size=16)
+    page = neighbours(task, drawn)
+    assert page is not None and page.width > 8 * 128
+    assert not (pictures.parent / "cache").exists()

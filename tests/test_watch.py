@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -89,36 +90,30 @@ def test_what_is_refused(tmp_path: Path, clips: tuple[str, str], capsys: Any) ->
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_two_ranks_score_as_one(tmp_path: Path, clips: tuple[str, str]) -> None:
-    """With rates of 0 both train to the same weights; about 40 s. Then evaluate.py under torchrun."""
+    """With rates of 0 both train to the same weights; then evaluate.py under torchrun. About 50 s."""
     still = ["model.learning_rate=0", "model.discriminator_learning_rate=0", "callbacks.ema=null"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for name, more in (("one", []), ("two", ["trainer.devices=2", "trainer.strategy=ddp"])):
-        done = subprocess.run([sys.executable, str(ROOT / "train.py"), *words(tmp_path / name, clips, clips[1], *still),
-                               *more], env=environment, capture_output=True, text=True, timeout=250, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+    alone, both = (words(tmp_path / name, clips, clips[1], *still) for name in ("one", "two"))
+    engine.run(compose(alone))
+    apart(str(ROOT / "train.py"), *both, "trainer.devices=2", "trainer.strategy=ddp")
     for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
         for name in ("val/fd_clip", "val/clip_score", "val/r_precision"):
             assert float(one[name]) == pytest.approx(float(two[name]), rel=1e-5, abs=1e-6), name
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    scored = [str(ROOT / "evaluate.py"), f"ckpt={tmp_path / 'one/gan/last.ckpt'}", f"judge={clips[1]}", "n=20",
-              "metrics=[fd_clip,clip_score]", f"paths.cache={tmp_path / 'cache'}",
-              "batch_size=1"]  # many: who begins late must not count what the other has drawn meanwhile
-    found = []
-    for name, start in (("alone", [sys.executable]), ("both", launcher)):
-        done = subprocess.run([*start, *scored, f"out={tmp_path / name}"], env=environment, capture_output=True,
-                              text=True, timeout=250, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        found.append(checkpoint_scores(tmp_path / name))
+    scored = [f"ckpt={tmp_path / 'one/gan/last.ckpt'}", f"judge={clips[1]}", "n=20", "metrics=[fd_clip,clip_score]",
+              f"paths.cache={tmp_path / 'cache'}", "batch_size=1"]  # one who begins late must not count what is drawn
+    single = evaluation.run(compose([*scored, f"out={tmp_path / 'alone'}"], "evaluate"))["scores"]
+    apart("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "evaluate.py"), *scored,
+          f"out={tmp_path / 'both'}")
+    shared = json.loads((tmp_path / "both/evaluation.json").read_text())["scores"]
     for name in ("fd_clip", "clip_score"):
-        assert found[0][name]["value"] == pytest.approx(found[1][name]["value"], rel=1e-5, abs=1e-6)
+        assert single[name]["value"] == pytest.approx(shared[name]["value"], rel=1e-5, abs=1e-6)
     last = rows(tmp_path / "one")[-1]
-    assert found[0]["clip_score"]["value"] == pytest.approx(float(last["val/clip_score"]), abs=1e-6)
+    assert single["clip_score"]["value"] == pytest.approx(float(last["val/clip_score"]), abs=1e-6)
 
 
-def checkpoint_scores(folder: Path) -> dict[str, Any]:
-    import json
-
-    scores: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())["scores"]
-    return scores
+def apart(*command: str) -> None:
+    """Runs Python with a command line to its end."""
+    done = subprocess.run([sys.executable, *command], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
+                          text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -57,8 +57,10 @@ def neighbours(task: Any, drawn: Any) -> Any | None:
     """Drawn pictures over the training pictures most like them; None without a checkpoint, which knows its data."""
     if task.held is None or "data" not in task.held:
         return None
+    node = task.held["data"]
+    node = {**node, "pack": False} if "pack" in node else node  # to look at some is no reason to pack all
     try:
-        data = dataset({**task.held, "paths": task.config["paths"]}, "train")
+        data = dataset({**task.held, "data": node, "paths": task.config["paths"]}, "train")
     except ValueError as error:
         print(f"No nearest training pictures on the page: {error}")
         return None
