@@ -153,7 +153,7 @@ def test_a_part_replaces_the_folder(folder: Path, tmp_path: Path) -> None:
     shutil.rmtree(folder)
     part = torch.load(tmp_path / "part.pt", weights_only=True)
     assert set(part["files"]) == {"config.json", "vocabulary.json"}
-    again = checkpoint.build_part(part, tmp_path)
+    again = checkpoint.build_part(part, tmp_path, "text_encoder")
     expected, got = encoder(CAPTIONS), again(CAPTIONS)
     assert torch.equal(expected.states, got.states) and torch.equal(expected.pooled, got.pooled)
     assert again.hash() == encoder.hash() and again.part()["config"] == encoder.part()["config"]

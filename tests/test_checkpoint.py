@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 import sys
+import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +211,159 @@ def test_reading_does_not_import_what_the_file_names(path: Path) -> None:
     with pytest.raises(ValueError, match="_target_"):
         checkpoint.load(path)
     assert "antigravity" not in sys.modules
+
+
+def records(path: Path) -> dict[str, tuple[int, int]]:
+    """Where each record's bytes lie in a torch archive, and how many they are."""
+    found = {}
+    with zipfile.ZipFile(path) as archive:
+        for record in archive.infolist():
+            with path.open("rb") as file:
+                file.seek(record.header_offset + 26)
+                name, extra = struct.unpack("<HH", file.read(4))
+            found[record.filename] = record.header_offset + 30 + name + extra, record.file_size
+    return found
+
+
+def test_every_flipped_bit_is_found(path: Path) -> None:
+    """One bit in each record of the archive, weights and pickle alike: torch itself reads over most of them."""
+    checkpoint.save_atomic(held(checkpoint.build(MODEL)), path)
+    whole = path.read_bytes()
+    for name, (start, size) in records(path).items():
+        damaged = bytearray(whole)
+        damaged[start + size // 2] ^= 0x10
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"last\.ckpt is damaged: the record .* checksum") as caught:
+            checkpoint.read(path)
+        assert name in str(caught.value)
+
+
+def test_a_small_file_does_not_become_a_large_one(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", bytes(50_000_000))
+    with pytest.raises(ValueError, match=r"bytes unpack to 50,000,000 \(x/data\.pkl is compressed"):
+        checkpoint.read(path)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_records_of_one_name(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", b"a")
+        archive.writestr("x/data.pkl", b"b")
+    with pytest.raises(ValueError, match=r"two records of the name x/data\.pkl"):
+        checkpoint.read(path)
+
+
+def repeated() -> Any:
+    deep: Any = [0] * 10
+    for _ in range(30):
+        deep = [deep] * 10
+    return deep
+
+
+def nested(depth: int) -> Any:
+    deep: Any = 0
+    for _ in range(depth):
+        deep = [deep]
+    return deep
+
+
+SECTIONS: list[tuple[str, Any, str]] = [
+    ("kind", None, "t2i.kind is missing"), ("kind", "a\x1b[31mred\nerror: all is well", "t2i.kind"),
+    ("kind", 3, "t2i.kind"), ("config", None, "t2i.config is missing"), ("config", [1], "t2i.config is missing"),
+    ("config", {"model": "t2i"}, "t2i.config.model is 't2i'"), ("config", {"model": None}, "t2i.config.model is None"),
+    ("config", {"model": [1]}, r"t2i.config.model is \[1\]"), ("config", {}, "t2i.config.model is None"),
+    ("config", {"model": {"_target_": "t2i.nets.tokenizer.ImageTokenizer", "image_size": float("nan")}}, "no finite"),
+    ("config", {"model": {}, 3.5: 1}, "a key of type float"), ("config", {"model": nested(90)}, "too deeply"),
+    ("config", {"model": {"x": repeated()}}, "too large"), ("config", {"model": torch.zeros(1)}, "is a Tensor"),
+    ("parts", None, "t2i.parts is missing"), ("parts", [1], "t2i.parts is missing"),
+    ("parts", {"quantizer": 3}, "t2i.parts.quantizer has no config"),
+    ("parts", {"quantizer": {"config": {}}}, "t2i.parts.quantizer.config._target_=None is no class"),
+    ("parts", {"quantizer": {"config": MODEL["quantizer"]}}, "t2i.parts.quantizer has no weights"),
+    ("parts", {"quantizer": {"config": {}, "state_dict": [1]}}, "t2i.parts.quantizer.state_dict is a list"),
+    ("parts", {"a\x1b[2J": {"config": {}}}, r"t2i.parts.a\\x1b\[2J is no name"),
+    ("format", "\x1b[31m", r"has format '\\x1b\[31m'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value", "words"), SECTIONS)
+def test_sections_that_are_none(path: Path, key: str, value: Any, words: str) -> None:
+    checkpoint.save_atomic(held(checkpoint.build(MODEL)) | {
+        "t2i": checkpoint.pack(checkpoint.build(MODEL), CONFIG) | {key: value}}, path)
+    with pytest.raises(ValueError, match=words) as caught:
+        checkpoint.load(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
+
+
+WEIGHTS: list[tuple[str, Any]] = [
+    ("is a str, not a tensor", "x"), ("is sparse", torch.zeros(3).to_sparse()),
+    ("has no numbers", torch.zeros(3, device="meta")), ("claims 1,000,000,000 numbers", torch.zeros(1).expand(10**9)),
+    ("holds int64, float32 is wanted", torch.zeros(2, dtype=torch.int64)),
+    ("holds bool", torch.zeros(2, dtype=torch.bool)), ("holds complex64", torch.zeros(2, dtype=torch.complex64)),
+    ("not finite", torch.tensor([1.0, float("nan")])), ("not finite", torch.tensor([1.0, float("inf")])),
+    ("has shape", torch.zeros(3)),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize(("words", "value"), WEIGHTS)
+def test_weights_that_are_none(path: Path, words: str, value: Any, ema: bool) -> None:
+    content = held(checkpoint.build(MODEL))
+    if ema:
+        if isinstance(value, torch.Tensor) and value.dtype.is_floating_point and value.layout == torch.strided:
+            content["ema"] = {"weights": {"quant_conv.bias": value}, "updates": 1}
+        else:
+            content["ema"] = {"weights": [value], "updates": 1}
+            words = "ema.weights is a list"
+    else:
+        content["state_dict"]["quant_conv.bias"] = value
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=words) as caught:
+        checkpoint.load(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("where", "value", "words"), [
+    ("autoencoder.num_res_blocks", 10**9, "more weights than the file holds"),
+    ("autoencoder.channels", 10**7 * 4, "has shape"), ("autoencoder.z_channels", 2**62, "whole number beyond"),
+    ("image_size", 10**7 * 2, "-"), ("image_size", -1, "image_size=-1"), ("quantizer.levels", [10**9] * 900, r"last\.ckpt"),
+    ("quantizer.levels", [2] * 10**5, "at most 1,000"), ("autoencoder.multipliers", [1] * 1000, r"last\.ckpt"),
+])  # fmt: skip
+def test_sizes_are_held_against_the_weights(path: Path, where: str, value: Any, words: str) -> None:
+    content = held(checkpoint.build(MODEL))
+    node = content["t2i"]["config"]["model"]
+    for key in where.split(".")[:-1]:
+        node = node[key]
+    node[where.split(".")[-1]] = value
+    checkpoint.save_atomic(content, path)
+    started = time.monotonic()
+    if where == "image_size" and value > 0:  # no weight has this size, and nothing is made of it
+        assert checkpoint.load(path).grid == (value // 2, value // 2)
+    else:
+        with pytest.raises(ValueError, match=words) as caught:
+            checkpoint.load(path)
+        assert str(path) in str(caught.value)
+    assert time.monotonic() - started < 3
+
+
+def test_a_kind_that_the_class_is_not(path: Path) -> None:
+    checkpoint.save_atomic(held(checkpoint.build(MODEL), kind="prior"), path)
+    with pytest.raises(ValueError, match="calls itself a prior and holds a tokenizer"):
+        checkpoint.load(path, kind="prior")
+
+
+def test_a_run_goes_on_from_its_own_kind_and_sizes_alone(path: Path) -> None:
+    model = checkpoint.build(MODEL)
+    lightning = {"epoch": 0, "global_step": 1, "loops": {}, "callbacks": {}, "optimizer_states": [],
+                 "lr_schedulers": []}
+    checkpoint.save_atomic(held(model) | lightning, path)
+    assert checkpoint.AtomicCheckpointIO(model).load_checkpoint(path)["global_step"] == 1
+    wider = checkpoint.build({**MODEL, "autoencoder": {**AUTOENCODER, "channels": 16}})
+    with pytest.raises(ValueError, match=r"do not fit ImageTokenizer: .*has shape"):
+        checkpoint.AtomicCheckpointIO(wider).load_checkpoint(path)
+    with pytest.raises(ValueError, match="holds a tokenizer; this run trains a linear"):
+        checkpoint.AtomicCheckpointIO(torch.nn.Linear(1, 1)).load_checkpoint(path)
+    checkpoint.save_atomic(held(model) | lightning | {"loops": 3, "callbacks": None}, path)
+    with pytest.raises(ValueError, match="loops, callbacks missing or damaged"):
+        checkpoint.AtomicCheckpointIO(model).load_checkpoint(path)

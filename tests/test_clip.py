@@ -141,7 +141,7 @@ def test_a_part_replaces_the_folder(tmp_path):
         "config.json",
         "tokenizer.json",
     }
-    again = CLIPText.from_part(part)
+    again = CLIPText.from_part(part, "last.ckpt")
     expected, got = encoder(CAPTIONS), again(CAPTIONS)
     assert torch.equal(expected.states, got.states) and torch.equal(expected.pooled, got.pooled)
     assert again.part()["files"] == part["files"]

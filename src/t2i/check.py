@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from t2i.limits import BESIDE, FILES, GIVEN, VALUES
+from t2i.shown import shown
 
 SOURCE = Path(__file__).resolve().parents[1]
 
@@ -169,7 +171,8 @@ def at(config: dict[str, Any], path: str) -> tuple[bool, Any]:
     return True, node
 
 
-def check_node(path: str, node: dict[str, Any]) -> list[str]:
+def check_node(path: str, node: Mapping[str, Any], code_gives: tuple[str, ...] = ()) -> list[str]:
+    """What is wrong with a node's arguments; those that `code_gives` need not be there."""
     target = node["_target_"]
     found = constructor(target) if isinstance(target, str) and target.startswith("t2i.") else None
     if found is None:
@@ -188,7 +191,7 @@ def check_node(path: str, node: dict[str, Any]) -> list[str]:
             continue
         if not fits(value, annotation, found.aliases):
             problems.append(f"{path}.{key}={_shown(value)}: {allowed(annotation, found.aliases)} is needed")
-    given = GIVEN.get(path, ())
+    given = (*GIVEN.get(path, ()), *code_gives)
     missing = [n for n, (_, required) in found.arguments.items() if required and n not in keys and n not in given]
     problems += [f"{path}.{name} is needed and has no value" for name in missing]
     return problems
@@ -196,6 +199,25 @@ def check_node(path: str, node: dict[str, Any]) -> list[str]:
 
 def _shown(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+PART = re.compile(r"[\w][\w .,+=@%()&'!~^-]*")  # of a name: letters that every file system takes
+LONGEST = 200  # bytes of a name
+
+
+def check_names(config: dict[str, Any]) -> list[str]:
+    """Names are folders below `paths.runs`: never it, nothing above it, and of letters that file systems take."""
+    problems = []
+    for key in ("name", "group"):
+        name = config.get(key)
+        if not isinstance(name, str):
+            continue
+        parts = name.split("/")
+        fine = all(PART.fullmatch(part) and not part.endswith((" ", ".")) for part in parts)
+        if not fine or len(name.encode("utf-8", "surrogatepass")) > LONGEST:
+            problems.append(f"{key}={shown(name)}: a folder's name is needed, at most {LONGEST} bytes: letters, digits"
+                            " and . _ - + = , @, begun with a letter, a digit or _; / between parts")
+    return problems
 
 
 def check_values(config: dict[str, Any]) -> list[str]:
@@ -252,6 +274,6 @@ def check_files(config: dict[str, Any]) -> list[str]:
 def check(config: dict[str, Any], files: bool = True) -> list[str]:
     """Everything that is wrong with a resolved config, one line each."""
     problems = [line for path, node in nodes(config) for line in check_node(path, node)]
-    problems += check_values(config) + check_sizes(config)
+    problems += check_values(config) + check_names(config) + check_sizes(config)
     # An estimate works out of what is there: it says itself what it needs.
     return problems + (check_files(config) if files and not config.get("estimate") else [])

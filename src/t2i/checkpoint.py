@@ -5,9 +5,10 @@
         "parts": {argument: {"config": node, "state_dict": …, "files": {name: text}}}},  what came from elsewhere
      "ema": {"weights": {parameter: tensor}, "updates": n}}                                where averages were kept
 
-A file says by itself how to build what it holds. Nothing in it is executed: it is read with `weights_only=True`, and
-a `_target_` is followed only into this package. Files are written whole or not at all. What was exported
-(`t2i.exported`) is read in the same places, but for continuing a run.
+A file says by itself how to build what it holds. Nothing in it is executed: it is read with `weights_only=True`, once
+the archive's own checksums hold, and of what its config names only marked classes are built (`t2i.from_file`), which
+open nothing that the user did not name. Files are written whole or not at all. What was exported (`t2i.exported`) is
+read in the same places, but for continuing a run.
 """
 
 from __future__ import annotations
@@ -27,15 +28,17 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
-from t2i import exported, files
+from t2i import exported, files, from_file, register
+from t2i.from_file import PLAIN, admit, bounded, load_weights, misfits, not_finite, plain, refuse, tensors
+from t2i.shown import shown
 
 FORMAT = 1
 PACKAGE = "t2i."
-PLAIN = (str, int, float, bool, type(None))
 
 
 def target(name: Any) -> Callable[..., Any]:
-    """The class or function of a `_target_`; ValueError outside this package or where there is none."""
+    """The class or function of a `_target_` in the user's own config; ValueError outside this package or where there
+    is none."""
     parts = str(name).split(".")
     if not isinstance(name, str) or not name.startswith(PACKAGE) or not all(p.isidentifier() for p in parts):
         raise ValueError(f"_target_={name!r}: only targets inside {PACKAGE.rstrip('.')} are built")
@@ -54,7 +57,8 @@ def target(name: Any) -> Callable[..., Any]:
 
 
 def build(node: Mapping[str, Any], **given: Any) -> Any:
-    """Builds a node with `_target_`, its nested nodes first; `given` replaces or adds arguments of the outermost."""
+    """Builds a node with `_target_` of the user's own config, or one that was admitted (`t2i.from_file`), its nested
+    nodes first; `given` replaces or adds arguments of the outermost."""
     if "_target_" not in node:
         raise ValueError(f"a node without _target_ cannot be built; it has {', '.join(map(str, node))}")
     arguments = {key: _built(value) for key, value in node.items() if key != "_target_" and key not in given}
@@ -78,7 +82,9 @@ def _plain(value: Any, path: str) -> Any:
 
 
 def kind_of(module: Any) -> str:
-    return getattr(module, "kind", type(module).__name__.lower())
+    """What a module, or a class of modules, calls itself."""
+    cls = module if isinstance(module, type) else type(module)
+    return getattr(module, "kind", cls.__name__.lower())
 
 
 def pack(module: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,64 +186,139 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     except Exception:  # the same dozen: then the file is damaged, or of the old format, whose error names the first
         foreign = re.findall(r"GLOBAL (\S+) was not an allowed global", str(error))
     if foreign:
-        return (f"{path} was written by another program: reading it would need {', '.join(sorted(foreign))}."
-                " Nothing in it was executed.")
-    return f"{path} cannot be read; it is damaged or no checkpoint ({str(error).strip().splitlines()[0][:200]})"
+        named = shown(", ".join(sorted(foreign)), 400)
+        return f"{path} was written by another program: reading it would need {named}. Nothing in it was executed."
+    first = (str(error).strip() or type(error).__name__).partition("\n")[0]
+    return f"{path} cannot be read; it is damaged or no checkpoint ({shown(first)})"
 
 
 def read(path: str | Path, kind: str | tuple[str, ...] | None = None) -> dict[str, Any]:
-    """The whole dictionary of a checkpoint of ours, tensors on the CPU; ValueError says what is wrong with the file."""
+    """The whole dictionary of a checkpoint of ours, tensors on the CPU; ValueError says what is wrong with the file.
+
+    Its section is a plain copy, and its weights and averages are ordinary tensors: what reads them need not ask.
+    """
     path = exported.located(path)
     held = exported.read(path) if path.is_file() and files.is_safetensors(path) else {}
     held = held if exported.KEY in held else load_file(path)
     section = held.get("t2i") if isinstance(held, dict) else None
     if not isinstance(section, dict) or not isinstance(held.get("state_dict"), dict):
         keys = ", ".join(sorted(map(str, held))[:8]) if isinstance(held, dict) else type(held).__name__
-        raise ValueError(f"{path} is no checkpoint of this project: it has no section 't2i' (it holds {keys})")
+        raise ValueError(f"{path} is no checkpoint of this project: it has no section 't2i' (it holds {shown(keys)})")
     if section.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {section.get('format')!r}; this version reads format {FORMAT}")
+        raise ValueError(f"{path} has format {from_file.said(section.get('format'))}; this version reads format"
+                         f" {FORMAT}")
+    held["t2i"] = _section(section, path)
+    held["state_dict"] = tensors(held["state_dict"], "state_dict", path)
+    if "ema" in held:
+        if not isinstance(held["ema"], dict) or "weights" not in held["ema"]:
+            raise ValueError(f"{path}: ema is a {type(held['ema']).__name__} without weights; averages are wanted")
+        held["ema"]["weights"] = tensors(held["ema"]["weights"], "ema.weights", path)
     wanted = (kind,) if isinstance(kind, str) else kind
-    if wanted is not None and section["kind"] not in wanted:
-        raise ValueError(f"{path} holds a {section['kind']}; a {' or '.join(wanted)} is wanted")
+    if wanted is not None and held["t2i"]["kind"] not in wanted:
+        raise ValueError(f"{path} holds a {held['t2i']['kind']}; a {' or '.join(wanted)} is wanted")
     return held
+
+
+def _section(section: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """A copy of the section `t2i`, of the form that the head of this module shows."""
+    def need(fine: bool, what: str) -> None:
+        if not fine:
+            raise ValueError(f"{path}: {what}")
+
+    found = plain({key: value for key, value in section.items() if key not in ("parts",)}, "t2i", path)
+    kind, config, parts = found.get("kind"), found.get("config"), section.get("parts")
+    need(isinstance(kind, str) and kind.isidentifier() and len(kind) <= 40, "t2i.kind is missing or no name")
+    need(isinstance(config, dict), "t2i.config is missing or no table of settings")
+    need(isinstance(config.get("model"), dict), f"t2i.config.model is {from_file.said(config.get('model'))}; a node"
+                                                " with _target_ is wanted")
+    need(isinstance(parts, dict), "t2i.parts is missing or no table of parts")
+    found["parts"] = {}
+    for name, part in cast(dict[Any, Any], parts).items():
+        where = f"t2i.parts.{shown(name)}"
+        need(isinstance(name, str) and name.isidentifier(), f"{where} is no name of a part")
+        need(isinstance(part, dict) and isinstance(part.get("config"), dict), f"{where} has no config")
+        files_of = part.get("files", {})
+        need(isinstance(files_of, dict) and all(isinstance(k, str) and isinstance(v, str) for k, v in files_of.items()),
+             f"{where}.files are no texts")
+        bare = {key: value for key, value in part.items() if key != "state_dict"}
+        found["parts"][name] = plain(bare, where, path)
+        if "state_dict" in part:
+            found["parts"][name]["state_dict"] = tensors(part["state_dict"], f"{where}.state_dict", path)
+    return cast(dict[str, Any], found)
 
 
 def weights(held: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights of a checkpoint that was read: averaged ones where it has them, the last ones elsewhere."""
     last = held["state_dict"]
     averaged = held["ema"]["weights"] if "ema" in held else {}
-    if unknown := [name for name in averaged if name not in last]:
+    if unknown := [shown(name) for name in averaged if name not in last]:
         raise ValueError(f"the checkpoint averages weights that it does not hold: {', '.join(unknown[:8])}")
     return last | {name: value.to(last[name].dtype) for name, value in averaged.items()}
 
 
-def load_weights(module: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Strict loading; ValueError names what is missing, unexpected or of another shape."""
-    own = module.state_dict()
-    problems = [f"missing {name}" for name in own if name not in weights]
-    problems += [f"unexpected {name}" for name in weights if name not in own]
-    problems += [
-        f"{name} has shape {tuple(weights[name].shape)}, {tuple(own[name].shape)} is wanted"
-        for name in own
-        if name in weights and hasattr(own[name], "shape") and own[name].shape != weights[name].shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise ValueError(f"the weights in {path} do not fit {type(module).__name__}: {'; '.join(problems[:8])}{more}")
-    module.load_state_dict(weights)
+def build_checked(
+    node: Mapping[str, Any], weights: Mapping[str, Tensor], path: str | Path, where: str, role: register.Role,
+    **given: Any,
+) -> Any:
+    """The module that a file's node describes, filled with the file's weights; `given` as in `build`.
+
+    Args:
+        where: the node's key in the file, for messages.
+        role: what it is to be (`t2i.register`).
+    """
+    admit(node, where, path, role, given)
+    made = bounded(lambda: _from_file(node, **given), weights, path, where)
+    load_weights(made, weights, path)
+    return made
 
 
-def build_part(part: Mapping[str, Any], path: str | Path) -> Any:
-    """A part out of a checkpoint: by its class's `from_part` where it has one, else built and filled."""
-    cls = target(part["config"].get("_target_"))
+def _from_file(node: Mapping[str, Any], **given: Any) -> Any:
+    """Builds an admitted node: as `build`, but classes of packages that the user trusts too."""
+    entry = register.find(node["_target_"])
+    if entry is None:
+        raise ValueError(f"_target_={from_file.said(node['_target_'])} is no class that a file may build")
+    arguments = {key: _nested(value) for key, value in node.items() if key != "_target_" and key not in given}
+    return entry.cls(**arguments, **given)
+
+
+def _nested(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _from_file(value) if "_target_" in value else {key: _nested(item) for key, item in value.items()}
+    return [_nested(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def build_part(part: Mapping[str, Any], path: str | Path, name: str) -> Any:
+    """A part out of a checkpoint: by its class's `from_part` where it has one, else built and filled.
+
+    Args:
+        name: of the part, which is the argument that it is given as.
+    """
+    where, config = f"t2i.parts.{name}.config", part["config"]
+    cls = _marked(config, where, path).cls
+    role = cast(register.Role, name)
     if hasattr(cls, "from_part"):
-        return cls.from_part(part)
-    made = build(part["config"])
-    if "state_dict" in part:
-        load_weights(made, part["state_dict"], path)
+        # What it carries whole needs no place: the path is the name of where it came from.
+        told = {key: None for key in ("path", "allow_download") if "files" in part}
+        admit(config, where, path, role, told)
+        try:
+            return cls.from_part(part, path)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path}: t2i.parts.{name} is not whole ({type(error).__name__}: {shown(error)})"
+                             ) from error
+    if "state_dict" not in part:
+        raise ValueError(f"{path}: t2i.parts.{name} has no weights")
+    made = build_checked(config, part["state_dict"], path, where, role)
     if hasattr(made, "config"):
-        made.config = dict(part["config"])
-    return made.eval().requires_grad_(False) if isinstance(made, nn.Module) else made
+        made.config = dict(config)
+    return made.eval().requires_grad_(False)
+
+
+def _marked(node: Mapping[str, Any], where: str, path: str | Path) -> register.Entry:
+    entry = register.find(node.get("_target_"))
+    if entry is None:
+        raise ValueError(f"{path}: {where}._target_={from_file.said(node.get('_target_'))} is no class that a file may"
+                         " build; if it is yours, trust=[its package] says so")
+    return entry
 
 
 def load(path: str | Path, kind: str | tuple[str, ...] | None = None, ema: bool = True) -> Any:
@@ -249,17 +330,38 @@ def load(path: str | Path, kind: str | tuple[str, ...] | None = None, ema: bool 
     held = read(path, kind)
     section = held["t2i"]
     node = section["config"]["model"]
-    given = {name: build_part(part, path) for name, part in section["parts"].items()}
-    given |= {name: None for name in getattr(target(node.get("_target_")), "training_only", ())}
-    model = build(node, **given)
+    entry = _marked(node, "t2i.config.model", path)
+    cls, role = entry.cls, "tokenizer" if entry.role == "tokenizer" else "model"
+    if kind_of(cls) != section["kind"]:
+        raise ValueError(f"{path} calls itself a {section['kind']} and holds a {kind_of(cls)}")
+    given = {name: build_part(part, path, name) for name, part in section["parts"].items()}
+    given |= {name: None for name in getattr(cls, "training_only", ())}
+    model = build_checked(node, weights(held) if ema else held["state_dict"], path, "t2i.config.model",
+                          cast(register.Role, role), **given)
     if hasattr(model, "on_load_checkpoint"):
-        model.on_load_checkpoint(held)
-    load_weights(model, weights(held) if ema else held["state_dict"], path)
+        try:
+            model.on_load_checkpoint(held)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}: what a {section['kind']} keeps beside its weights is missing or damaged"
+                             f" ({type(error).__name__}: {shown(error)})") from error
     return model.eval()
 
 
+# What Lightning writes beside the weights, and reads when a run goes on.
+LIGHTNING = {"epoch": int, "global_step": int, "loops": dict, "callbacks": dict, "optimizer_states": list,
+             "lr_schedulers": list}
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoints through `save_atomic`, read back with `weights_only=True` only."""
+    """Lightning's checkpoints through `save_atomic`, read back with `weights_only=True` only.
+
+    Args:
+        model: what is trained; a checkpoint of another kind or of other sizes is refused before anything is restored.
+    """
+
+    def __init__(self, model: nn.Module | None = None) -> None:
+        super().__init__()
+        self.model = model
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         save_atomic(checkpoint, path)
@@ -268,6 +370,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         held = read(path)
         if "optimizer_states" not in held:
             raise ValueError(f"{path} holds weights alone: a run is continued from a .ckpt that training wrote")
+        if wrong := [key for key, kind in LIGHTNING.items() if not isinstance(held.get(key), kind)]:
+            raise ValueError(f"{path} is no checkpoint that training wrote: {', '.join(wrong)} missing or damaged")
+        if self.model is not None:
+            if kind_of(self.model) != held["t2i"]["kind"]:
+                raise ValueError(f"{path} holds a {held['t2i']['kind']}; this run trains a {kind_of(self.model)}")
+            refuse(misfits(self.model, held["state_dict"]), path, self.model)
+            bad = [f"{name} has numbers that are not finite" for name in not_finite(held["state_dict"])]
+            refuse(bad, path, self.model)
         return held
 
 

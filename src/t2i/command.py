@@ -17,9 +17,11 @@ from typing import Any
 from t2i.check import SOURCE
 from t2i.config import ConfigError, choices, compose, groups, parse_sweep
 from t2i.launchers import STOPPED, Job, Outcome, launch
+from t2i.shown import shown
 from t2i.sweep_results import Mode, best, flat_row, row, table, told, write
 
 Run = Callable[[dict[str, Any], list[str]], Any]
+LONGEST = 2000  # letters of a line of a message
 HELP = """
 Settings are key=value; any key can be set (data.batch_size=64), `--cfg` shows them all. -m runs every combination of
 settings with several values (model/quantizer=vq,ema seed=0,1). Mistakes give a message; debug=true gives a traceback.
@@ -119,7 +121,7 @@ def is_for_people(error: BaseException) -> bool:
 
 def message(error: BaseException) -> str:
     text = str(error.strerror) if isinstance(error, OSError) and error.strerror else str(error)
-    return f"error: {text}"
+    return "\n".join(shown(line, LONGEST) for line in f"error: {text}".split("\n"))
 
 
 def tag(key: str, value: str, keys: list[str]) -> str:

@@ -27,9 +27,10 @@ python -m t2i.compare runs/a runs/b/best.ckpt     a checkpoint can be named itse
   seed=0           of the drawings; picture i has the same seed in every run
   ckpt=last        last or best
   device=auto      auto, cpu, cuda
+  trust=A,B        packages whose classes checkpoints may build, folders and files that runs' configs may open
 """
 DEFAULTS: dict[str, Any] = {"out": None, "captions": None, "n": None, "seed": 0, "ckpt": "last", "device": "auto",
-                            "debug": "false"}
+                            "trust": None, "debug": "false"}
 MOST = 64
 LONGEST = 60  # letters of the folder's name
 
@@ -89,9 +90,11 @@ def run(named: list[str], options: dict[str, Any]) -> dict[str, Any]:
     from t2i.compare_runs import gather, last_validation, settings, standing
     from t2i.drawing import KINDS, device_of, read_lines
     from t2i.loggers import quiet
+    from t2i.register import trust
     from t2i.ruler import hardware
 
     quiet()
+    trust((options["trust"] or "").strip("[]").split(","))
     if options["captions"] is not None:
         read_lines(options["captions"], "captions")  # a mistake answers before any model is loaded
     device = device_of(options["device"])

@@ -8,7 +8,7 @@ are those of the first run of each kind, from the start of its validation split;
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from t2i import checkpoint
 from t2i.compare_runs import Run
 from t2i.composing import reconstructed
 from t2i.config import difference
-from t2i.datasets import LOOP, node_of
+from t2i.datasets import LOOP, admit_data, node_of
 from t2i.drawing import KINDS, OPTIONS, options_of, read_lines
 from t2i.metrics.reconstruction import psnr
 from t2i.ruler import drawn
@@ -42,10 +42,12 @@ class Sheet:
     columns: dict[str, tuple[np.ndarray, list[str]]] = field(default_factory=dict)
 
 
-def validation(config: Mapping[str, Any], n: int, size: int | None = None) -> tuple[Tensor, list[str]]:
+def validation(run: Run, n: int, size: int | None = None) -> tuple[Tensor, list[str]]:
     """The first pictures of a run's validation split, uint8 (n, 3, h, w), of another side with `size`, and their first
     captions ("" where there is none)."""
+    config, source = run.config, run.folder / "config.json"
     data = config["data"] if size is None else {**config["data"], "image_size": size}
+    admit_data({"data": data}, source)
     made = checkpoint.build(node_of({**config, "data": data}), split="val")
     examples = [made[(i, 0)] for i in range(min(n, len(made)))]
     return (torch.stack([one.image for one in examples]),
@@ -94,7 +96,7 @@ def captioned(runs: Sequence[Run], captions: str | None, n: int | None) -> Sheet
         texts = every[: MOST if n is None else n]
         of = f", the first {len(texts)} of {len(every)}" if len(texts) < len(every) else ""
         return Sheet("The same captions", texts, [f"Captions: {captions}{of}."])
-    pictures, texts = validation(first.config, n or COLUMNS)
+    pictures, texts = validation(first, n or COLUMNS)
     if not all(texts):
         raise ValueError(f"the data of {first.label} have pictures without captions: captions=FILE names what to draw")
     sheet = Sheet("The same captions", texts, [
@@ -114,7 +116,7 @@ def draw(sheet: Sheet, run: Run, model: Any, seed: int) -> None:
 
 def reconstruct(sheet: Sheet, first: Run, run: Run, model: Any, n: int | None) -> None:
     """Adds a tokenizer's reconstructions of the first run's validation pictures, PSNR in dB under each."""
-    pictures, texts = validation(first.config, n or COLUMNS, model.image_size)
+    pictures, texts = validation(first, n or COLUMNS, model.image_size)
     if ORIGINALS not in sheet.columns:
         sheet.texts = texts
         sheet.columns[ORIGINALS] = bytes_of(pictures), ["PSNR"] * len(texts)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from t2i import checkpoint
+from t2i import checkpoint, from_file
 from t2i.data import codes, packed, states
 from t2i.data.module import DataModule
 from t2i.data.pictures import Pictures
@@ -27,6 +27,12 @@ SPLITS = ("train", "val")
 
 def node_of(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config["data"].items() if key not in LOOP}
+
+
+def admit_data(config: dict[str, Any], source: Any) -> None:
+    """ValueError where the `data` node of a config out of the file `source` is not to be built, or opens a place that
+    the user did not name."""
+    from_file.admit(node_of(config), "t2i.config.data", source, "data", ("split",))
 
 
 def dataset(config: dict[str, Any], split: str) -> Any:

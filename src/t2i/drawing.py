@@ -26,6 +26,7 @@ from t2i import checkpoint, pictures
 from t2i.data.seeds import number
 from t2i.interop.reader import open_model, text_encoder_hashes
 from t2i.nearest import beside, training_data
+from t2i.register import trust
 from t2i.version import version
 
 KINDS = ("prior", "dfgan", "stackgan1", "stackgan2")
@@ -190,6 +191,7 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
     `ckpt` and `scorer` name, for use from Python.
     """
     cfg = {**cfg, "n": PICTURES if cfg["n"] is None else cfg["n"]}
+    trust(cfg["trust"])
     texts = read_prompts(cfg)
     faults = faults_of(cfg)
     if faults:

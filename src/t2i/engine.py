@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from t2i import checkpoint, loggers
+from t2i import checkpoint, loggers, register
 from t2i.config import difference
 from t2i.datasets import caption_texts, data_module
 from t2i.devices import strategy
@@ -27,7 +27,7 @@ from t2i.models.base import NonFiniteLoss, switch
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 STOPPED = 75  # exit code of a run that was asked to stop and can be continued
 # What may differ when a run is continued.
-IGNORED = ("resume", "debug", "logger", "stages", "experiments", "estimate", "comparison", "sweep")
+IGNORED = ("resume", "debug", "logger", "stages", "experiments", "estimate", "comparison", "sweep", "trust")
 
 
 def precision(wanted: Literal["auto"] | Precision, accelerator: str) -> Precision:
@@ -102,7 +102,8 @@ def make_trainer(config: dict[str, Any], run_dir: Path, callbacks: list[Any], mo
         limit_val_batches=t["limit_val_batches"], log_every_n_steps=t["log_every_steps"], num_sanity_val_steps=0,
         default_root_dir=run_dir, callbacks=callbacks, enable_checkpointing=False, enable_model_summary=False,
         logger=loggers.make_loggers(config["logger"]["names"], run_dir, config, config["name"], config["group"]),
-        plugins=[checkpoint.AtomicCheckpointIO()], use_distributed_sampler=False, gradient_clip_val=t["gradient_clip"],
+        plugins=[checkpoint.AtomicCheckpointIO(model)], use_distributed_sampler=False,
+        gradient_clip_val=t["gradient_clip"],
         sync_batchnorm=(t["devices"], t["num_nodes"]) != (1, 1) and on_gpu(t),  # it exists on GPUs alone
     )
 
@@ -122,6 +123,7 @@ def run(config: dict[str, Any], command: str | None = None) -> dict[str, Any]:
     `command`: the command line, kept in `command.txt` of a run that begins.
     """
     loggers.quiet()
+    register.trust(config["trust"])
     run_dir = Path(config["paths"]["runs"]) / config["name"]
     resume = open_run(config, run_dir)
     if command is not None and first_of_all() and not (run_dir / "command.txt").is_file():

@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from t2i import checkpoint, engine, loggers
+from t2i import checkpoint, engine, loggers, register
 from t2i.check import nodes
 from t2i.config import ConfigError, choices, compose, plan
 from t2i.meter import TIMED, Meter, product
@@ -208,6 +208,7 @@ def table(rows: list[Row]) -> str:
 def run(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """Prints one table a stage; returns the main figures, of a pipeline by stage."""
     loggers.quiet()
+    register.trust(config["trust"])
     stages = [compose(stage.overrides, files=False) for stage in plan(overrides)] if config["stages"] else [config]
     found: dict[str, Any] = {}
     for i, stage in enumerate(stages):

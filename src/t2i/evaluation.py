@@ -18,6 +18,7 @@ from torch import Tensor
 
 from t2i import checkpoint
 from t2i.composing import Paint, composed, refined, table, world_of
+from t2i.datasets import admit_data
 from t2i.devices import meet, own_device, processes
 from t2i.drawing import KINDS, device_of, options_of
 from t2i.drawn import Drawn, largest_batch
@@ -29,6 +30,7 @@ from t2i.metrics.intervals import bootstrap
 from t2i.progress import counter
 from t2i.protocols import BACK, DRAWN, settle
 from t2i.references import Reference
+from t2i.register import trust
 from t2i.scoring import Scores, score_drawn
 from t2i.version import code_version, version
 
@@ -53,6 +55,8 @@ class Evaluation:
         self.held: Any = checkpoint.read(config["ckpt"])["t2i"]["config"] if config["ckpt"] is not None else None
         self.hash = checkpoint.file_hash(config["ckpt"]) if config["ckpt"] is not None else None
         node = config["data"] if "data" in config else (self.held or {}).get("data")
+        if node is not None and "data" not in config:
+            admit_data({"data": node}, config["ckpt"])
         self.protocol, self.changed = settle(config, node["_target_"] if node is not None else None)
         metrics = self.metrics = self.protocol.metrics
         if config["n_per_task"] < 2:
@@ -246,6 +250,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     from t2i.loggers import quiet
 
     quiet()
+    trust(config["trust"])
     processes()
     if config["export"] is not None:
         return export(config, Evaluation(config))

@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from t2i.shown import shown
+
 KEY = "t2i"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 PARTS = "parts/"
@@ -35,7 +37,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is a damaged safetensors file ({error})") from error
+        raise ValueError(f"{path} is a damaged safetensors file ({shown(error)})") from error
 
 
 def section_of(metadata: Mapping[str, str], path: Path) -> dict[str, Any] | None:
@@ -44,8 +46,8 @@ def section_of(metadata: Mapping[str, str], path: Path) -> dict[str, Any] | None
         return None
     try:
         section = json.loads(metadata[KEY])
-    except ValueError as error:
-        raise ValueError(f"{path}: the metadata {KEY!r} is no JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: the metadata {KEY!r} is no JSON ({shown(error)})") from error
     shapes = {"format": int, "kind": str, "config": dict, "parts": dict}
     if not isinstance(section, dict) or not all(isinstance(section.get(k), kind) for k, kind in shapes.items()):
         raise ValueError(f"{path}: the metadata {KEY!r} does not hold {', '.join(shapes)}")
@@ -77,12 +79,14 @@ def joined(tensors: Mapping[str, Any], metadata: Mapping[str, str], path: Path) 
     if path.name == WEIGHTS and beside.is_file():
         try:
             same = json.loads(beside.read_text(encoding="utf-8")) == section
-        except ValueError:
+        except (ValueError, RecursionError):
             same = False
         if not same:
             raise ValueError(f"{beside} was changed: it does not say what {path} says itself. The weights' own words"
                              f" count; delete {CONFIG}, or export the model again")
     for name, part in section["parts"].items():
+        if not isinstance(part, dict):
+            raise ValueError(f"{path}: the metadata {KEY!r} has a part {shown(name)} that is no table")
         before = f"{PARTS}{name}/"
         held = {key.removeprefix(before): value for key, value in tensors.items() if key.startswith(before)}
         part |= {"state_dict": held} if held else {}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
+from collections import Counter
 from pathlib import Path
+
+from t2i.shown import shown
 
 
 def is_safetensors(path: Path) -> bool:
@@ -32,3 +36,31 @@ def check(path: Path) -> None:
         raise ValueError(f"{path} is cut off after {size:,} bytes: the end of the archive is missing")
     if not head.startswith((b"PK", b"\x80")) and not is_safetensors(path):
         raise ValueError(f"{path} is no checkpoint: it starts with {head[:16]!r}")
+    if head.startswith(b"PK"):
+        check_archive(path)
+
+
+def check_archive(path: Path) -> None:
+    """ValueError where a torch archive is not what its own directory says: sizes first, so that none unpacks to more
+    than the file has, then the checksum of every record, which torch does not look at."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            names = [record.filename for record in records]
+            if twice := next((name for name, times in Counter(names).items() if times > 1), None):
+                raise ValueError(f"{path} is damaged or made up: it has two records of the name {shown(twice)}")
+            unpacked, size = sum(record.file_size for record in records), path.stat().st_size
+            packed = next((r.filename for r in records if r.compress_type != zipfile.ZIP_STORED), None)
+            if packed is not None or unpacked > size:
+                raise ValueError(f"{path} is no checkpoint: its {size:,} bytes unpack to {unpacked:,}"
+                                 + (f" ({shown(packed)} is compressed, torch compresses nothing)" if packed else ""))
+            for record in records:
+                with archive.open(record) as opened:
+                    try:
+                        while opened.read(1 << 20):
+                            pass
+                    except (zipfile.BadZipFile, EOFError) as error:
+                        raise ValueError(f"{path} is damaged: the record {shown(record.filename)} does not have the"
+                                         " checksum that was written with it") from error
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OverflowError, struct.error, UnicodeError) as error:
+        raise ValueError(f"{path} is damaged: its directory cannot be read ({shown(error)})") from error

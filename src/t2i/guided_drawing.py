@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
-from t2i import checkpoint, exported, pictures
+from t2i import checkpoint, exported, pictures, register
 from t2i.check import check_node
 from t2i.drawing import OPTIONS, device_of, open_folder, options_of, picture_seed, read_prompts, slug, version
 from t2i.guides.identity import same_weights
@@ -33,11 +33,15 @@ from t2i.interop.tensors import read_tensors
 from t2i.interop.tokenizers import load_tokenizer, read_foreign
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.progress import Line, brief, clock, drawn
+from t2i.shown import shown as printable
 
 FRAME = 120  # milliseconds of a film's frame
 GRID_LIMIT = 16  # columns of grid.png
 # Keys of the config that do not decide what is drawn, or stand elsewhere in drawing.json.
-PLACES = ("out", "device", "debug", "ckpt", "prompt", "prompts", "texts", "hashes", "replay")
+PLACES = ("out", "device", "debug", "ckpt", "prompt", "prompts", "texts", "hashes", "replay", "trust")
+
+
+SETTINGS = "t2i.guiding.Settings"
 
 
 def replayed(cfg: dict[str, Any]) -> dict[str, Any]:
@@ -57,12 +61,21 @@ def replayed(cfg: dict[str, Any]) -> dict[str, Any]:
                          ) from error
     known = {**hashes["pictures"], **({ckpt: hashes["checkpoint"]} if ckpt is not None else {})}
     for file, before in known.items():
-        if not Path(file).expanduser().exists():
-            raise ValueError(f"guide.path={path} drew with {file}, which is gone")
+        if not exported.located(file).is_file():
+            raise ValueError(f"guide.path={path} drew with {printable(file)}, which is gone")
         if (now := checkpoint.file_hash(Path(file).expanduser())) != before:
             raise ValueError(f"guide.path={path} drew with another {file}: its hash was {before} and is {now} now")
-    if faults := check_node("guide", config["guide"]):
-        raise ValueError(f"guide.path={path}, which another version of t2i may have written: {'; '.join(faults)}")
+    if faults := check_node("guide", {**config["guide"], "_target_": SETTINGS}):
+        raise ValueError(f"guide.path={path}, which another version of t2i may have written:"
+                         f" {printable('; '.join(faults), 400)}")
+    clips = config["guide"]["clips"]
+    for name in [clips] if isinstance(clips, str) else clips:
+        if config["guide"].get("allow_download") and not register.is_trusted_place(name):
+            raise ValueError(f"guide.path={path} would download {printable(name)}: trust=[{printable(name)}] says so if"
+                             " it is meant")
+    # What is written where, and what is trusted, the command line says.
+    config = {key: value for key, value in config.items() if key in cfg and key not in PLACES}
+    config["guide"] = {**config["guide"], "_target_": SETTINGS}
     return {**cfg, **config, "ckpt": ckpt, "prompt": None, "texts": request["prompts"], "hashes": hashes,
             "replay": str(path)}
 
@@ -74,7 +87,7 @@ def open_ckpt(cfg: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     held = read_tensors(cfg["ckpt"])
     if not isinstance(held, Mapping) or exported.KEY not in held:
         return read_foreign(held, cfg["ckpt"]), {}
-    if held[exported.KEY]["kind"] != "prior":
+    if checkpoint.read(cfg["ckpt"])["t2i"]["kind"] != "prior":
         return load_tokenizer(cfg["ckpt"]), {}
     model = checkpoint.load(cfg["ckpt"])
     return model, options_of(dict(cfg), model)
@@ -227,6 +240,7 @@ def others(way: Way, texts: list[str]) -> dict[str, Any]:
 
 def run(cfg: dict[str, Any]) -> dict[str, Any]:
     """Draws what the config describes and returns what it writes to `drawing.json`, with `files`, `grid` and `out`."""
+    register.trust(cfg["trust"])
     if cfg["guide"]["_target_"].endswith("Replay"):
         cfg = replayed(cfg)
     settings = settings_of(cfg["guide"])

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 
+from t2i.from_file import said
 from t2i.guides.identity import same_weights
 from t2i.metrics.clip_score import CLIPScorer, text_hash
 from t2i.metrics.inception import Inception, Resize
 from t2i.protocols import NEEDS_INCEPTION, NEEDS_JUDGE, Protocol
+from t2i.register import is_trusted_place
 
 
 def text_encoders(model: Any) -> list[Any]:
@@ -52,13 +53,14 @@ def open_judge(
     wanting = [name for name in protocol.metrics if name in NEEDS_JUDGE]
     if not wanting:
         return None
-    path = protocol.judge or (((held or {}).get("text_encoder") or {}).get("path"))
+    own = (held or {}).get("text_encoder")
+    path = protocol.judge or (own.get("path") if isinstance(own, Mapping) else None)
     if path is None:
         raise ValueError(f"metrics=[{', '.join(wanting)}] need judge=, a CLIP's folder (runs/…/hf of model=clip) or hub"
                          " name; it had better be one that neither conditioned nor guided the pictures")
-    if config["judge"] is None and protocol.name is None and not Path(path).is_dir():
-        raise ValueError(f"metrics=[{', '.join(wanting)}] need judge=, a CLIP's folder or hub name; the checkpoint's"
-                         f" own ({path}) is not there")
+    if protocol.judge is None and not is_trusted_place(str(path)):
+        raise ValueError(f"metrics=[{', '.join(wanting)}] need judge=, a CLIP's folder or hub name; the checkpoint"
+                         f" names {said(path)}, and a file's word opens nothing: if it is meant, judge= says so")
     try:
         return CLIPScorer(path, config["allow_download"], prefix=protocol.prefix).to(device)
     except ValueError as error:

@@ -22,6 +22,7 @@ VALUES: dict[str, tuple[str, float | None, float | None]] = {
     "truncation": ("float | None", 0, 1),
     "unconditional": ("bool", None, None),
     "debug": ("bool", None, None),
+    "trust": ("list[str]", None, None),
     "estimate": ("bool", None, None),
     "nearest": ("bool", None, None),
     "pack": ("bool", None, None),

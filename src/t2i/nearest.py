@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from t2i import checkpoint, pictures
-from t2i.datasets import dataset
+from t2i.datasets import admit_data, dataset
 from t2i.progress import counter
 
 THUMB = 16
@@ -62,7 +62,12 @@ def training_data(cfg: dict[str, Any]) -> Any:
     if cfg["ckpt"] is None:
         raise ValueError("nearest=true needs ckpt=, which says what was trained on")
     try:
-        return dataset(checkpoint.read(cfg["ckpt"])["t2i"]["config"], "train")
+        held = checkpoint.read(cfg["ckpt"])["t2i"]["config"]
+        if not isinstance(held.get("data"), dict):
+            raise ValueError(f"{cfg['ckpt']} does not say which")
+        config = {"data": held["data"], "paths": cfg["paths"]}
+        admit_data(config, cfg["ckpt"])
+        return dataset(config, "train")
     except ValueError as error:
         raise ValueError(f"nearest=true needs the pictures that the checkpoint was trained on: {error}") from error
 

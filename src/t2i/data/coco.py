@@ -14,6 +14,7 @@ from typing import Any, Literal
 from t2i.data.lines import Row
 from t2i.data.pictures import Pictures, Split, found_files
 from t2i.data.plain_pickle import read_plain
+from t2i.register import register
 
 YEARS = (2017, 2014)
 
@@ -98,6 +99,7 @@ def read_attngan_layout(root: Path, split: Split) -> tuple[list[Row], list[str]]
     return rows, faults
 
 
+@register("data", places=("root",))
 class COCO(Pictures):
     """See the module. Args beside those of `Pictures`: root, the folder; year, 2017 or 2014, None for what is there."""
 

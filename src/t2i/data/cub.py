@@ -21,11 +21,13 @@ from torch import Tensor
 from t2i.data.lines import Row
 from t2i.data.pictures import Pictures, found_files
 from t2i.data.plain_pickle import read_plain
+from t2i.register import register
 
 KEY = re.compile(r"[^/\\]+/[^/\\]+")
 VAL_CLASSES = 4  # where no pickles say otherwise, every class whose number this divides is for validation
 
 
+@register("data", places=("root",))
 class CUB(Pictures):
     """Captioned birds: `dataset[index, epoch] -> Example`.
 

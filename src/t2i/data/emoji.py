@@ -24,6 +24,7 @@ from torch import Tensor
 from t2i.data.emoji_names import INDICATORS, SKIN, captions_for, name_of, name_of_sequence
 from t2i.data.lines import Row
 from t2i.data.pictures import Pictures, sided
+from t2i.register import register
 
 PLACES = ("~/.fonts", "~/.local/share/fonts", "/usr/local/share/fonts", "/usr/share/fonts", "/Library/Fonts",
           "/System/Library/Fonts", "C:/Windows/Fonts")
@@ -33,6 +34,7 @@ MARGIN = 0.04  # of the canvas, on each side
 _opened = threading.local()  # FreeType's faces must not be shared between threads
 
 
+@register("data", places=("font",))
 class Emoji(Pictures):
     """Captioned emoji on white: `dataset[index, epoch] -> Example`, key `1f600`, or `1f469-200d-1f4bb`.
 

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from t2i.data.lines import Row
 from t2i.data.pictures import ENDINGS, Pictures, Split, found_files, sided
+from t2i.register import register
 
 REQUIRED = ("file_name", "text")
 SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
@@ -124,6 +125,7 @@ def read_folder(root: Path, within: str = ".") -> Found:
     return gathered(root, within)
 
 
+@register("data", places=("root",))
 class Folder(Pictures):
     """See the module. Args beside those of `Pictures`: root, the folder."""
 

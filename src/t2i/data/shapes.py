@@ -33,6 +33,7 @@ import torch
 
 from t2i.data.phrases import describe, pick
 from t2i.data.places import place
+from t2i.register import register
 from t2i.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -176,6 +177,7 @@ def _scene_of(rng: Random, task: Task, split: Split, world: World = EVERYWHERE) 
                 return placed
 
 
+@register("data")
 class Shapes:
     """Map-style data set; `ds[index, epoch]` is an Example, the same in every epoch.
 

@@ -16,6 +16,7 @@ from typing import IO, Any, Literal
 
 from t2i.data.lines import Lines, Row
 from t2i.data.pictures import ENDINGS, Pictures, sided
+from t2i.register import register
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # of the same
@@ -26,6 +27,7 @@ BLOCK = 512
 Place = tuple[int, int]  # offset and size in bytes
 
 
+@register("data", places=("root",))
 class WebDataset(Pictures):
     """Captioned pictures in tar shards: `dataset[index, epoch] -> Example`, key `SHARD/SAMPLE`.
 

@@ -69,7 +69,11 @@ def _groups(held: Any) -> list[str]:
 def _ours(section: Mapping[str, Any]) -> list[str]:
     config = section.get("config")
     lines = list(_nodes(config.get("model") if isinstance(config, Mapping) else None, "model"))
-    for name, part in section.get("parts", {}).items():
+    parts = section.get("parts")
+    for name, part in parts.items() if isinstance(parts, Mapping) else ():
+        if not isinstance(part, Mapping):
+            lines.append(f"part {name}: no table, the file is damaged")
+            continue
         carried = "its weights are inside" if "state_dict" in part else "named only, not inside"
         lines += [f"{line} ({carried})" for line in _nodes(part.get("config"), f"part {name}")]
     return lines

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from t2i import checkpoint, exported, files
+from t2i.from_file import not_finite, tensors
 
 Source = str | Path | Mapping[str, Any]
 SHOWN = 8  # problems that a message lists
@@ -183,6 +184,13 @@ def fill(
     if any(isinstance(value, Tensor) and value.is_meta for value in state.values()):
         return net.eval()
     kinds = {name: value.dtype for name, value in net.state_dict().items()}
+    read = tensors({published(name): state[published(name)] for name in kinds}, "weights", source)
+    bad = [f"{prefix}{name} has numbers that are not finite" for name in not_finite(read)]
+    bad += [f"{prefix}{published(name)} holds {read[published(name)].dtype}".replace("torch.", "")
+            for name, kind in kinds.items() if read[published(name)].is_floating_point() != kind.is_floating_point
+            or read[published(name)].is_complex()]
+    if bad:
+        raise ValueError(f"the weights in {source} are no {what}: {'; '.join(bad[:SHOWN])}")
     held = {name: state[published(name)].detach().to("cpu", kind, copy=True) for name, kind in kinds.items()}
     net.load_state_dict(held, assign=True)
     return net.eval()

@@ -28,6 +28,7 @@ from t2i.losses.contrastive import caption_groups, contrastive
 from t2i.metrics.retrieval import retrieval
 from t2i.models.base import check_finite, clip_by_norm, warmup_cosine
 from t2i.models.ranks import gathered, gathered_objects, log_now
+from t2i.register import register
 from t2i.types import Batch
 
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -48,6 +49,7 @@ class WordTowers(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP's start
 
 
+@register("model")
 class CLIP(pl.LightningModule):
     """Text and image towers, trained to find each other's partner in the batch.
 

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from t2i.losses.text_gan import Kind
 from t2i.models.adversarial import TextGAN
 from t2i.nets.projection import text_projection
+from t2i.register import register
 from t2i.types import Drawn, TextDiscriminator, TextEncoder, TextGenerator
 
 
+@register("model")
 class DFGAN(TextGAN):
     """One-stage generation.
 

@@ -20,10 +20,12 @@ from t2i.models.base import OnePlayer, check_finite, warmup_cosine
 from t2i.models.ranks import log_now, shared_rand
 from t2i.nets.gpt import GPT
 from t2i.nets.recompute import set_checkpointing
+from t2i.register import register
 from t2i.sampling import check_options, generate, uniforms
 from t2i.types import Batch, CodeBatch, TextEncoder, Tokenizer, digits
 
 
+@register("model")
 class Prior(OnePlayer):
     """A GPT over a tokenizer's codes with caption states as its prefix.
 

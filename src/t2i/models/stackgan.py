@@ -18,6 +18,7 @@ from t2i import checkpoint
 from t2i.losses.text_gan import Kind, gaussian_kl
 from t2i.models.adversarial import TextGAN
 from t2i.nets.projection import text_projection
+from t2i.register import register
 from t2i.sampling import normals
 from t2i.types import Drawn, TextDiscriminator, TextEncoder
 
@@ -60,6 +61,7 @@ class StackGAN(TextGAN):
         return {"loss/kl": self.kl_weight * gaussian_kl(cast(Tensor, drawn.mean), cast(Tensor, drawn.log_var))}
 
 
+@register("model")
 class StackGAN1(StackGAN):
     """Stage I.
 
@@ -105,6 +107,7 @@ class StackGAN1(StackGAN):
         return self.generator(noise, self.generator_text(pooled))
 
 
+@register("stage1")
 class Coarse(nn.Module):
     """A frozen stage I: captions' pooled states and noise to coarse pictures.
 
@@ -137,18 +140,20 @@ class Coarse(nn.Module):
 def load_stage1(path: str | Path) -> Coarse:
     """Stage I out of a checkpoint of model=stackgan1, averaged weights where it has them, with its text encoder."""
     held = checkpoint.read(path, kind="stackgan1")
-    model = held["t2i"]["config"]["model"]
-    encoder = checkpoint.build_part(held["t2i"]["parts"]["text_encoder"], path)
-    config = {"_target_": "t2i.models.stackgan.Coarse", "generator": model["generator"],
-              "pooled_dim": encoder.pooled_dim, "projection": model["projection"]}
-    made = checkpoint.build(config, text_encoder=encoder)
+    model, parts = held["t2i"]["config"]["model"], held["t2i"]["parts"]
+    if "text_encoder" not in parts:
+        raise ValueError(f"{path}: t2i.parts has no text_encoder, under which stage I was trained")
+    encoder = checkpoint.build_part(parts["text_encoder"], path, "text_encoder")
+    config = {"_target_": "t2i.models.stackgan.Coarse", "pooled_dim": encoder.pooled_dim}
+    config |= {key: model[key] for key in ("generator", "projection") if key in model}
     own = ("generator.", "generator_text.")
     weights = {name: value for name, value in checkpoint.weights(held).items() if name.startswith(own)}
-    checkpoint.load_weights(made, weights, path)
+    made = checkpoint.build_checked(config, weights, path, "t2i.config.model", "stage1", text_encoder=encoder)
     made.config = config
     return made.eval().requires_grad_(False)
 
 
+@register("model")
 class StackGAN2(StackGAN):
     """Stage II over a frozen stage I.
 

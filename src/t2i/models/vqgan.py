@@ -20,9 +20,11 @@ from t2i.models.ranks import log_now
 from t2i.nets.levels import Level, Middle
 from t2i.nets.recompute import set_checkpointing
 from t2i.nets.tokenizer import ImageTokenizer
+from t2i.register import register
 from t2i.types import Autoencoder, Batch, Quantizer
 
 
+@register("model")
 class VQGAN(TwoPlayers):
     """A tokenizer, its discriminator, and how the two train.
 
@@ -203,16 +205,15 @@ def load_tokenizer(path: str | Path, image_size: int | None = None) -> ImageToke
     weights = checkpoint.weights(held)
     if held["t2i"]["kind"] == "vqgan":
         config: dict[str, Any] = {"_target_": "t2i.nets.tokenizer.ImageTokenizer"}
-        config |= {key: model[key] for key in ("autoencoder", "quantizer", "image_size")}
+        config |= {key: model[key] for key in ("autoencoder", "quantizer", "image_size") if key in model}
         weights = {k.removeprefix("tokenizer."): v for k, v in weights.items() if k.startswith("tokenizer.")}
     else:
         config = dict(model)
     if image_size is not None and config.get("any_size"):
         config["image_size"] = image_size
-    if image_size not in (None, config["image_size"]):
+    tokenizer = checkpoint.build_checked(config, weights, path, "t2i.config.model", "tokenizer")
+    if image_size not in (None, tokenizer.image_size):
         raise ValueError(f"image_size={image_size} (data.image_size): the tokenizer {path} takes pictures of"
-                         f" {config['image_size']} pixels a side")
-    tokenizer = checkpoint.build(config)
-    checkpoint.load_weights(tokenizer, weights, path)
+                         f" {tokenizer.image_size} pixels a side")
     tokenizer.config = config
-    return tokenizer.eval().requires_grad_(False)
+    return cast(ImageTokenizer, tokenizer.eval().requires_grad_(False))

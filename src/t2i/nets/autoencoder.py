@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from t2i.nets.levels import Downsample, Level, Middle, Upsample, norm_of
+from t2i.register import register
 
 
 class _Pyramid(nn.Module):
@@ -158,6 +159,7 @@ class Decoder(_Pyramid):
         return F.pixel_shuffle(h, self.patch_size) if self.patch_size > 1 else h
 
 
+@register("autoencoder")
 class Autoencoder(nn.Module):
     """An encoder and the decoder that mirrors it, from one list of arguments.
 

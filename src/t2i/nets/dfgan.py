@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from t2i.register import register
 from t2i.types import Drawn, Judged, Seen
 
 
@@ -85,6 +86,7 @@ class UpBlock(nn.Module):
         return short + x
 
 
+@register("generator")
 class DFGenerator(nn.Module):
     """Noise (b, noise_dim) and captions (b, text_dim) to pictures.
 
@@ -151,6 +153,7 @@ class Head(nn.Module):
         return self.last(F.leaky_relu(self.joint(torch.cat([deep, tiled], 1)), 0.2)).flatten()
 
 
+@register("discriminator")
 class DFDiscriminator(nn.Module):
     """Pictures (b, 3, s, s) in [-1, 1] to 4 x 4 features; those under a caption to one logit.
 

@@ -14,7 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from t2i.register import register
 
+
+@register("discriminator")
 class PatchGAN(nn.Module):
     """Pictures in [-1, 1] (b, in_channels, h, w) to logits (b, 1, h', w').
 
@@ -32,8 +35,8 @@ class PatchGAN(nn.Module):
         super().__init__()
         if norm not in ("batch", "spectral", "none"):
             raise ValueError(f"norm={norm!r}: one of batch, spectral, none is needed")
-        if num_layers < 1:
-            raise ValueError(f"num_layers={num_layers}: at least 1 is needed")
+        if not 1 <= num_layers <= 16:
+            raise ValueError(f"num_layers={num_layers}: from 1 to 16 are allowed, each halves the picture")
         self.smallest_side = 3 * 2**num_layers
         self.stem = nn.Conv2d(in_channels, channels, 4, stride=2, padding=1)
         self.convs = nn.ModuleList()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from t2i.nets.dfgan import UpBlock, doublings
 from t2i.nets.stackgan import BatchNorm, Residual, conv3
+from t2i.register import register
 from t2i.types import Drawn
 
 
@@ -38,6 +39,7 @@ class ResidualDense(nn.Module):
         return self.fusion(found) + self.shortcut(x)
 
 
+@register("generator")
 class RDBGenerator(nn.Module):
     """Noise (b, noise_dim) and captions (b, text_dim) to pictures.
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from t2i.register import register
 from t2i.types import Drawn, Judged, Seen
 
 
@@ -116,6 +117,7 @@ def power(name: str, value: int, smallest: int) -> int:
     return times
 
 
+@register("generator")
 class StageOne(nn.Module):
     """Noise (b, noise_dim) and captions (b, text_dim) to pictures of 8 to 64 pixels or more.
 
@@ -154,6 +156,7 @@ class StageOne(nn.Module):
         return Drawn(torch.tanh(image) if self.tanh else image, mean, log_var)
 
 
+@register("generator")
 class StageTwo(nn.Module):
     """Pictures of stage I and captions to pictures four times as wide. `noise` draws the condition alone.
 
@@ -224,6 +227,7 @@ class StackHead(nn.Module):
         return self.last(self.joint(deep)).flatten()
 
 
+@register("discriminator")
 class StackDiscriminator(nn.Module):
     """Pictures to 4 x 4 features; those under a condition (b, text_dim) to a logit, and without one to another.
 

@@ -13,9 +13,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from t2i.register import register
 from t2i.types import Autoencoder, Quantized, Quantizer
 
 
+@register("tokenizer")
 class ImageTokenizer(nn.Module):
     """A `t2i.types.Tokenizer`.
 

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from t2i.nets.autoencoder import Decoder
+from t2i.register import register
 
 LEAST_RANGE = 0.25  # of two ends in RGB of [-1, 1]: a form of less contrast is told fainter, not stretched to noise
 POWER_STEPS = 8
@@ -114,6 +115,7 @@ class TwoColourDecoder(nn.Module):
         return F.pixel_shuffle(painted.flatten(1, 2), self.patch_size) + self.refine(z)
 
 
+@register("autoencoder")
 class TwoColourAutoencoder(nn.Module):
     """The encoder and the decoder above.
 

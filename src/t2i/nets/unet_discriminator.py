@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from t2i.register import register
 from t2i.types import Judged, Seen
 
 _MULTIPLIERS = (1, 2, 4, 8, 8, 16)
@@ -62,6 +63,7 @@ class _Up(nn.Module):
         return self.conv2(F.relu(h)) + F.interpolate(self.shortcut(x), scale_factor=2.0, mode="nearest")
 
 
+@register("discriminator")
 class UNetDiscriminator(nn.Module):
     """Pictures in [-1, 1] and captions (b, text_dim) to logits, high for real ones: one a picture, one a pixel.
 

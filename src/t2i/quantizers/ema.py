@@ -15,11 +15,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from t2i.quantizers.nearest import check_ids, nearest, straight_through
+from t2i.register import register
 from t2i.types import Quantized
 
 REVIEW = 50  # training forwards between two looks for codes that lie beside a like one
 
 
+@register("quantizer")
 class EMA(nn.Module):
     """Latents (b, dim, h, w) to the nearest of `codebook_size` running means; distances and loss in float32.
 

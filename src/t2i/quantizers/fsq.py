@@ -14,9 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from t2i.quantizers.nearest import check_ids, straight_through
+from t2i.register import register
 from t2i.types import Quantized
 
 
+@register("quantizer")
 class FSQ(nn.Module):
     """Latents (b, len(levels), h, w) to a grid of prod(levels) points in [-1, 1]; computed in float32."""
 

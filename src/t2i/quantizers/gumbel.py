@@ -15,9 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from t2i.quantizers.nearest import check_ids
+from t2i.register import register
 from t2i.types import Quantized
 
 
+@register("quantizer")
 class Gumbel(nn.Module):
     """Latents (b, dim, h, w) to one of `codebook_size` learned vectors, which are of another space than the latents;
     logits and losses in float32.

@@ -16,9 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from t2i.quantizers.nearest import check_ids
+from t2i.register import register
 from t2i.types import Quantized, Quantizer, digits, number_of
 
 
+@register("quantizer")
 class Product(nn.Module):
     """Latents (b, dim, h, w), dim the sum over the parts, to one code a part.
 

@@ -16,9 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from t2i.quantizers.nearest import check_ids, nearest, rotate, straight_through
+from t2i.register import register
 from t2i.types import Quantized
 
 
+@register("quantizer")
 class VQ(nn.Module):
     """Latents (b, dim, h, w) to the nearest of `codebook_size` learned vectors; distances and losses in
     float32.

@@ -25,9 +25,11 @@ from t2i.bilstm_folder import (
     load_folder,
     save_folder,
 )
+from t2i.register import register
 from t2i.types import TextEmbedding
 
 
+@register("text_encoder", places=("path",))
 class BiLSTMText:
     """Captions -> TextEmbedding, in float32 and without gradient, on the device it was moved to.
 
@@ -102,8 +104,8 @@ class BiLSTMText:
         }
 
     @classmethod
-    def from_part(cls, part: dict[str, Any]) -> BiLSTMText:
-        """The encoder that `part` describes; the folder it came from need not exist any more."""
+    def from_part(cls, part: dict[str, Any], source: str | Path) -> BiLSTMText:
+        """The encoder that `part` of the file `source` describes; the folder it came from need not exist any more."""
         path = part["config"]["path"]
         tokenizer = WordTokenizer.from_json(part["files"][VOCABULARY])
         return cls.of(from_weights(part["state_dict"], path), tokenizer, path)

@@ -14,11 +14,29 @@ from typing import Any
 
 import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers.activations import ACT2FN
 
 from t2i.clip_folder import CaptionTokenizer, check_end_token, load_clip, text_config
+from t2i.from_file import bounded, load_weights, said
+from t2i.register import register
 from t2i.types import TextEmbedding
 
+# What decides about a text tower. A file's config says more, among it names of code to fetch: that is left.
+TOWER = ("vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads",
+         "max_position_embeddings", "hidden_act", "layer_norm_eps", "attention_dropout", "initializer_range",
+         "initializer_factor", "pad_token_id", "bos_token_id", "eos_token_id")
 
+
+def _tower_config(text: str) -> CLIPTextConfig:
+    """The config of a text tower that a file carries as JSON; ValueError where it is none."""
+    held = json.loads(text)
+    config = CLIPTextConfig(**{key: held[key] for key in TOWER if key in held})
+    if config.hidden_act not in ACT2FN:
+        raise ValueError(f"hidden_act={said(config.hidden_act)} is no activation that is known")
+    return config
+
+
+@register("text_encoder", places=("path",))
 class CLIPText:
     """Captions -> TextEmbedding, in float32 and without gradient, on the device it was moved to.
 
@@ -104,23 +122,23 @@ class CLIPText:
             "config": config,
             "state_dict": {k: v.detach().cpu().clone() for k, v in self.tower.state_dict().items()},
             "files": {
-                "config.json": json.dumps(self.tower.config.to_dict(), sort_keys=True),
+                "config.json": json.dumps({key: getattr(self.tower.config, key) for key in TOWER}),
                 "tokenizer.json": self.tokenizer.to_json(),
             },
         }
 
     @classmethod
-    def from_part(cls, part: dict[str, Any]) -> CLIPText:
-        """The encoder that `part` describes; the folder it came from need not exist any more."""
+    def from_part(cls, part: dict[str, Any], source: str | Path) -> CLIPText:
+        """The encoder that `part` of the file `source` describes; the folder it came from need not exist any more."""
         arguments = {key: value for key, value in part["config"].items() if key != "_target_"}
         if "files" not in part:
             return cls(**arguments)
-        config = CLIPTextConfig(**json.loads(part["files"]["config.json"]))
-        tower = CLIPTextModelWithProjection(config)
-        tower.load_state_dict(part["state_dict"])
-        tokenizer = CaptionTokenizer.from_json(
-            part["files"]["tokenizer.json"], config.max_position_embeddings
-        )
+        text, weights = part["files"]["config.json"], part["state_dict"]
+        tower = bounded(lambda: CLIPTextModelWithProjection(_tower_config(text)), weights, source,
+                        "t2i.parts.text_encoder.files.config.json")
+        load_weights(tower, weights, source)
+        config = tower.config
+        tokenizer = CaptionTokenizer.from_json(part["files"]["tokenizer.json"], config.max_position_embeddings)
         check_end_token(config.eos_token_id, tokenizer, arguments["path"])
         encoder = cls.__new__(cls)
         encoder._set(tower, tokenizer, **arguments)
