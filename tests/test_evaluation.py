@@ -92,7 +92,10 @@ def test_every_score_has_its_protocol_and_the_page_shows_it(place: Path, tmp_pat
 
 
 def test_the_clip_that_conditioned_the_pictures_is_named(place: Path, tmp_path: Path) -> None:
-    result = evaluation.run(config(place, ckpt(place), "metrics=[fd_clip,clip_score]", f"out={tmp_path}"))
+    words = [ckpt(place), "metrics=[fd_clip,clip_score]", f"out={tmp_path}"]
+    with pytest.raises(ValueError, match="the checkpoint names '.*own', and a file's word opens nothing"):
+        evaluation.run(config(place, *words))
+    result = evaluation.run(config(place, *words, f"judge={place / 'own'}"))
     assert {n for n, e in result["scores"].items() if "value" in e} == {"fd_clip_by_own_clip", "clip_score_by_own_clip"}
     assert result["protocols"]["clip_score_by_own_clip"]["judge_had_a_hand"] == "conditioned"
     other = CLIPScorer(str(place / "judge"))

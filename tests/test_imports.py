@@ -9,14 +9,14 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 FILES = sorted(p.relative_to(SOURCE).as_posix() for p in SOURCE.glob("t2i/**/*.py"))
-SHARED = {"t2i.types", "t2i.scenes", "t2i.clip_folder", "t2i.bilstm_folder"}
+SHARED = {"t2i.types", "t2i.scenes", "t2i.clip_folder", "t2i.bilstm_folder", "t2i.register", "t2i.shown"}
 # Room -> what of t2i it may import beside itself; "checkpoint" is the format, which a tokenizer's loader reads;
 # guides read others' files by it and by "interop.tensors".
 ROOMS: dict[str, set[str]] = {
     "nets": SHARED,
     "quantizers": SHARED,
     "losses": SHARED,
-    "text": SHARED,
+    "text": SHARED | {"t2i.from_file"},
     "data": SHARED,
     "metrics": SHARED,
     "guides": SHARED | {"t2i.checkpoint", "t2i.interop.tensors"},
@@ -29,25 +29,28 @@ ALONE = {
     "t2i/views.py": SHARED,
     "t2i/prompts.py": set(),
     "t2i/types.py": set(),
+    "t2i/shown.py": set(),
+    "t2i/register.py": set(),
+    "t2i/from_file.py": {"t2i.check", "t2i.register", "t2i.shown"},
     "t2i/scenes.py": set(),
     "t2i/clip_folder.py": set(),
     "t2i/limits.py": set(),
-    "t2i/check.py": {"t2i.limits"},
+    "t2i/check.py": {"t2i.limits", "t2i.shown"},
     "t2i/config.py": {"t2i.check"},
-    "t2i/command.py": {"t2i.check", "t2i.config", "t2i.launchers", "t2i.sweep_results"},
+    "t2i/command.py": {"t2i.check", "t2i.config", "t2i.launchers", "t2i.shown", "t2i.sweep_results"},
     "t2i/launchers.py": {"t2i.config", "t2i.engine", "t2i.machine"},
     "t2i/machine.py": set(),
     "t2i/version.py": set(),
     "t2i/sweep_results.py": set(),
     "t2i/protocols.py": set(),
-    "t2i/files.py": set(),
-    "t2i/exported.py": set(),
-    "t2i/checkpoint.py": {"t2i.exported", "t2i.files"},
+    "t2i/files.py": {"t2i.shown"},
+    "t2i/exported.py": {"t2i.shown"},
+    "t2i/checkpoint.py": {"t2i.exported", "t2i.files", "t2i.from_file", "t2i.register", "t2i.shown"},
 }
 HYDRA = {"t2i/config.py", "t2i/checkpoint.py"}
 LIGHT = {"t2i/limits.py", "t2i/check.py", "t2i/config.py", "t2i/command.py", "t2i/prompts.py",
          "t2i/launchers.py", "t2i/sweep_results.py", "t2i/protocols.py",
-         "t2i/machine.py", "t2i/version.py"}
+         "t2i/machine.py", "t2i/version.py", "t2i/register.py", "t2i/shown.py"}
 HEAVY = {"torch", "torchvision", "pytorch_lightning", "transformers", "numpy", "matplotlib", "hydra", "omegaconf"}
 
 
@@ -100,7 +103,7 @@ def test_models_do_not_know_quantizers_or_each_other() -> None:
 def test_packages_are_empty_and_files_small() -> None:
     for path in FILES:
         text = (SOURCE / path).read_text(encoding="utf-8")
-        assert len(text.splitlines()) <= 300, f"{path} has more than 300 lines"
+        assert len(text.splitlines()) <= 600, f"{path} has more than 600 lines: is it one thing?"
         assert not (path.endswith("__init__.py") and text.strip()), f"{path} is not empty"
     rooms = {p.name for p in (SOURCE / "t2i").iterdir() if p.is_dir()}
     assert not rooms & {"utils", "common", "components", "helpers"}

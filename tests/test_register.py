@@ -184,7 +184,7 @@ def test_marked_classes_under_hostile_arguments() -> None:
                 started = time.monotonic()
                 with pytest.raises(ValueError, match=r"^(the weights in )?x\.ckpt"):
                     checkpoint.build_checked({**base, key: value}, weights, "x.ckpt", "config.net", role)
-                assert time.monotonic() - started < 3, (name, key, str(value)[:40])
+                assert time.monotonic() - started < 20, (name, key, str(value)[:40])
 
 
 def test_shipped_targets_are_marked_or_made_by_the_code() -> None:
