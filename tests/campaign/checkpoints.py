@@ -1,0 +1,44 @@
+"""Hostile and damaged checkpoint files through every door that takes one: `hostile` and `damaged` make them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from campaign import damaged, hostile
+from campaign.attack import Attack, outcome
+from campaign.common import Result
+from campaign.made import make
+
+GROUP = "checkpoint files"
+
+
+def attacks(made: Path) -> Iterator[Attack]:
+    yield from hostile.attacks(made)
+    yield from damaged.attacks(made)
+
+
+def tried(chosen: Iterable[Attack], folder: Path, made: Path) -> list[Result]:
+    found = []
+    victim = Path(f"/tmp/{hostile.BAIT}_victim")
+    victim.mkdir(exist_ok=True)  # there to be moved, deleted and read
+    (victim / "config.json").write_text("{}")
+    try:
+        for k, attack in enumerate(chosen):
+            place = folder / f"{k:04}"
+            kind, detail = outcome(attack, place, made)
+            if not (victim / "config.json").is_file() or Path(hostile.PATH).exists():
+                kind, detail = "executed", "the folder is gone, or the file is there"
+            found.append(Result(attack.name, GROUP, kind, detail))
+            shutil.rmtree(place)
+    finally:
+        shutil.rmtree(victim, ignore_errors=True)
+    return found
+
+
+def run(folder: Path, part: int = 0, parts: int = 1, every: int = 1) -> list[Result]:
+    """All attacks, or every `parts`-th from `part` on; of those `every` leaves out all but one in so many."""
+    made = make(folder / "made")
+    chosen = (attack for k, attack in enumerate(attacks(made)) if k % parts == part and k // parts % every == 0)
+    return tried(chosen, folder / f"checkpoints-{part}", made)
