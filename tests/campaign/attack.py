@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,8 +44,8 @@ def through(door: str, path: Path, made: Path) -> Line:
         return "sample", [f"ckpt={path}", "prompt=a red circle", "n=1", f"out={folder / 'drawn'}", "nearest=true"]
     if door in ("evaluate", "evaluate vqgan"):
         metric = "reconstruction" if "vqgan" in door else "composition"
-        return "evaluate", [f"ckpt={path}", "n_per_task=2", f"out={folder / 'scores'}", f"paths.cache={folder / 'cache'}",
-                            f"metrics=[{metric}]"]
+        return "evaluate", [f"ckpt={path}", "n_per_task=2", f"out={folder / 'scores'}", f"metrics=[{metric}]",
+                            f"paths.cache={folder / 'cache'}"]
     if door == "compare":
         beside = folder / "evil_run"
         beside.mkdir()
@@ -88,6 +89,7 @@ def file(name: str, door: str, made: Path, write: Callable[[Path], None], expect
     return Attack(f"{door}: {name}", lay, "either" if door == "inspect" and expect == "refused" else expect)
 
 
+@cache
 def held(made: Path, model: str) -> dict[str, Any]:
     return torch.load(made / f"runs/{model}/last.ckpt", map_location="cpu", weights_only=True)
 
@@ -188,8 +190,8 @@ def zipped(path: Path, entries: Sequence[Entry], before: bytes = b"") -> None:
         common = struct.pack("<HHHHIIIHH", entry.flags, entry.method, 0, 0, crc, stored, size, len(name), len(extra))
         at = len(out) if entry.at is None else entry.at
         out += b"PK\x03\x04" + struct.pack("<H", 20) + common + name + extra + entry.data
-        directory += (b"PK\x01\x02" + struct.pack("<HH", 20, 20) + common[:-2] + struct.pack("<HHHHII", 0, 0, 0, 0, 0, at)
-                      + name)
+        directory += b"PK\x01\x02" + struct.pack("<HH", 20, 20) + common[:-2]
+        directory += struct.pack("<HHHHII", 0, 0, 0, 0, 0, at) + name
     start = len(out)
     out += directory
     out += b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, len(entries), len(entries), len(directory), start, 0)
@@ -223,6 +225,3 @@ def outcome(attack: Attack, folder: Path, made: Path) -> Any:
         return "right", "works"
     return ("wrong", f"refused: {found[1]}") if attack.expect == "works" and found[0] == "right" else found
 
-
-__all__ = ["Attack", "Calls", "DELETE", "Entry", "Raw", "called", "changed", "file", "held", "outcome", "picture",
-           "save", "through", "tree", "unzipped", "zeros", "zipped"]

@@ -21,11 +21,11 @@ def attacks(made: Path) -> Iterator[Attack]:
 
 def tried(chosen: Iterable[Attack], folder: Path, made: Path) -> list[Result]:
     found = []
-    victim = Path(f"/tmp/{hostile.BAIT}_victim")
-    victim.mkdir(exist_ok=True)  # there to be moved, deleted and read
-    (victim / "config.json").write_text("{}")
+    victim = Path(hostile.VICTIM)
     try:
         for k, attack in enumerate(chosen):
+            victim.mkdir(exist_ok=True)
+            (victim / "config.json").write_text("{}")
             place = folder / f"{k:04}"
             kind, detail = outcome(attack, place, made)
             if not (victim / "config.json").is_file() or Path(hostile.PATH).exists():
@@ -42,3 +42,17 @@ def run(folder: Path, part: int = 0, parts: int = 1, every: int = 1) -> list[Res
     made = make(folder / "made")
     chosen = (attack for k, attack in enumerate(attacks(made)) if k % parts == part and k // parts % every == 0)
     return tried(chosen, folder / f"checkpoints-{part}", made)
+
+
+SHORT = ("a shell command (run_alone) as", "a file written (write_text) as", "a folder moved (open_run) as",
+         "a sound prior", "a pickle that calls os.system", "weights cut at", "model.num_layers 10000000", "a web page")
+
+
+def short(folder: Path, made: Path) -> list[Result]:
+    """A handful of attacks through `sample.py` and the tokenizer's door, one of each of `SHORT`."""
+    first: dict[str, Attack] = {}
+    for attack in attacks(made):
+        for piece in SHORT:
+            if piece in attack.name and attack.name.startswith(("sample", "tokenizer")):
+                first.setdefault(piece, attack)
+    return tried(first.values(), folder, made)

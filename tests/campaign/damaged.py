@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, cut, of absurd sizes or built otherwise than ours; and undamaged ones, which must work."""
+"""Checkpoints that are damaged, cut, of absurd sizes or built otherwise than ours; and sound ones, which must work."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ import torch
 from campaign.attack import (
     DELETE,
     Attack,
+    Calls,
     Entry,
     Expect,
     Line,
     Raw,
+    called,
     changed,
     file,
     held,
-    picture,
     save,
     through,
     tree,
@@ -31,6 +32,7 @@ from campaign.attack import (
     zeros,
     zipped,
 )
+from campaign.hostile import PATH
 
 MODEL = ("t2i", "config", "model")
 PART = ("t2i", "parts", "tokenizer")
@@ -41,7 +43,8 @@ def sound(made: Path) -> Iterator[Attack]:
     """Files with nothing wrong in them."""
     for model, door in (("prior", "sample"), ("prior", "evaluate"), ("dfgan", "sample"), ("stackgan1", "sample"),
                         ("vqgan", "reconstruct"), ("vqgan", "inspect"), ("prior", "export"), ("vqgan", "convert"),
-                        ("vqgan", "tokenizer"), ("vqgan", "evaluate vqgan"), ("prior", "compare"), ("prior", "nearest")):
+                        ("vqgan", "tokenizer"), ("vqgan", "evaluate vqgan"), ("prior", "compare"),
+                        ("prior", "nearest")):
         content = held(made, model)
         yield file(f"a sound {model}", door, made, lambda path, c=content: save(c, path), "works")
     for model, door in (("prior", "sample"), ("vqgan", "reconstruct")):
@@ -51,8 +54,7 @@ def sound(made: Path) -> Iterator[Attack]:
 
         yield Attack(f"{door}: a sound exported {model}", link, "works")
     best = made / "runs/prior/best.ckpt"
-    yield Attack("sample: a sound best.ckpt", lambda folder: through("sample", Path(os.path.relpath(best, folder)), made)
-                 if not os.symlink(best, folder / "evil.ckpt") else ("", []), "works")
+    yield file("a sound best.ckpt", "sample", made, lambda path: path.symlink_to(best), "works")
     renamed = held(made, "prior")
     yield file("a sound prior by another name", "sample", made, lambda path: save(renamed, path), "works", ".pt")
     plain = changed(renamed, ("state_dict",), {k: torch.nn.Parameter(v) if v.is_floating_point() else v
@@ -133,7 +135,8 @@ def weights(made: Path) -> Iterator[Attack]:
         "meta": value.to("meta"), "complex": value.to(torch.complex64), "bool": value > 0, "integers": value.long(),
         "bytes": value.to(torch.uint8), "quantised": torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
         "NaN": spoiled(math.nan), "infinite": spoiled(math.inf), "minus infinite": spoiled(-math.inf),
-        "of another shape": value[:1], "transposed": value.t().contiguous(), "empty": value[:0], "a scalar": value[0, 0],
+        "of another shape": value[:1], "transposed": value.t().contiguous(), "empty": value[:0],
+        "a scalar": value[0, 0],
         "of 10**12 numbers, stride 0": torch.zeros(1).expand(10**6, 10**6),
         "of the right shape, stride 0, NaN": torch.full((1, 1), math.nan).expand(value.shape),
         "half": value.half() * math.inf, "float8": value.to(torch.float8_e4m3fn),
@@ -282,7 +285,7 @@ def archives(made: Path) -> Iterator[Attack]:
         data, crc = zeros(4_000_000_000 >> 20 << 20)
         return [*entries, Entry("last/more.bin", data, 8, crc, 4_000_000_000 >> 20 << 20)]
 
-    evil = b"\x80\x02cos\nsystem\nX\x18\x00\x00\x00touch /tmp/campaign_bait.\x85R."
+    evil = b"\x80\x02" + called("os", "system", f"touch {PATH}") + b"."
     root = unzipped(source)[0].name.split("/")[0]
     tricks: dict[str, tuple[Any, Expect]] = {
         "4 GB of zeros as data.pkl": (bomb, "refused"), "4 GB of zeros as weights": (bomb_of_weights, "refused"),
@@ -292,10 +295,10 @@ def archives(made: Path) -> Iterator[Attack]:
         "data.pkl text": (instead(b"hello"), "refused"),
         "data.pkl twice, the second hostile": (lambda es: [*es, Entry(f"{root}/data.pkl", evil)], "either"),
         "data.pkl twice, the first hostile": (lambda es: [Entry(f"{root}/data.pkl", evil), *es], "either"),
-        "an absolute name": (lambda es: [*es, Entry("/tmp/campaign_bait", b"x")], "either"),
-        "a name with ..": (lambda es: [*es, Entry(f"{root}/../../../../tmp/campaign_bait", b"x")], "either"),
+        "an absolute name": (lambda es: [*es, Entry(PATH, b"x")], "either"),
+        "a name with ..": (lambda es: [*es, Entry(f"{root}/../../../..{PATH}", b"x")], "either"),
         "every name absolute": (lambda es: [Entry("/tmp/" + e.name, e.data) for e in es], "refused"),
-        "names with escapes": (lambda es: [Entry("\x1b]0;pwned\x07" + e.name, e.data) for e in es], "refused"),
+        "names with escapes": (lambda es: [Entry("\x1b]0;pwned\x07" + e.name, e.data) for e in es], "either"),
         "two roots": (lambda es: [Entry(e.name.replace(root, "a" if k % 2 else "b"), e.data)
                                   for k, e in enumerate(es)], "refused"),
         "weights shorter": (lambda es: [Entry(e.name, e.data[:4]) if e.name.endswith("data/0") else e for e in es],
@@ -355,9 +358,9 @@ def bytes_of_it(made: Path) -> Iterator[Attack]:
         blocks = [e for e in entries.values() if "/data/" in e.name and at(e) > 0]
         for k in range(6):
             entry = blocks[k * len(blocks) // 6]
-            where = at(entry) + rng.randrange(len(entry.data))
+            where, bit = at(entry) + rng.randrange(len(entry.data)), 1 << rng.randrange(8)
             yield file(f"{model} with a bit of {entry.name.split('/', 1)[1]} flipped", door, made,
-                       lambda path, w=whole, i=where, b=1 << rng.randrange(8): path.write_bytes(
+                       lambda path, w=whole, i=where, b=bit: path.write_bytes(
                            w[:i] + bytes([w[i] ^ b]) + w[i + 1:]))
         start = at(next(e for e in entries.values() if e.name.endswith("data.pkl")))
         for k in range(4):
@@ -372,9 +375,10 @@ def bytes_of_it(made: Path) -> Iterator[Attack]:
                        lambda path, w=whole, i=where: path.write_bytes(w[:i] + bytes([w[i] ^ 16]) + w[i + 1:]),
                        "refused" if k in (0, 2) else "either")
         big = max(blocks, key=lambda e: len(e.data))
+        where, count = at(big), min(4096, len(big.data))
         for what, fill in (("zeros", b"\0"), ("ones", b"\xff")):
             yield file(f"{model} with a block of {what}", door, made,
-                       lambda path, w=whole, i=at(big), f=fill, n=min(4096, len(big.data)): path.write_bytes(
+                       lambda path, w=whole, i=where, f=fill, n=count: path.write_bytes(
                            w[:i] + f * n + w[i + n:]))
     nothing = {
         "empty": b"", "a web page": b"\n<!DOCTYPE html><html>sign in</html>", "XML": b"<?xml version='1.0'?><Error/>",
@@ -479,7 +483,8 @@ def continued(made: Path) -> Iterator[Attack]:
     loose = {"schedules missing", "a global step that is text", "Lightning's version of the year 3000",
              "Lightning's version no version", "loops empty", "callbacks a list"}
     for what, content in listed.items():
-        yield file(what, "resume", made, lambda path, c=content: save(c, path), "either" if what in loose else "refused")
+        fits: Expect = "either" if what in loose else "refused"
+        yield file(what, "resume", made, lambda path, c=content: save(c, path), fits)
     yield file("a sound VQGAN", "resume", made, lambda path: save(vqgan, path), "works")
 
 
@@ -503,10 +508,8 @@ def encoders(made: Path) -> Iterator[Attack]:
         return lambda out: (out / "config.json").write_text(json.dumps({**config, **more}))
 
     def pickled(out: Path) -> None:
-        from campaign.attack import Calls
-
         (out / "model.safetensors").unlink()
-        torch.save({"x": Calls(os.system, "touch /tmp/campaign_bait")}, out / "pytorch_model.bin")
+        torch.save({"x": Calls(os.system, f"touch {PATH}")}, out / "pytorch_model.bin")
 
     listed = {
         "code of its own": configured(auto_map={"AutoModel": "evil.Model", "AutoConfig": "evil.Config"},
@@ -534,6 +537,3 @@ def encoders(made: Path) -> Iterator[Attack]:
 def attacks(made: Path) -> Iterator[Attack]:
     for of in (sound, structures, weights, sizes, nests, archives, bytes_of_it, safetensors, continued, encoders):
         yield from of(made)
-
-
-__all__ = ["attacks", "picture"]

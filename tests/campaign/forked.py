@@ -8,7 +8,6 @@ n-th call of a function, Python's or C's, which a profiler counts, so that nothi
 
 from __future__ import annotations
 
-import gc
 import os
 import resource
 import signal
@@ -40,7 +39,7 @@ class Forbidden(BaseException):
 
 @dataclass(frozen=True)
 class Moment:
-    """The `count`-th call of a function: its name, and the end of its file's name ("c": a function of C)."""
+    """The `count`-th call of a function: its name, and the end of its file's name ("c": a function of `os`)."""
 
     name: str
     file: str = ""
@@ -49,8 +48,8 @@ class Moment:
 
 @dataclass
 class Ended:
-    """How a child ended. `code`: exit code, negative by a signal; `events`: what the hook noted; `peak`: bytes above the
-    start; `over`: "time" or "memory" where a limit ended it; `reached`: whether its moment came."""
+    """How a child ended. `code`: exit code, negative by a signal; `events`: what the hook noted; `peak`: bytes above
+    the start; `over`: "time" or "memory" where a limit ended it; `reached`: whether its moment came."""
 
     code: int
     out: str
@@ -105,8 +104,8 @@ def warm() -> None:
     import transformers
 
     for name in ("engine", "drawing", "evaluation", "compare", "compare_runs", "pipeline", "comparison", "report",
-                 "interop.__main__", "interop.inspection", "interop.convert", "interop.reconstruct", "interop.tokenizers",
-                 "models.vqgan", "models.prior", "models.clip", "models.dfgan", "models.stackgan", "text.clip",
+                 "interop.__main__", "interop.inspection", "interop.convert", "interop.reconstruct",
+                 "interop.tokenizers", "models.vqgan", "models.prior", "models.clip", "models.dfgan", "models.stackgan", "text.clip",
                  "text.bilstm", "callbacks", "measures", "progress", "plots", "data.shapes", "data.folder"):
         __import__(f"t2i.{name}")
     from t2i import loggers
@@ -116,8 +115,6 @@ def warm() -> None:
     loggers.quiet()
     torch.set_num_threads(1)
     assert hydra and pytorch_lightning and tensorboard and transformers
-    gc.collect()
-    gc.freeze()  # pages that the collector does not touch stay shared with the children
 
 
 def _resident(pid: int) -> int:
@@ -183,7 +180,7 @@ def profiler(moment: Moment, act: Callable[[], None]) -> Callable[[FrameType, st
             hit = frame.f_code.co_name == moment.name and moment.file != "c" and (
                 frame.f_code.co_filename.endswith(moment.file))
         elif event == "c_call" and moment.file == "c":
-            hit = getattr(given, "__name__", "") == moment.name
+            hit = given.__name__ == moment.name and given.__module__ == "posix"
         else:
             return
         if hit:
@@ -216,7 +213,7 @@ def start(work: Callable[[], object], folder: Path, *, at: tuple[Moment, Callabl
         os.dup2(os.open(folder / f".{out}.stdout", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
         os.dup2(os.open(folder / f".{out}.stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         note = os.open(folder / f".{out}.events", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
-        sys.stdout, sys.stderr = (open(n, "w", buffering=1, encoding="utf-8", closefd=False) for n in (1, 2))
+        sys.stdout, sys.stderr = (os.fdopen(n, "w", 1, "utf-8", closefd=False) for n in (1, 2))
         os.chdir(folder)
         os.environ.update({"TMPDIR": str(folder), "COLUMNS": "100"} | (environment or {}))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -294,8 +291,8 @@ def controls(text: str) -> bool:
 
 
 def refusal(ended: Ended, names: Sequence[str], lines: int = 1) -> tuple[Outcome, str]:
-    """Whether a fault was told as it should be: exit code 2, at most `lines` lines beginning with `error:`, naming one of
-    `names`, without control characters."""
+    """Whether a fault was told as it should be: exit code 2, at most `lines` lines beginning with `error:`, naming one
+    of `names`, without control characters."""
     told = ended.err.strip().splitlines()
     if ended.events:
         return "executed", ended.events[0]
@@ -320,3 +317,10 @@ def refusal(ended: Ended, names: Sequence[str], lines: int = 1) -> tuple[Outcome
     if not any(name in ended.err for name in names):
         return "wrong", f"does not name {' or '.join(names)}: {told[0][:300]}"
     return "right", told[0][:200]
+
+
+def quietly(words: Sequence[str]) -> None:
+    """Another program's command, which must succeed."""
+    import subprocess
+
+    subprocess.run(words, check=True, capture_output=True)

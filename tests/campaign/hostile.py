@@ -12,11 +12,26 @@ from typing import Any
 
 import torch
 
-from campaign.attack import Attack, Calls, Entry, Line, Raw, called, changed, file, held, save, through, unzipped, zipped
+from campaign.attack import (
+    Attack,
+    Calls,
+    Entry,
+    Line,
+    Raw,
+    called,
+    changed,
+    file,
+    held,
+    save,
+    through,
+    unzipped,
+    zipped,
+)
 from campaign.forked import BAIT
 
 # What hostile files name: nothing else has it in its path, and the hook tells whoever touches it.
-PATH = f"/tmp/{BAIT}"
+PATH = f"/tmp/{BAIT}_{os.getpid()}"  # others try theirs at the same time
+VICTIM = f"{PATH}_victim"  # a folder that is there, to be moved, deleted and read
 HUB = f"openai/{BAIT}"
 
 MODEL = ("t2i", "config", "model")
@@ -58,7 +73,7 @@ def payloads() -> dict[str, Any]:
     """Nodes that would do something; by what they would do."""
     job = {"_target_": "t2i.launchers.Job", "name": "x", "words": [f"open('{PATH}', 'w')"], "config": {},
            "log": located(f"{PATH}.log")}
-    job_with_runs = {**job, "config": {"paths": {"runs": "/tmp"}, "name": BAIT}}
+    job_with_runs = {**job, "config": {"paths": {"runs": "/tmp"}, "name": PATH[5:]}}
     door = {"_target_": "t2i.launchers.Door", "path": f"{PATH}.py", "words": []}
     named: dict[str, Any] = {
         "a shell command (run_alone)": {"_target_": "t2i.launchers.run_alone", "job": job_with_runs, "door": "-c",
@@ -66,16 +81,16 @@ def payloads() -> dict[str, Any]:
         "a Python file (command.module)": {"_target_": "t2i.command.module", "run": door, "words": []},
         "a file written (write_text)": {"_target_": "t2i.checkpoint.write_text", "path": PATH, "text": "x"},
         "a file written (save_atomic)": {"_target_": "t2i.checkpoint.save_atomic", "held": {}, "path": PATH},
-        "a folder moved (open_run)": {"_target_": "t2i.engine.open_run", "run_dir": located(f"/tmp/{BAIT}_victim"),
+        "a folder moved (open_run)": {"_target_": "t2i.engine.open_run", "run_dir": located(VICTIM),
                                       "config": {"resume": "never"}},
-        "a folder deleted (cache.make)": {"_target_": "t2i.data.cache.make", "folder": located(f"/tmp/{BAIT}_victim"),
+        "a folder deleted (cache.make)": {"_target_": "t2i.data.cache.make", "folder": located(VICTIM),
                                           "wanted": {"a": 1}, "what": "x", "fill": door},
         "a download (CLIPText)": {"_target_": "t2i.text.clip.CLIPText", "path": HUB, "allow_download": True},
         "a download (CLIPScorer)": {"_target_": "t2i.metrics.clip_score.CLIPScorer", "path": HUB,
                                     "allow_download": True},
-        "a folder read (CLIPText)": {"_target_": "t2i.text.clip.CLIPText", "path": f"/tmp/{BAIT}_victim"},
-        "a folder read (BiLSTMText)": {"_target_": "t2i.text.bilstm.BiLSTMText", "path": f"/tmp/{BAIT}_victim"},
-        "a hang (read_lines)": {"_target_": "t2i.drawing.read_lines", "path": f"/tmp/{BAIT}_fifo", "key": "x"},
+        "a folder read (CLIPText)": {"_target_": "t2i.text.clip.CLIPText", "path": VICTIM},
+        "a folder read (BiLSTMText)": {"_target_": "t2i.text.bilstm.BiLSTMText", "path": VICTIM},
+        "a hang (read_lines)": {"_target_": "t2i.drawing.read_lines", "path": f"{PATH}_fifo", "key": "x"},
         "another checkpoint (load_tokenizer)": {"_target_": "t2i.interop.tokenizers.load_tokenizer",
                                                 "path": f"{PATH}.ckpt"},
         "another checkpoint (vqgan.load_tokenizer)": {"_target_": "t2i.models.vqgan.load_tokenizer",
@@ -84,14 +99,14 @@ def payloads() -> dict[str, Any]:
         "another checkpoint (checkpoint.load)": {"_target_": "t2i.checkpoint.load", "path": f"{PATH}.ckpt"},
         "a build inside (checkpoint.build)": {"_target_": "t2i.checkpoint.build", "node": {"a": 1}},
         "any class (checkpoint.target)": {"_target_": "t2i.checkpoint.target", "name": "t2i.engine.run"},
-        "pictures read (Folder)": {"_target_": "t2i.data.folder.Folder", "root": f"/tmp/{BAIT}_victim", "split": "train",
+        "pictures read (Folder)": {"_target_": "t2i.data.folder.Folder", "root": VICTIM, "split": "train",
                                    "image_size": 16},
         "a log written (MetricsCSV)": {"_target_": "t2i.loggers.MetricsCSV", "run_dir": PATH},
         "a picture written (pictures.save)": {"_target_": "t2i.pictures.write_bytes", "path": located(PATH),
                                               "content": "x"},
         "an installation (guided_drawing)": {"_target_": "t2i.guided_drawing.run", "cfg": {"out": PATH}},
-        "a training (engine.run)": {"_target_": "t2i.engine.run", "config": {"paths": {"runs": "/tmp"}, "name": BAIT,
-                                                                             "resume": "never"}},
+        "a training (engine.run)": {"_target_": "t2i.engine.run", "config": {
+            "paths": {"runs": "/tmp"}, "name": PATH[5:], "resume": "never"}},
         "a report (report.write_report)": {"_target_": "t2i.report.write_report", "folder": located(PATH), "stages": [],
                                            "scores": None, "grids": [], "commands": []},
         "a hash (file_hash)": {"_target_": "t2i.checkpoint.file_hash", "path": f"{PATH}.ckpt"},
@@ -113,8 +128,8 @@ def strange() -> dict[str, Any]:
         "t2i..checkpoint..write_text", "t2i", "t2i.", ".t2i", "", " t2i.nets.autoencoder.Autoencoder", f"{attention}\n",
         f"{attention}.__init__", f"{attention}.__class__", "t2i.nets.autoencoder.__dict__", "t2i.checkpoint.__loader__",
         "t2i.checkpoint.os.system", "t2i.checkpoint.importlib", "t2i/nets/autoencoder", "../t2i.nets", "T2I.nets.A",
-        "t2i.nets.аutoencoder.Autoencoder", "t2i.nets.autoencoder.\x1b[31mRed", "t2i." + "a" * 100_000, None, 3, True, 1.5,
-        [attention], {"_target_": attention}, [], {})}  # fmt: skip
+        "t2i.nets.аutoencoder.Autoencoder", "t2i.nets.autoencoder.\x1b[31mRed", "t2i." + "a" * 100_000, None, 3, True,
+        1.5, [attention], {"_target_": attention}, [], {})}  # fmt: skip
     names = {repr(k) if len(repr(k)) < 60 else f"{str(k)[:30]}…": v for k, v in found.items()}
     names |= {f"with {key}": {"_target_": "t2i.quantizers.vq.VQ", "codebook_size": 16, "dim": 4, key: value}
               for key, value in (("_partial_", True), ("_args_", [PATH]), ("_recursive_", False), ("_convert_", "all"),
@@ -149,10 +164,10 @@ def paths(made: Path) -> Iterator[Attack]:
     bare = changed(prior, (*encoder,), {"config": {"_target_": "t2i.text.clip.CLIPText", "path": HUB, "layer": -1,
                                                     "allow_download": True}})
     yield file("an encoder by hub name, download allowed", "sample", made, lambda path: save(bare, path))
-    for what, path in (("a folder", f"/tmp/{BAIT}_victim"), ("home", f"~/{BAIT}"), ("a share", f"//server/{BAIT}")):
+    for what, path in (("a folder", VICTIM), ("home", f"~/{BAIT}"), ("a share", f"//server/{BAIT}")):
         content = changed(bare, (*encoder, "config", "path"), path)
         yield file(f"an encoder by {what}", "evaluate", made, lambda at, c=content: save(c, at))
-    local = changed(prior, (*encoder, "config", "path"), f"/tmp/{BAIT}_victim")
+    local = changed(prior, (*encoder, "config", "path"), VICTIM)
     yield file("an embedded encoder that was at a path", "sample", made, lambda path: save(local, path), "works")
     local = changed(prior, (*encoder, "config", "allow_download"), True)
     yield file("an embedded encoder with allow_download", "sample", made, lambda path: save(local, path), "either")

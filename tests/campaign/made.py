@@ -43,9 +43,22 @@ def words(model: str, made: Path, runs: Path, *more: str, steps: int = STEPS, ca
             f"paths.cache={cache or made / 'cache'}", f"trainer.max_steps={steps}", *more]
 
 
+def pictures(folder: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    for split, count in (("train", 24), ("val", 8)):
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            noise = np.random.default_rng(i).integers(0, 256, (20, 22, 3), np.uint8)
+            Image.fromarray(noise).save(folder / split / f"{i}.png")
+
+
 def make(folder: Path, models: tuple[str, ...] = tuple(MODELS)) -> Path:
-    """Trains the tiny models into `folder/runs/<model>`, and exports prior and VQGAN beside them, where they are missing.
-    """
+    """Trains the tiny models into `folder/runs/<model>` and exports prior and VQGAN beside them, where they are missing;
+    `folder/pictures` gets noise in two splits."""
+    if not (folder / "pictures").exists():
+        pictures(folder / "pictures")
     for model in models:
         if not (folder / f"runs/{model}/finished.json").is_file():
             line = words(model, folder, folder / "runs", f"name={model}")
