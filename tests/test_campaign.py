@@ -1,5 +1,4 @@
-"""The campaign's short form: a handful of hostile checkpoints, and one run killed. `tests/campaign/run.py` is the whole.
-"""
+"""The campaign's short form: hostile checkpoints, and one run killed. `tests/campaign/run.py` is the whole."""
 
 from __future__ import annotations
 
@@ -51,4 +50,5 @@ def test_what_is_not_right_is_seen(tmp_path: Path) -> None:
 
 def test_a_table_counts_by_group() -> None:
     results = [Result("a", "x", "right"), Result("b", "x", "hung"), Result("c", "y", "silent")]
-    assert table(results, {"x": 2.4}).splitlines()[2:] == ["| x | 2 | 1 | 0 | 0 | 0 | 0 | 1 | 0 | 2 |", "| y | 1 | 0 | 0 | 0 | 0 | 1 | 0 | 0 |  |"]
+    assert table(results, {"x": 2.4}).splitlines()[2:] == ["| x | 2 | 1 | 0 | 0 | 0 | 0 | 1 | 0 | 2 |",
+                                                           "| y | 1 | 0 | 0 | 0 | 0 | 1 | 0 | 0 |  |"]

@@ -1,4 +1,4 @@
-"""Hostile and damaged checkpoint files through every door that takes one: `hostile` and `damaged` make them."""
+"""Hostile and damaged checkpoint files through every door that takes one: `hostile`, `damaged`, `foreign` make them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from campaign import damaged, hostile
+from campaign import damaged, foreign, hostile
 from campaign.attack import Attack, outcome
 from campaign.common import Result
 from campaign.made import make
@@ -17,6 +17,7 @@ GROUP = "checkpoint files"
 def attacks(made: Path) -> Iterator[Attack]:
     yield from hostile.attacks(made)
     yield from damaged.attacks(made)
+    yield from foreign.attacks(made)
 
 
 def tried(chosen: Iterable[Attack], folder: Path, made: Path) -> list[Result]:

@@ -105,8 +105,9 @@ def warm() -> None:
 
     for name in ("engine", "drawing", "evaluation", "compare", "compare_runs", "pipeline", "comparison", "report",
                  "interop.__main__", "interop.inspection", "interop.convert", "interop.reconstruct",
-                 "interop.tokenizers", "models.vqgan", "models.prior", "models.clip", "models.dfgan", "models.stackgan", "text.clip",
-                 "text.bilstm", "callbacks", "measures", "progress", "plots", "data.shapes", "data.folder"):
+                 "interop.tokenizers", "models.vqgan", "models.prior", "models.clip", "models.dfgan",
+                 "models.stackgan", "text.clip", "text.bilstm", "data.shapes", "data.folder", "callbacks", "measures",
+                 "progress", "plots"):
         __import__(f"t2i.{name}")
     from t2i import loggers
     from t2i.config import compose

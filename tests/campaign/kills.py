@@ -6,6 +6,7 @@ a row of metrics.csv, while a cache is packed, at the exit, in the resumed run) 
 
 from __future__ import annotations
 
+import csv
 import os
 import random
 import shutil
@@ -99,8 +100,9 @@ def end_of(run: Path) -> dict[str, Any]:
         if path.is_file():
             held = torch.load(path, weights_only=True)
             found[name] = {key: held.get(key) for key in ("state_dict", "ema", "optimizer_states", "global_step")}
-    rows = (run / "metrics.csv").read_text().splitlines() if (run / "metrics.csv").is_file() else []
-    return {**found, "columns": rows[:1], "rows": sorted(rows[1:])}
+    text = (run / "metrics.csv").read_text() if (run / "metrics.csv").is_file() else ""
+    rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(text.splitlines())]
+    return {**found, "rows": sorted(rows, key=lambda row: (int(row["step"]), "val/loss" in row, sorted(row)))}
 
 
 def differs(a: Any, b: Any, path: str = "") -> str:

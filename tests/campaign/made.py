@@ -55,8 +55,8 @@ def pictures(folder: Path) -> None:
 
 
 def make(folder: Path, models: tuple[str, ...] = tuple(MODELS)) -> Path:
-    """Trains the tiny models into `folder/runs/<model>` and exports prior and VQGAN beside them, where they are missing;
-    `folder/pictures` gets noise in two splits."""
+    """Trains the tiny models into `folder/runs/<model>` and exports prior and VQGAN beside them, where they are
+    missing; `folder/pictures` gets noise in two splits."""
     if not (folder / "pictures").exists():
         pictures(folder / "pictures")
     for model in models:
