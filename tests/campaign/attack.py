@@ -198,6 +198,7 @@ def zipped(path: Path, entries: Sequence[Entry], before: bytes = b"") -> None:
     path.write_bytes(out)
 
 
+@cache
 def zeros(size: int) -> tuple[bytes, int]:
     """That many zero bytes deflated, and their checksum; a bomb is built of one flushed block, not of its zeros."""
     block, squeezer = 1 << 20, zlib.compressobj(9, zlib.DEFLATED, -15)

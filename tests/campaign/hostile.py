@@ -215,7 +215,7 @@ def pickles(made: Path) -> Iterator[Attack]:
     objects = {
         "os.system": Calls(os.system, command), "eval": Calls(builtins.eval, f"open('{PATH}', 'w')"),
         "exec": Calls(builtins.exec, f"open('{PATH}', 'w')"), "Popen": Calls(subprocess.Popen, ["touch", PATH]),
-        "getattr": Calls(getattr, os, "system"), "torch.load": Calls(torch.load, f"{PATH}.ckpt"),
+        "getattr": Calls(getattr, "os", "system"), "torch.load": Calls(torch.load, f"{PATH}.ckpt"),
         "hub": Calls(torch.hub.load, f"openai/{BAIT}", "x"), "pickle.loads": Calls(pickle.loads, b"cos\nsystem\n."),
         "open": Calls(open, PATH, "w"), "import": Calls(builtins.__import__, BAIT),
     }  # fmt: skip

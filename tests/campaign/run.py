@@ -81,7 +81,12 @@ def campaign(names: Sequence[str], folder: Path, every: int, jobs: int) -> tuple
     found: dict[str, list[Result]] = {name: [] for name in names}
     seconds: Counter[str] = Counter()
     with ProcessPoolExecutor(jobs, mp_context=get_context("fork")) as pool:
-        for done in as_completed([pool.submit(one, name, folder, part, every) for name, part in parts]):
+        begun = {pool.submit(one, name, folder, part, every): name for name, part in parts}
+        for done in as_completed(begun):
+            if (error := done.exception()) is not None:  # what the others found is not lost for it
+                broken = Result("the group itself", begun[done], "traceback", f"{type(error).__name__}: {error}")
+                found[begun[done]].append(broken)
+                continue
             name, took, results = done.result()
             found[name] += results
             for group, count in Counter(result.group for result in results).items():
