@@ -53,6 +53,8 @@ def opened_pixels(data: bytes) -> UInt8[Tensor, "3 h w"]:
     if not data:
         raise ValueError("the file is empty")
     with Image.open(io.BytesIO(data)) as opened:
+        if opened.format == "EPS":  # Pillow would hand it to Ghostscript
+            raise ValueError("PostScript is a program, not a picture")
         if opened.format == "JPEG" and opened.mode in ("RGB", "L") and _decode_jpeg is not None:
             return _decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         return by_pillow(opened)

@@ -213,6 +213,8 @@ def found_files(root: Path, deep: bool = False) -> Files:
                     (links if entry.is_symlink() else waiting).append(path)
                 elif entry.is_symlink() and not os.path.exists(entry.path):
                     files.gone[path] = f"{entry.path} is a link to {os.readlink(entry.path)}, which is not there"
+                elif not entry.is_dir():
+                    files.gone[path] = f"{entry.path} is no file"  # but a pipe, say
             except OSError as error:
                 files.gone[path] = f"{entry.path} cannot be looked at: {error.strerror}"
     return files
