@@ -24,7 +24,7 @@ from torch import Tensor
 
 from t2i import checkpoint, pictures
 from t2i.data import packed
-from t2i.data.faults import Faulty, printable
+from t2i.data.faults import Faulty, line_of
 from t2i.data.lines import Row
 from t2i.data.pictures import Pictures
 from t2i.datasets import SPLITS, cores, node_of
@@ -133,8 +133,10 @@ def summary(seen: Looked) -> dict[str, Any]:
     sides = sorted(min(size) for size in sizes.values())
     most = max(sizes.values(), key=lambda s: s[0] * s[1], default=None)
     rate = len(data) / max(1e-9, seen.seconds)
+    captions = captions_of(data)
     return {
-        "pictures": len(data), "captions": captions_of(data), "faults": data.faults, "notes": data.notes,
+        "pictures": len(data), "captions": captions, "faults": data.faults,
+        "notes": data.notes + ([data.bare] if not captions["captions"] else []),
         "unreadable": seen.unreadable, "damaged": data.damaged,
         "short side (least, median, most)": [sides[0], sides[len(sides) // 2], sides[-1]] if sides else None,
         "largest": list(most) if most else None,
@@ -161,7 +163,7 @@ def finding(name: str, value: Any, depth: int = 1) -> list[str]:
     if isinstance(value, dict):
         return [f"{indent}{name}", *(line for k, v in value.items() for line in finding(k, v, depth + 1))]
     if isinstance(value, list) and value and not isinstance(value[0], int | float):
-        lines = [printable(", ".join(item) if isinstance(item, list) else item) for item in value]
+        lines = [line_of(", ".join(item) if isinstance(item, list) else item) for item in value]
         if len(lines) > 5 and name not in WHOLE:
             lines = [*lines[:5], f"and {len(lines) - 5} more"]
         return [f"{indent}{name}: {len(value)}", *(f"{indent}  {line}" for line in lines)]

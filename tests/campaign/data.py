@@ -26,7 +26,8 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parents[n] / name) for n, name in ((1, ""), (2, "src"))]
 
 from campaign.common import Outcome, Result, table
-from campaign.data_cases import Case, metadata, pictures
+from campaign.data_cases import Case, pictures
+from campaign.listing_cases import metadata
 from t2i.command import is_for_people, message
 from t2i.config import compose
 from t2i.datasets import data_module
@@ -34,7 +35,7 @@ from t2i.prepare import run as prepare
 
 SECONDS = 20  # that a data set of a handful of pictures may take
 WIDEST = 700  # characters of a line: two paths and a cut value
-NATIVE = re.compile(r"Corrupt JPEG|Premature end|JPEGLib|ZIPDecode|_TIFF|TIFFF|libpng|\.py:\d+: ")
+NATIVE = re.compile(r"^(Corrupt JPEG|Premature end|JPEGLib|ZIPDecode|_?TIFF|libpng|.*\.py:\d+: )", re.MULTILINE)
 AT_FAULT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u202e]")  # what a terminal would act on
 
 
@@ -63,7 +64,7 @@ def printed() -> Iterator[Callable[[], str]]:
         kept = sys.stdout, sys.stderr, os.dup(1), os.dup(2)
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-        sys.stdout = sys.stderr = open(os.dup(1), "w", encoding="utf-8", errors="backslashreplace", buffering=1)
+        sys.stdout = sys.stderr = open(os.dup(1), "w", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115
 
         def text() -> str:
             sys.stdout.flush()
@@ -84,9 +85,7 @@ def attempt(work: Callable[[], Any]) -> tuple[Any, str, Outcome | None]:
     """What came of it, all that was said, and the outcome where it is plain already."""
     outcome: Outcome | None = None
     found = None
-    with printed() as text, warnings.catch_warnings():
-        warnings.resetwarnings()
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with printed() as text, warnings.catch_warnings():  # so that what was said before is said again
         signal.signal(signal.SIGALRM, ring)
         signal.alarm(SECONDS)
         try:
@@ -137,14 +136,30 @@ def train(case: Case, root: Path, *more: str) -> tuple[int, int, int]:
     return len(module.train_set), len(module.val_set), len(module.train_set.captions(0))
 
 
-def judged(case: Case, said: str, outcome: Outcome | None, read: tuple[int, int] | None, wanted: tuple[int, int] | None,
-           found: Any) -> tuple[Outcome, str] | None:
+def unindented(said: str) -> str:
+    return re.sub(r"^ +", "", said, flags=re.MULTILINE)
+
+
+def in_a_list(says: str) -> str:
+    """Of what a refusal says the faults themselves: elsewhere they stand below another head, more of them."""
+    lines = re.split(r"(?<!\\)\\n *", says)
+    return r"\n".join(line for line in lines if " faults " not in line and not line.startswith("and "))
+
+
+def judged(
+    case: Case,
+    said: str,
+    outcome: Outcome | None,
+    read: tuple[int, int] | None,
+    wanted: tuple[int, int] | None,
+    found: Any,
+) -> tuple[Outcome, str] | None:
     """Outcome and reason where something is not right."""
     if outcome is not None:
         return outcome, said
     if NATIVE.search(said) or AT_FAULT.search(said) or any(len(line) > WIDEST for line in said.splitlines()):
         return "wrong", f"not a good line: {said}"
-    told = not case.says or re.search(case.says, said, re.MULTILINE) is not None
+    told = re.search(case.says if found is None else in_a_list(case.says), unindented(said), re.MULTILINE) is not None
     if found is None:  # refused
         return None if wanted is None and told else ("wrong", said)
     if not told and not (case.either and wanted == read):
@@ -173,14 +188,11 @@ def one(case: Case, folder: Path) -> tuple[Outcome, str]:
     if "has no caption" in case.says or harmless:
         return "right", ""  # a tokenizer would train on it
     found, said, outcome = attempt(lambda: prepare(config_of(case, "prepare", root)))
-    said = re.sub(r"^ +", "", said, flags=re.MULTILINE)
-    lines = re.split(r"(?<!\\)\\n *", case.says)  # below a head of its own, and all of them
-    says = r"\n".join(line for line in lines if " faults " not in line and not line.startswith("and "))
     if outcome is not None:
         return outcome, f"prepare: {said}"
     if NATIVE.search(said) or AT_FAULT.search(said):
         return "wrong", f"prepare: not a good line: {said}"
-    if re.search(says, said) is None:
+    if re.search(in_a_list(case.says), unindented(said), re.MULTILINE) is None:
         return "silent", f"prepare: {said}"
     return "right", ""
 
@@ -201,8 +213,8 @@ def every() -> Iterator[tuple[str, Case]]:
 
 
 def short() -> list[tuple[str, Case]]:
-    """Every thirteenth of them, for the tests."""
-    return list(islice(every(), 0, None, 13))
+    """Every seventeenth of them, for the tests."""
+    return list(islice(every(), 0, None, 17))
 
 
 def main(words: list[str]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 FIRST = 3  # faults that a message shows
-LONGEST = 300  # characters of one of them
+LONGEST = 400  # characters of one of them
 UNSEEN = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of characters, breaks of lines and paragraphs
 TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # of the direction of writing
 
@@ -35,9 +35,15 @@ def is_text(value: str) -> bool:
     return True
 
 
+def line_of(fault: object) -> str:
+    """A fault as one line of bounded length; what is cut out of the middle is seldom what matters."""
+    text, half = printable(fault), LONGEST // 2
+    return text if len(text) <= LONGEST else f"{text[:half]}…{text[-half:]}"
+
+
 def told(faults: Sequence[str], most: int | None = FIRST) -> str:
     """The first faults, each on a line of its own, and how many more there are; None for all."""
-    lines = [line if len(line) <= LONGEST else f"{line[:LONGEST]}…" for line in map(printable, faults[:most])]
+    lines = [line_of(fault) for fault in faults[:most]]
     more = [f"and {len(faults) - len(lines)} more; prepare.py lists all"] if len(faults) > len(lines) else []
     return "".join(f"\n  {line}" for line in lines + more)
 

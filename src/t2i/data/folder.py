@@ -54,9 +54,8 @@ def read_jsonl(path: Path) -> Iterator[Line]:
 
 
 def cells(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Number and cells of the lines of a CSV, whose first line says which of comma, semicolon and tab parts them."""
-    first = text.partition("\n")[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
+    """Number and cells of the lines of a CSV; the first comma, semicolon or tab says which of them parts cells."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=next((c for c in text if c in ",;\t"), ","))
     try:
         for row in reader:
             if row:

@@ -172,8 +172,8 @@ class Files(dict[str, int]):
     def find(self, name: str) -> str | None:
         """The same, also where links or hidden folders lead to it."""
         known = self.known(name)
-        if known is None and (self.root / name).is_file():
-            self[name], known = (self.root / name).stat().st_size, name
+        if known is None and os.path.isfile(path := self.root / name):
+            self[name], known = path.stat().st_size, name
         return known
 
     def missing(self, name: str) -> str:
@@ -193,7 +193,7 @@ def found_files(root: Path, deep: bool = False) -> Files:
     top = os.path.realpath(root)
     read, waiting, links = {top}, [""], list[str]()
     while waiting or links:
-        folder = waiting.pop() if waiting else links.pop()
+        folder = waiting.pop() if waiting else links.pop(0)
         real = os.path.realpath(root / folder)
         if folder and (real in read or f"{top}/".startswith(f"{real.rstrip('/')}/")):
             files.notes.append(f"{root / folder} is a link to {real}, which is above it or read already: not followed")
@@ -201,22 +201,24 @@ def found_files(root: Path, deep: bool = False) -> Files:
         read.add(real)
         try:
             with os.scandir(root / folder) as found:
-                entries = sorted(found, key=lambda entry: entry.name, reverse=True)
+                entries = sorted(found, key=lambda entry: entry.name)
         except OSError as error:
             raise ValueError(f"{root / folder} cannot be read: {error.strerror}") from error
+        below: list[str] = []
         for entry in entries:
             path = f"{folder}/{entry.name}" if folder else entry.name
             try:
                 if entry.is_file():
                     files[path] = entry.stat().st_size
                 elif deep and entry.is_dir() and not entry.name.startswith("."):
-                    (links if entry.is_symlink() else waiting).append(path)
+                    (links if entry.is_symlink() else below).append(path)
                 elif entry.is_symlink() and not os.path.exists(entry.path):
                     files.gone[path] = f"{entry.path} is a link to {os.readlink(entry.path)}, which is not there"
                 elif not entry.is_dir():
                     files.gone[path] = f"{entry.path} is no file"  # but a pipe, say
             except OSError as error:
                 files.gone[path] = f"{entry.path} cannot be looked at: {error.strerror}"
+        waiting += reversed(below)
     return files
 
 
