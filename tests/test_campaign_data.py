@@ -1,4 +1,4 @@
-"""A seventeenth of the campaign's data sets (tests/campaign/data.py): read as they should be, or refused by one line."""
+"""Some of the campaign's data sets (tests/campaign/data.py): read as they should be, or refused by one line."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 FILES = sorted(p.relative_to(SOURCE).as_posix() for p in SOURCE.glob("t2i/**/*.py"))
-SHARED = {"t2i.types", "t2i.scenes", "t2i.clip_folder", "t2i.bilstm_folder"}
+SHARED = {"t2i.types", "t2i.scenes", "t2i.clip_folder", "t2i.bilstm_folder", "t2i.shown"}
 # Room -> what of t2i it may import beside itself; "checkpoint" is the format, which a tokenizer's loader reads;
 # guides read others' files by it and by "interop.tensors".
 ROOMS: dict[str, set[str]] = {

@@ -16,7 +16,7 @@ import torch
 
 from t2i import checkpoint
 from t2i.data import codes, packed, states
-from t2i.data.faults import printable, told
+from t2i.data.faults import brief, told
 from t2i.data.module import DataModule
 from t2i.data.pictures import Pictures
 from t2i.data.seeds import number
@@ -39,7 +39,7 @@ def dataset(config: dict[str, Any], split: str) -> Any:
             skipped = packed.attach(made, Path(config["paths"]["cache"]) / "packed", progress, cores())
         left_out(made, skipped)
     for note in made.notes if isinstance(made, Pictures) and split == "train" else []:  # the same of each split
-        print(f"data: {printable(note)}")
+        print(f"data: {brief(note)}")
     return made
 
 
@@ -64,8 +64,8 @@ def need_captions(config: dict[str, Any], made: dict[str, Any]) -> None:
         elif bare.any():
             first, name = one.rows[int(bare.argmax())]["key"], config["model"]["_target_"].rpartition(".")[2]
             more = "" if bare.all() else f"; {bare.sum()} of {len(bare)} have none, data.on_error=skip leaves them out"
-            raise ValueError(f"{printable(first)} (data, {split}) has no caption; model=vqgan trains on pictures alone,"
-                             f" {name} needs captions{more}" + (f"; {printable(one.bare)}" if one.bare else ""))
+            raise ValueError(f"{brief(first)} (data, {split}) has no caption; model=vqgan trains on pictures alone,"
+                             f" {name} needs captions{more}" + (f"; {brief(one.bare)}" if one.bare else ""))
 
 
 def disjoint(made: dict[str, Any]) -> None:

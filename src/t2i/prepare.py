@@ -24,7 +24,7 @@ from torch import Tensor
 
 from t2i import checkpoint, pictures
 from t2i.data import packed
-from t2i.data.faults import Faulty, line_of
+from t2i.data.faults import Faulty, brief
 from t2i.data.lines import Row
 from t2i.data.pictures import Pictures
 from t2i.datasets import SPLITS, cores, node_of
@@ -163,7 +163,7 @@ def finding(name: str, value: Any, depth: int = 1) -> list[str]:
     if isinstance(value, dict):
         return [f"{indent}{name}", *(line for k, v in value.items() for line in finding(k, v, depth + 1))]
     if isinstance(value, list) and value and not isinstance(value[0], int | float):
-        lines = [line_of(", ".join(item) if isinstance(item, list) else item) for item in value]
+        lines = [brief(", ".join(item) if isinstance(item, list) else item) for item in value]
         if len(lines) > 5 and name not in WHOLE:
             lines = [*lines[:5], f"and {len(lines) - 5} more"]
         return [f"{indent}{name}: {len(value)}", *(f"{indent}  {line}" for line in lines)]

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from t2i.data.faults import Faulty, is_text, shown
+from t2i.data.faults import Faulty, is_text, quoted
 from t2i.data.lines import Found, Row, read_text
 from t2i.data.pictures import Pictures, Split, found_files
 from t2i.data.plain_pickle import read_plain
@@ -46,7 +46,7 @@ def read_annotations(path: Path, faults: list[str]) -> tuple[list[tuple[int, str
             if isinstance(item, tuple) and isinstance(item[0], int | str) and isinstance(item[1], str):
                 good.append(item)
             else:
-                faults.append(f"{path.name}: {name}[{number}] is {shown(item)}; wanted are {wanted}")
+                faults.append(f"{path.name}: {name}[{number}] is {quoted(item)}; wanted are {wanted}")
         if not isinstance(items, list) or (items and not good):
             raise Faulty(f"{path} holds no captions of COCO: wanted are images (id, file_name) and annotations"
                          " (image_id, caption)", faults)
@@ -71,11 +71,11 @@ def read_layout(root: Path, split: Split, year: int) -> Found:
         names.setdefault(identity, known or name)
     for identity, caption in annotations:
         if identity not in names:
-            faults.append(f"{path.name}: a caption of picture id {identity}, which is not listed: {shown(caption)}")
+            faults.append(f"{path.name}: a caption of picture id {identity}, which is not listed: {quoted(caption)}")
         elif not caption.strip():
             faults.append(f"{path.name}: an empty caption of {names[identity]}")
         elif not is_text(caption):
-            faults.append(f"{path.name}: a caption of {names[identity]} holds half a character: {shown(caption)}")
+            faults.append(f"{path.name}: a caption of {names[identity]} holds half a character: {quoted(caption)}")
         else:
             captions.setdefault(identity, []).append(" ".join(caption.split()))
     rows = [{"key": f"{folder}/{name}", "captions": captions.get(identity, []), "bytes": files[name]}
@@ -97,7 +97,7 @@ def read_attngan_layout(root: Path, split: Split) -> Found:
     faults, seen = [], set()
     for key in keys:
         if not isinstance(key, str):
-            faults.append(f"{path.parent.name}/{path.name} lists {shown(key)}, which is no name")
+            faults.append(f"{path.parent.name}/{path.name} lists {quoted(key)}, which is no name")
             continue
         folder = next((name for name, files in folders.items() if f"{key}.jpg" in files), None)
         text = root / "text" / f"{key}.txt"

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from jaxtyping import UInt8
 from torch import Tensor
 
-from t2i.data.faults import printable, shown
+from t2i.data.faults import brief, quoted
 from t2i.data.lines import Row, read_text
 from t2i.data.pictures import Files, Pictures, found_files
 from t2i.data.plain_pickle import read_plain
@@ -67,7 +67,7 @@ class CUB(Pictures):
         super().__init__(split, base, rows, faults, image_size, load_size, crop, flip, views, seed, on_error, pack)
 
     def name(self, row: Row) -> str:
-        return printable(self.pictures / f"{row['key']}.jpg")
+        return brief(self.pictures / f"{row['key']}.jpg")
 
     def source(self, row: Row) -> bytes:
         try:
@@ -101,7 +101,7 @@ def table(path: Path, columns: int, faults: list[str]) -> Iterator[list[str]]:
         if len(line.split()) == columns:
             yield line.split()
         elif line.strip():
-            faults.append(f"{path}, line {number}: {shown(line.strip())} has not {columns} columns")
+            faults.append(f"{path}, line {number}: {quoted(line.strip())} has not {columns} columns")
 
 
 def read_images(home: Path, faults: list[str]) -> dict[str, str]:
@@ -120,7 +120,7 @@ def read_boxes(home: Path, faults: list[str]) -> dict[str, list[float]]:
         if all(map(math.isfinite, sides)):
             boxes[images.get(number, "")] = sides
         else:
-            faults.append(f"{path}: the box of picture {number} is {shown(' '.join(box))}; four numbers are wanted"
+            faults.append(f"{path}: the box of picture {number} is {quoted(' '.join(box))}; four numbers are wanted"
                           " (data.box=false does without)")
     return boxes
 
@@ -161,7 +161,7 @@ def read_keys(path: Path, faults: list[str]) -> list[str]:
     if not isinstance(keys, list | tuple) or not any(isinstance(key, str) for key in keys):
         raise ValueError(f"{path} holds a {type(keys).__name__} that is not a list of keys like"
                          " 002.Laysan_Albatross/Laysan_Albatross_0002_1027")
-    faults += [f"{path} lists {shown(key)}, which is no key" for key in keys if not isinstance(key, str)]
+    faults += [f"{path} lists {quoted(key)}, which is no key" for key in keys if not isinstance(key, str)]
     return [key for key in keys if isinstance(key, str)]
 
 

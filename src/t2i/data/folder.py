@@ -15,19 +15,16 @@ nothing is for validation, every twentieth picture is, by a hash of its name, an
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
-from t2i.data.faults import is_text, shown
+from t2i.data.faults import is_text, quoted
 from t2i.data.lines import Found, Row, read_text
+from t2i.data.listing import cells, listed, side_stated
 from t2i.data.pictures import SIDES, Files, Pictures, Split, found_files, is_picture, sided
 
-REQUIRED = ("file_name", "text")
 LISTS = ("metadata.jsonl", "metadata.csv")
 CAPTIONS = ("captions.csv", "captions.txt")
 TEXTS = ("text", "texts", "captions")  # folders beside `images`
@@ -35,110 +32,6 @@ LIKE_TEXT = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".caption", ".xml", ".pa
 LIKE_SPLIT = re.compile(r"(train|valid|val|test|dev|eval|hold-?out|held-?out)(ing|ation|uation|sets?|data|images|s)?")
 FORMS = ("metadata.jsonl or metadata.csv (file_name, text, split), NAME.txt beside NAME.jpg or in text/ or captions/"
          " beside images/, captions.csv or captions.txt (name, comma or tab, caption)")
-Line = tuple[int, Any]  # number, and what is said there or, as a string, what is wrong with it
-
-
-def read_jsonl(path: Path) -> Iterator[Line]:
-    for number, line in enumerate(read_text(path).split("\n"), 1):  # not splitlines(): a caption may hold U+2028
-        if not line.strip():
-            continue
-        if not is_text(line):
-            yield number, "not UTF-8"
-            continue
-        try:
-            item = json.loads(line)
-        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
-            yield number, f"not JSON ({str(error).partition(';')[0]})"
-        else:
-            yield number, f"{' and '.join(REQUIRED)} missing" if isinstance(item, str) else item
-
-
-def cells(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Number and cells of the lines of a CSV; the first comma, semicolon or tab says which of them parts cells."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=next((c for c in text if c in ",;\t"), ","))
-    try:
-        for row in reader:
-            if row:
-                yield reader.line_num, row
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
-
-
-def read_csv(path: Path) -> Iterator[Line]:
-    lines = cells(read_text(path), path)
-    columns = [name.strip() for name in next(lines, (0, []))[1]]
-    if missing := [name for name in REQUIRED if name not in columns]:
-        raise ValueError(f"{path}, line 1: no column {' and '.join(missing)} in {shown(', '.join(columns))};"
-                         " wanted are file_name, text, split")
-    for number, row in lines:
-        item = dict(zip(columns, row, strict=False))
-        if len(row) != len(columns):
-            yield number, (f"not as many cells as the first line has ({', '.join(columns)}); captions with commas stand"
-                           " in quotes")
-        elif not all(map(is_text, row)):
-            yield number, "not UTF-8"
-        else:
-            yield number, {key: value for key, value in item.items() if key != "split" or value}
-
-
-def looked_at(item: Any) -> tuple[str, list[str], str]:
-    """Of a line's values the picture's name, the captions that can be used, and what is wrong, if anything."""
-    missing = [key for key in REQUIRED if not isinstance(item, dict) or key not in item]
-    if missing:
-        return "", [], f"{' and '.join(missing)} missing; wanted are file_name, text, split"
-    name, text, split = item["file_name"], item["text"], item.get("split", "train")
-    if not isinstance(name, str) or not name:
-        return "", [], f"file_name is {shown(name)}; the name of a picture is wanted"
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name.replace("\\", "/")).parts:
-        return "", [], f"file_name is {shown(name)}; a name inside the folder is wanted"
-    if not isinstance(split, str) or split.lower() not in SIDES:
-        return "", [], f"split is {shown(split)}; train or val is wanted (test is left alone)"
-    captions = [text] if isinstance(text, str) else text
-    if not isinstance(captions, list) or not captions:
-        return name, [], f"text is {shown(text)}; a caption or a list of captions is wanted, none of them empty"
-    good = [caption for caption in captions if isinstance(caption, str) and caption.strip() and is_text(caption)]
-    if len(good) == len(captions):
-        return name, good, ""
-    if halves := [caption for caption in captions if isinstance(caption, str) and not is_text(caption)]:
-        return name, good, f"text is {shown(halves[0])}, which holds half a character"
-    return name, good, f"text is {shown(text)}; a caption or a list of captions is wanted, none of them empty"
-
-
-def listed(root: Path, path: Path, within: str, files: Files) -> Found:
-    """The rows of a metadata file; `within` is the folder that names are relative to, seen from the root."""
-    rows: dict[str, Row] = {}
-    lines: dict[str, int] = {}
-    faults, named = [], set()
-    for number, item in (read_jsonl if path.suffix == ".jsonl" else read_csv)(path):
-        where = f"{path.relative_to(root)}, line {number}"
-        name, captions, fault = ("", [], item) if isinstance(item, str) else looked_at(item)
-        if fault:
-            faults.append(f"{where}: {fault}")
-        if not name:
-            continue
-        wanted = PurePosixPath(within, name).as_posix()
-        key = files.find(wanted)
-        named.add(key)
-        if key is None:
-            faults.append(f"{where}: {files.missing(wanted)}")
-        elif not captions:
-            pass
-        elif key not in rows:
-            rows[key] = {"key": key, "captions": captions, "bytes": files[key], "split": item.get("split")}
-            lines[key] = number
-        elif (one := side_stated(rows[key])) != (other := side_stated(item)):
-            faults.append(f"{where}: {key} is for {other} here, for {one} in line {lines[key]}")
-        else:
-            rows[key]["captions"] += captions
-    start = "" if within == "." else f"{within}/"
-    if unnamed := [p for p in files if p.startswith(start) and is_picture(p) and p not in named]:
-        files.notes.append(f"{path} does not list {len(unnamed)} of the pictures, which are left alone: {unnamed[0]} is"
-                           " the first")
-    return list(rows.values()), faults
-
-
-def side_stated(item: Row) -> str:
-    return SIDES[(item.get("split") or "train").lower()]
 
 
 def text_beside(path: str, files: Files) -> str | None:
@@ -157,7 +50,7 @@ def read_captions(root: Path, path: Path, files: Files) -> tuple[dict[str, list[
     if path.suffix == ".csv":
         rows = list(cells(whole, path))
         if rows and len(columns := rows[0][1]) > 2 and not is_picture(columns[0].strip()):
-            raise ValueError(f"{path}, line 1: the columns are {shown(', '.join(columns))}; wanted are a name and a"
+            raise ValueError(f"{path}, line 1: the columns are {quoted(', '.join(columns))}; wanted are a name and a"
                              " caption (more belong into a metadata.csv: file_name, text, split)")
     else:  # quotes are at home in captions, so that each line is taken by itself
         part = "\t" if "\t" in whole.partition("\n")[0] else ","
@@ -175,7 +68,7 @@ def read_captions(root: Path, path: Path, files: Files) -> tuple[dict[str, list[
         if key is not None and text and is_text(text):
             captions.setdefault(key, []).append(text[1:-1] if re.fullmatch(r'"[^"]*"', text) else text)
         elif key is not None or at or is_picture(name):  # the first line may say what the columns are
-            why = f"no picture {shown(name)}" if key is None else "not UTF-8" if text else f"no caption of {key}"
+            why = f"no picture {quoted(name)}" if key is None else "not UTF-8" if text else f"no caption of {key}"
             faults.append(f"{path.relative_to(root)}, line {number}: {why}")
     if not captions:
         files.notes.append(f"{path} is not read: none of its lines is a picture's name, a comma or tab, and a caption")

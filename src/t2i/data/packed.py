@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from t2i.data import cache
-from t2i.data.faults import printable, told
+from t2i.data.faults import brief, told
 from t2i.data.lines import Lines
 from t2i.data.pictures import Pictures, Store
 from t2i.data.seeds import number
@@ -162,7 +162,7 @@ def build(dataset: Pictures, folder: Path, progress: Progress | None = None, wor
                     progress(len(entries), total)
         kept = [row for row, entry in zip(dataset.rows, entries, strict=True) if "shape" in entry]
         if not kept:
-            raise ValueError(f"none of the {total} pictures of {printable(dataset.root)} can be read:"
+            raise ValueError(f"none of the {total} pictures of {brief(dataset.root)} can be read:"
                              f"{told([entry['reason'] for entry in entries])}")
         Lines.of(kept).save(part / "rows.jsonl")
         np.save(part / "shapes.npy", np.asarray([e["shape"] for e in entries if "shape" in e], np.int32))

@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from t2i.data.decode import fit, read_pixels
-from t2i.data.faults import FIRST, Faulty, printable
+from t2i.data.faults import FIRST, Faulty, brief
 from t2i.data.lines import Lines, Row
 from t2i.data.seeds import number
 from t2i.types import Example
@@ -109,7 +109,7 @@ class Pictures:
 
     def name(self, row: Row) -> str:
         """What to call a row's picture in a message."""
-        return printable(self.root / row["key"])
+        return brief(self.root / row["key"])
 
     def pixels(self, row: Row) -> UInt8[Tensor, "3 h w"]:
         """All of a row's picture, in its own size."""

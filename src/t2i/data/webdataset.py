@@ -16,7 +16,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from t2i.data.faults import Faulty, is_text, printable, shown
+from t2i.data.faults import Faulty, brief, is_text, quoted
 from t2i.data.lines import Lines, Row
 from t2i.data.pictures import ENDINGS, SIDES, Pictures, found_files, is_picture, sided
 
@@ -67,7 +67,7 @@ class WebDataset(Pictures):
         return super().settings() | {"shards": self.shards}
 
     def name(self, row: Row) -> str:
-        return printable(f"{self.root / row['tar']}, sample {row['key'].removeprefix(shard_key(row['tar']))}")
+        return brief(f"{self.root / row['tar']}, sample {row['key'].removeprefix(shard_key(row['tar']))}")
 
     def source(self, row: Row) -> bytes:
         try:
@@ -210,6 +210,6 @@ def captions_of(file: IO[bytes], parts: dict[str, Place]) -> list[str]:
         text: Any = item.get("text") if item.get("text") is not None else item.get("caption", [])
         text = [text] if isinstance(text, str) else [] if text is None else text
         if not isinstance(text, list) or not all(isinstance(caption, str) and is_text(caption) for caption in text):
-            raise ValueError(f".json: its caption is {shown(text)}; a string or a list of strings is wanted")
+            raise ValueError(f".json: its caption is {quoted(text)}; a string or a list of strings is wanted")
         lines = lines if any(map(str.strip, lines)) else text
     return [line.strip() for line in lines if line.strip()]
