@@ -96,6 +96,8 @@ def test_without_a_shard_for_validation_a_hash_decides(tmp_path: Path, name: str
     (("a.json", "[1]"), r"0\.tar: a\.json is a list; an object"),
     (("a.json", '{"text": [1]}'), r"0\.tar: a\.json: its caption is \[1\]; a string or a list"),
     (("a.txt", b"\xff\xfe"), r"0\.tar: a\.txt is not UTF-8"),
+    (("a.json", "[" * 20_000), r"0\.tar: a\.json is not JSON"),
+    (("a.json", '{"text": "\\ud83d"}'), r"0\.tar: a\.json: its caption is \['\\ud83d'\]; a string"),
 ])  # fmt: skip
 def test_faults_name_shard_and_member(tmp_path: Path, member: tuple[str, bytes | str], message: str) -> None:
     shard(tmp_path / "train/0.tar", ("a.png", picture()), member, ("whole.png", picture()))
@@ -165,3 +167,27 @@ def test_a_broken_picture_or_shard_is_named_on_reading(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(ValueError, match=r"train\.tar, sample b cannot be read: No such file"):
         data[1, 0]
+
+
+def test_shards_behind_links_are_read_once_and_dead_links_told(tmp_path: Path) -> None:
+    shard(tmp_path / "far/sub/dev-0.tar", ("a.png", picture()))
+    root = tmp_path / "root"
+    shard(root / "train-0.tar", ("a.png", picture()))
+    for link, to in (("more", "../far"), ("again", "."), ("train-1.tar", "gone")):
+        (root / link).symlink_to(to)
+    with pytest.raises(ValueError, match=r"1 faults .*\n.*train-1\.tar is a link to gone, which is not there"):
+        WebDataset("train", str(root), 8)
+    train, val = (WebDataset(split, str(root), 8, on_error="skip") for split in ("train", "val"))
+    assert keys(train) == ["train-0/a"] and keys(val) == ["more/sub/dev-0/a"]
+    assert len(train.notes) == 1 and "again is a link to" in train.notes[0]
+
+
+def test_what_leaves_nothing_is_told(tmp_path: Path) -> None:
+    shard(tmp_path / "0.tar", *((f"a{i}.v2.png", picture()) for i in range(5)))
+    for on_error in ("raise", "skip"):
+        with pytest.raises(ValueError, match=r"no pictures for split='train'; 5 faults in the listing:\n.*sample a0 has"
+                                             r" no picture, only \.v2\.png \(a sample's name ends at its first dot.*\n.*"
+                                             r"\n.*\n  and 2 more"):
+            WebDataset("train", str(tmp_path), 8, on_error=on_error)
+    shard(tmp_path / "0.tar", *((f"{side}/{i}.png", picture()) for side in "ab" for i in range(9)))
+    assert len(WebDataset("val", str(tmp_path), 8)) == 1 and len(WebDataset("train", str(tmp_path), 8)) == 17
