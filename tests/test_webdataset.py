@@ -125,6 +125,9 @@ def test_a_shard_cut_anywhere_is_named_and_its_whole_samples_stay(tmp_path: Path
     path.write_bytes(whole[: ends[2] - 512] + b"\xff" * 512 + whole[ends[2] :])
     with pytest.raises(ValueError, match=r"train\.tar: its header after a\.txt, at byte 2048, is damaged"):
         WebDataset("train", str(tmp_path), 8)
+    path.write_bytes(whole[:300])
+    with pytest.raises(ValueError, match=r"train\.tar: truncated header after nothing, where the shard has 300 bytes"):
+        WebDataset("train", str(tmp_path), 8)
     for data in (b"", b"<html>" * 200):
         path.write_bytes(data)
         with pytest.raises(ValueError, match=r"train\.tar: it is no tar file"):
@@ -186,8 +189,8 @@ def test_what_leaves_nothing_is_told(tmp_path: Path) -> None:
     shard(tmp_path / "0.tar", *((f"a{i}.v2.png", picture()) for i in range(5)))
     for on_error in ("raise", "skip"):
         with pytest.raises(ValueError, match=r"no pictures for split='train'; 5 faults in the listing:\n.*sample a0 has"
-                                             r" no picture, only \.v2\.png \(a sample's name ends at its first dot.*\n.*"
-                                             r"\n.*\n  and 2 more"):
+                                             r" no picture, only \.v2\.png \(a sample's name ends at its first dot.*"
+                                             r"\n.*\n.*\n  and 2 more"):
             WebDataset("train", str(tmp_path), 8, on_error=on_error)
     shard(tmp_path / "0.tar", *((f"{side}/{i}.png", picture()) for side in "ab" for i in range(9)))
     assert len(WebDataset("val", str(tmp_path), 8)) == 1 and len(WebDataset("train", str(tmp_path), 8)) == 17

@@ -30,9 +30,9 @@ Place = tuple[int, int]  # offset and size in bytes
 class WebDataset(Pictures):
     """Captioned pictures in tar shards: `dataset[index, epoch] -> Example`, key `SHARD/SAMPLE`.
 
-    A shard's side is told by a folder (train/, val/ or validation/) or by such a word in its name; one that says
-    nothing is for training, and one for test is left alone. Where no shard is for validation every twentieth sample
-    is, by a hash of its key.
+    A shard's side is told by a folder (train/, val/, valid/, validation/, dev/) or by such a word in its name; one that
+    says nothing is for training, and one for test is left alone. Where no shard is for validation every twentieth
+    sample is, by a hash of its key, and one of a few.
 
     Args:
         root: a folder with *.tar in it or below, or one such file.
@@ -185,7 +185,10 @@ def members(file: IO[bytes], path: Path, faults: list[str]) -> dict[str, dict[st
                     f"it is cut off after {last}, at byte {total}"
     except (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError, MemoryError) as error:
         # numbers in damaged headers, long names without end
-        wrong = f"{error} after {last} ({total} bytes)" if found else f"it is no tar file ({error})"
+        if found or read_at(file, (257, 5)) == b"ustar":  # the mark of a header
+            wrong = f"{error} after {last}, where the shard has {total} bytes"
+        else:
+            wrong = f"it is no tar file ({error})"
     if wrong:
         found.pop(key, None)
         faults.append(f"{path}: {wrong}; what comes before it is whole" if found else f"{path}: {wrong}")
