@@ -52,7 +52,10 @@ def test_a_year_can_be_asked_for(tmp_path) -> None:
     [({"images": [{"id": 9, "file_name": "gone.jpg"}]}, r"names train2017/gone.jpg, which is not there", 3),
      ({"images": [{"id": 10, "file_name": "000000000001.jpg"}]}, r"picture id 10 is there twice", 3),
      ({"annotations": [{"image_id": 77, "caption": "lost"}]}, r"picture id 77, which is not listed: 'lost'", 3),
-     ({"annotations": [{"image_id": 10, "caption": " \n"}]}, r"an empty caption of 000000000000.jpg", 3)],
+     ({"annotations": [{"image_id": 10, "caption": " \n"}]}, r"an empty caption of 000000000000.jpg", 3),
+     ({"annotations": [{"image_id": 10, "caption": "\ud83d"}]}, r"000000000000.jpg holds half a character", 3),
+     ({"annotations": [{"image_id": [1], "caption": "x"}]}, r"annotations\[15\] is \(\[1\], 'x'\); wanted", 3),
+     ({"images": [{"id": 9, "file_name": [1]}]}, r"images\[3\] is \(9, \[1\]\); wanted are id, file_name", 3)],
 )  # fmt: skip
 def test_faults_are_named_or_left_out(tmp_path, changes, message: str, left: int) -> None:
     root = write(tmp_path, **changes)
@@ -70,7 +73,8 @@ def test_a_picture_without_captions_is_a_fault(tmp_path) -> None:
     assert len(COCO("train", str(root), image_size=8, on_error="skip")) == 3
 
 
-@pytest.mark.parametrize("text", ["{oops", "[]", '{"images": 3}', '{"images": [{"x": 1}], "annotations": []}'])
+@pytest.mark.parametrize("text", ["{oops", "[" * 20_000, '{"images": ' + "9" * 5000 + "}", "[]",
+                                  '{"images": 3}', '{"images": [{"x": 1}], "annotations": []}'])
 def test_other_json_is_refused(tmp_path, text: str) -> None:
     root = write(tmp_path)
     (root / "annotations/captions_train2017.json").write_text(text)

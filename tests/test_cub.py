@@ -152,7 +152,8 @@ def test_strange_keys_are_faults(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name, text, message", [
     ("images.txt", "1 a/b.jpg\n2\n", r"images\.txt, line 2: '2' has not 2 columns"),
     ("images.txt", "1 Auk/b.jpg\n", r"Auk/b in images\.txt: the name of a class starts with its number"),
-    ("bounding_boxes.txt", "1 0 0 x 3\n", r"bounding_boxes\.txt: the box of picture 1 is 0 0 x 3"),
+    ("bounding_boxes.txt", "1 0 0 x 3\n", r"bounding_boxes\.txt: the box of picture 1 is '0 0 x 3'"),
+    ("bounding_boxes.txt", "1 0 nan 3 3\n", r"bounding_boxes\.txt: the box of picture 1 is '0 nan 3 3'; four numbers"),
 ])  # fmt: skip
 def test_damaged_lists_are_named(tmp_path: Path, name: str, text: str, message: str) -> None:
     write_text(original(tmp_path) / "CUB_200_2011" / name, text)

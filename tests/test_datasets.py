@@ -112,6 +112,32 @@ def test_pictures_alone_are_for_tokenizers(tmp_path) -> None:
         datasets.data_module(config(root), prior(False))
 
 
+def test_which_captions_are_read_and_which_texts_lie_there_unread(tmp_path) -> None:
+    root = write(tmp_path / "pictures", captions=False)
+    (root / "000.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"Prior needs captions; captions are read from metadata\.jsonl or .*; unread"
+                                         r" lie there 000\.json$"):
+        datasets.data_module(config(root), prior(False))
+
+
+def test_pictures_without_captions_are_left_out_by_name_or_number(tmp_path, capsys) -> None:
+    root = write(tmp_path / "pictures", captions=False)
+    for i in range(12):
+        if i != 5:
+            (root / f"{i}.txt").write_text(f"picture {i}")
+    with pytest.raises(ValueError, match=r"^5\.png \(data, train\) has no caption; .*; 1 of \d+ have none, data\."
+                                         "on_error=skip leaves them out"):
+        datasets.data_module(config(root), prior(False))
+    module = datasets.data_module(config(root, on_error="skip"), prior(False))
+    made = {split: datasets.dataset(config(root, on_error="skip"), split) for split in datasets.SPLITS}
+    assert len(module.train_set) + len(module.val_set) == 11 and len(made["train"]) + len(made["val"]) == 12
+    assert "data.on_error=skip: 1 without captions left out of train" in capsys.readouterr().out
+    pixels = {made["train"].key(i): made["train"].store.pixels(i).clone() for i in range(len(made["train"]))}
+    datasets.need_captions(config(root), made)
+    kept = {made["train"].key(i): made["train"].store.pixels(i) for i in range(len(made["train"]))}
+    assert set(pixels) - set(kept) == {"5.png"} and all(torch.equal(image, pixels[key]) for key, image in kept.items())
+
+
 def test_a_picture_in_both_splits_is_refused(tmp_path) -> None:
     root = write(tmp_path / "pictures")
     made = {split: datasets.dataset(config(root), split) for split in datasets.SPLITS}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 
 from t2i.data import decode
 from t2i.data.decode import fit, read_pixels
+from t2i.data.native import heard
 
 
 def decode_image(path: Path, side: int) -> np.ndarray:
@@ -166,3 +169,37 @@ def test_fit_leaves_what_fits_as_it_is() -> None:
     image = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
     assert torch.equal(fit(image, 8, True), image)
     assert fit(torch.zeros(3, 8, 13, dtype=torch.uint8), 8, False).shape == (3, 8, 13)
+
+
+def test_words_of_libjpeg_are_told_with_the_name_of_the_picture(capfd) -> None:
+    """Side by side in threads, each picture its own; the terminal sees none of libjpeg's, and all of anybody else's."""
+    whole, damaged = jpeg(photo()), bytearray(jpeg(photo()))
+    damaged[-300:-290] = b"\xff\x00" * 5
+    told: list[str] = []
+
+    def read(number: int) -> None:
+        read_pixels(bytes(damaged) if number % 8 == 3 else whole, f"{number}.jpg", told)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read, range(64)))
+    assert sorted(line.split(" is damaged and may look wrong: ")[0] for line in told) == sorted(
+        f"{number}.jpg" for number in range(3, 64, 8))
+    assert all("Corrupt JPEG data: " in line for line in told)
+    with pytest.warns(UserWarning, match=r"beach\.jpg is damaged and may look wrong: Corrupt JPEG data"):
+        read_pixels(bytes(damaged), "beach.jpg")
+    assert capfd.readouterr().err == ""
+    first = [os.write]  # another's words, that the work does not say again
+
+    def work() -> int:
+        return first.pop()(2, b"ours\n") if first else 0
+
+    assert heard(work) == (5, "") and capfd.readouterr().err == "ours\n"
+    with pytest.raises(KeyError):
+        heard(lambda: {}["x"])
+    os.write(2, b"as before\n")
+    assert capfd.readouterr().err == "as before\n"
+
+
+def test_postscript_is_not_run() -> None:
+    with pytest.raises(ValueError, match=r"x\.jpg cannot be read as a picture: PostScript is a program"):
+        read_pixels(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n", "x.jpg")

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from t2i.data.folder import Folder
+from t2i.data.pictures import found_files, sided
 
 
 def write(root: Path, *lines: dict | str, pictures: bool = True) -> str:
@@ -100,10 +101,10 @@ def test_missing_folders_lists_and_pictures(root) -> None:
         Folder("train", str(root))
     where = write(root, item("gone"), item("here"), item("here"), pictures=False)
     Image.new("RGB", (12, 12)).save(root / "here.png")
-    with pytest.raises(ValueError, match=r"(?s)2 faults .*gone.png is not there.*line 3: here.png is listed twice"):
+    with pytest.raises(ValueError, match=r"1 faults .*\n  metadata.jsonl, line 1: .*gone.png is not there"):
         Folder("train", where)
     kept = Folder("train", where, on_error="skip")
-    assert len(kept) == 1 and len(kept.faults) == 2
+    assert len(kept) == 1 and len(kept.faults) == 1 and kept.captions(0) == ("a thing", "a thing")
     (root / "here.png").unlink()
     with pytest.raises(ValueError, match=r"here.png cannot be read: No such file"):
         kept[0, 0]
@@ -159,6 +160,127 @@ def test_folders_named_like_splits(root, val: str) -> None:
     assert [train.key(i) for i in range(len(train))] == ["train/sub/1.png"] and train.captions(0) == ("only this",)
     assert [held.key(i) for i in range(len(held))] == [f"{val}/sub/0.png", f"{val}/sub/1.png"]
     assert train[0, 0].image.shape == (3, 64, 64)
+
+
+def keys(split: str, root: Path, **options: object) -> list[str]:
+    return [row["key"] for row in Folder(split, str(root), **options).rows]
+
+
+def pictures(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+
+
+@pytest.mark.parametrize("count, start", [(2, "aa"), (18, "ae"), (30, "af")])
+def test_a_few_pictures_have_one_for_validation(root, count: int, start: str) -> None:
+    """Names of which none falls to validation by its own hash: it is the first by hash, whatever the order."""
+    names = [f"{start}{i}.png" for i in range(count)]
+    pictures(root, *names)
+    val = keys("val", root)
+    assert len(val) == 1 and keys("train", root) == sorted(set(names) - set(val))
+    assert [name for name, side in zip(names[::-1], sided(names[::-1]), strict=True) if side == "val"] == val
+    assert sided(["one"]) == ["train"] and sided([]) == []
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "Validation", "dev"])
+@pytest.mark.parametrize("within", ["", "data/"])
+def test_known_names_of_folders_are_splits_and_test_is_left_alone(root, val: str, within: str) -> None:
+    pictures(root, *(f"{within}{side}/{i}.png" for side in ("train", val, "testing") for i in range(3)), "aside/0.png")
+    assert keys("train", root) == [f"{within}train/{i}.png" for i in range(3)]
+    assert keys("val", root) == [f"{within}{val}/{i}.png" for i in range(3)]
+    beside, left = Folder("train", str(root)).notes
+    assert "1 pictures lie beside the folders" in beside and "aside/0.png is the first" in beside
+    assert left == f"{within}testing/ is left alone: 3 pictures"
+
+
+def test_test_alone_takes_no_training_pictures_away_and_likely_splits_are_told(root) -> None:
+    pictures(root, *(f"{side}/{i}.png" for side in ("cats", "test", "val_images") for i in range(30)))
+    both = keys("train", root) + keys("val", root)
+    assert len(both) == 60 and not any(key.startswith("test/") for key in both)
+    assert any(note.startswith("val_images/ looks like a split and is none") for note in Folder("val", str(root)).notes)
+
+
+def test_a_list_that_says_no_split_leaves_it_to_the_folders(root) -> None:
+    lines = [{"file_name": f"{side}/{i}.png", "text": "x"} for side in ("train", "valid", "test") for i in range(3)]
+    pictures(root, *(line["file_name"] for line in lines))
+    write(root, *lines, pictures=False)
+    assert [len(keys(split, root)) for split in ("train", "val")] == [3, 3]
+
+
+def test_several_lines_of_a_picture_are_its_captions(root) -> None:
+    where = write(root, item("a", "one"), item("b"), item("a", ["two", "three"]), item("a", "one"))
+    found = {row["key"]: row["captions"] for split in ("train", "val") for row in Folder(split, where).rows}
+    assert found == {"a.png": ["one", "two", "three", "one"], "b.png": ["a thing"]}
+    where = write(root, item("a", split="train"), item("b", split="val"), item("a", split="val"))
+    with pytest.raises(ValueError, match=r"line 3: a\.png is for val here, for train in line 1"):
+        Folder("train", where)
+
+
+def test_names_in_another_unicode_form_or_with_backslashes_are_found(root) -> None:
+    pictures(root, "e\u0301/\u00fc.png", "a/b.png", "c.png", "v.png")
+    names = ("\u00e9/u\u0308.png", "a\\b.png", "./c.png")
+    write(root, *({"file_name": name, "text": name, "split": "train"} for name in names), item("v", split="val"),
+          pictures=False)
+    assert keys("train", root) == ["e\u0301/\u00fc.png", "a/b.png", "c.png"]
+
+
+def test_every_fault_is_told_three_are_shown_and_skipping_leaves_only_them_out(root) -> None:
+    bad = ['{"file_name": "c.png", "text": ""}', "{oops", '{"file_name": "c.png", "text": ["good", " "]}',
+           '{"file_name": "c.png", "text": ' + "[" * 20_000 + "]" * 20_000 + "}", item("gone")]
+    where = write(root, item("a"), item("c"), item("v", split="val"), pictures=True)
+    write(root, item("a"), *bad, item("v", split="val"), pictures=False)
+    with pytest.raises(ValueError, match=r"5 faults .*\n.*line 2: text is ''; .*\n.*line 3: not JSON .*\n.*line 4: text"
+                                         r" is \['good', ' '\].*\n  and 2 more; prepare\.py lists all$"):
+        Folder("train", where)
+    kept = Folder("train", where, on_error="skip")
+    assert [row["captions"] for row in kept.rows] == [["a thing"], ["good"]] and len(kept.faults) == 5
+    write(root, *(item(f"gone{i}") for i in range(9)), pictures=False)
+    for on_error in ("raise", "skip"):
+        with pytest.raises(ValueError, match=r"no pictures for split='train'; 9 faults in the listing:\n  metadata"
+                                             r".jsonl, line 1: .*gone0\.png is not there\n.*\n.*\n  and 6 more"):
+            Folder("train", where, on_error=on_error)
+
+
+def test_links_are_followed_once(root, tmp_path) -> None:
+    pictures(root, "a.png", "sub/b.png")
+    pictures(tmp_path / "far", "deep/er/c.png")
+    for link, to in (("loop", "."), ("sub/up", ".."), ("twice", "sub"), ("far", "../far"), ("above", "../..")):
+        (root / link).symlink_to(to)
+    files = found_files(root, deep=True)
+    assert list(files) == ["a.png", "sub/b.png", "far/deep/er/c.png"]
+    assert sorted(note.split(" is a link")[0].removeprefix(f"{root}/") for note in files.notes) == [
+        "above", "loop", "sub/up", "twice"]
+    (root / "gone.png").symlink_to("nowhere")
+    with pytest.raises(ValueError, match=r"gone\.png is a link to nowhere, which is not there"):
+        Folder("train", str(root))
+    assert len(keys("train", root, on_error="skip")) == 2
+
+
+@pytest.mark.parametrize("name, text", [
+    ("captions.csv", 'image,caption\nI/a.png,"one, two"\nI/b.png,x\nI/a.png,three'),
+    ("captions.txt", "a.png,one, two\r\nb.png,x\r\na.png,three\r\n"),
+    ("captions.txt", 'image\tcaption\na.png\tone, two\nb.png\tx\na.png\t"three"'),
+])  # fmt: skip
+def test_lists_of_captions(root, name: str, text: str) -> None:
+    pictures(root, "I/a.png", "I/b.png")
+    (root / name).write_bytes(text.encode())
+    found = {row["key"]: row["captions"] for split in ("train", "val") for row in Folder(split, str(root)).rows}
+    assert found == {"I/a.png": ["one, two", "three"], "I/b.png": ["x"]}
+    (root / name).write_bytes(text.encode() + b"\ngone.png" + (b"\tx" if b"\t" in text.encode() else b",x"))
+    with pytest.raises(ValueError, match=rf"{name}, line \d: no picture 'gone\.png'"):
+        Folder("train", str(root))
+
+
+def test_texts_lie_beside_or_in_a_folder_of_their_own(root) -> None:
+    pictures(root, "images/x/a.png", "images/b.png", "images/c.png")
+    texts = {"text/x/a.txt": "a", "captions/b.TXT": "b", "images/c.TXT": "c", "text/c.txt": "not this"}
+    for name, text in texts.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    rows = [row for split in ("train", "val") for row in Folder(split, str(root)).rows]
+    assert {row["key"]: row["captions"] for row in rows} == {"images/x/a.png": ["a"], "images/b.png": ["b"],
+                                                             "images/c.png": ["c"]}
 
 
 def test_crops_and_flips_are_functions_of_seed_epoch_and_index(root) -> None:

@@ -72,3 +72,15 @@ def test_everything_that_is_wrong_is_named(root, capsys) -> None:
 def test_what_is_drawn_is_not_looked_over(root) -> None:
     with pytest.raises(ValueError, match="data=Shapes is drawn, not read"):
         run(compose(["data=shapes"], "prepare"))
+
+
+def test_all_faults_are_listed_whatever_is_left(root, capsys) -> None:
+    lines = [json.dumps({"file_name": f"{i}.png", "text": ""}) for i in range(6)]
+    (root / "train/metadata.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"no pictures for split='train'; 6 faults(.*\n  train/\S+jsonl, line \d){6}"):
+        looked(root)
+    (root / "train/metadata.jsonl").write_text("\n".join([*lines, '{"file_name": "0.png", "text": "a"}']))
+    code, found = looked(root)
+    printed = capsys.readouterr().out
+    assert code == 1 and len(found["train"]["faults"]) == 6
+    assert all(f"    train/metadata.jsonl, line {i}: text is ''" in printed for i in range(1, 7))

@@ -54,7 +54,7 @@ def test_samples_captions_and_pixels(tmp_path: Path) -> None:
 def test_lines_come_before_json_unless_they_say_nothing(tmp_path: Path) -> None:
     shard(tmp_path / "x.tar", ("a.png", picture()), ("a.txt", "line"), ("a.json", '{"text": "object"}'),
           ("c.png", picture()), ("c.txt", " \n"), ("c.json", '{"text": " object "}'))  # fmt: skip
-    assert {WebDataset("train", str(tmp_path), 8).captions(i) for i in range(2)} == {("line",), ("object",)}
+    assert {WebDataset(split, str(tmp_path), 8).captions(0) for split in ("train", "val")} == {("line",), ("object",)}
 
 
 @pytest.mark.parametrize("name, side", [
@@ -83,7 +83,8 @@ def test_without_a_shard_for_validation_a_hash_decides(tmp_path: Path, name: str
     for root in (tmp_path, path):  # one file is a root, too
         sides = {split: keys(WebDataset(split, str(root), 8)) for split in ("train", "val")}
         assert sides["train"] + sides["val"] and 2 <= len(sides["val"]) <= 25
-        assert all(sided(key) == split for split in sides for key in sides[split])
+        every = [f"{path.stem}/{i}" for i in range(200)]
+        assert [key for key, side in zip(every, sided(every), strict=True) if side == "val"] == sides["val"]
         assert sorted(sides["train"] + sides["val"]) == sorted(f"{path.stem}/{i}" for i in range(200))
 
 
@@ -95,6 +96,8 @@ def test_without_a_shard_for_validation_a_hash_decides(tmp_path: Path, name: str
     (("a.json", "[1]"), r"0\.tar: a\.json is a list; an object"),
     (("a.json", '{"text": [1]}'), r"0\.tar: a\.json: its caption is \[1\]; a string or a list"),
     (("a.txt", b"\xff\xfe"), r"0\.tar: a\.txt is not UTF-8"),
+    (("a.json", "[" * 20_000), r"0\.tar: a\.json is not JSON"),
+    (("a.json", '{"text": "\\ud83d"}'), r"0\.tar: a\.json: its caption is \['\\ud83d'\]; a string"),
 ])  # fmt: skip
 def test_faults_name_shard_and_member(tmp_path: Path, member: tuple[str, bytes | str], message: str) -> None:
     shard(tmp_path / "train/0.tar", ("a.png", picture()), member, ("whole.png", picture()))
@@ -115,12 +118,15 @@ def test_a_shard_cut_anywhere_is_named_and_its_whole_samples_stay(tmp_path: Path
     # In the last member, in its padding, in its header, in b.png, and at the ends of members
     for cut in (ends[3] + 0, ends[3] + 1, ends[3] - 100, ends[3] - 512, ends[2] + 5, ends[4]):
         path.write_bytes(whole[:cut])
-        with pytest.raises(ValueError, match=r"train\.tar: .*cut off|train\.tar: .*unexpected end"):
+        with pytest.raises(ValueError, match=rf"train\.tar: .*(cut off|unexpected end).*\b{cut}\b"):
             WebDataset("train", str(tmp_path), 8)
         data = WebDataset("train", str(tmp_path), 8, on_error="skip")
         assert keys(data) == ["train/a"] and data.captions(0) == ("x",)
     path.write_bytes(whole[: ends[2] - 512] + b"\xff" * 512 + whole[ends[2] :])
-    with pytest.raises(ValueError, match=r"train\.tar: its header after a\.txt is damaged"):
+    with pytest.raises(ValueError, match=r"train\.tar: its header after a\.txt, at byte 2048, is damaged"):
+        WebDataset("train", str(tmp_path), 8)
+    path.write_bytes(whole[:300])
+    with pytest.raises(ValueError, match=r"train\.tar: truncated header after nothing, where the shard has 300 bytes"):
         WebDataset("train", str(tmp_path), 8)
     for data in (b"", b"<html>" * 200):
         path.write_bytes(data)
@@ -154,6 +160,7 @@ def test_roots_without_shards_are_named(tmp_path: Path) -> None:
 
 def test_a_broken_picture_or_shard_is_named_on_reading(tmp_path: Path) -> None:
     path = shard(tmp_path / "train.tar", ("a.png", picture()[:30]), ("b.png", picture()))
+    shard(tmp_path / "val.tar", ("a.png", picture()))
     data = WebDataset("train", str(tmp_path), 8)
     with pytest.raises(ValueError, match=r"train\.tar, sample a cannot be read as a picture"):
         data[0, 0]
@@ -163,3 +170,27 @@ def test_a_broken_picture_or_shard_is_named_on_reading(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(ValueError, match=r"train\.tar, sample b cannot be read: No such file"):
         data[1, 0]
+
+
+def test_shards_behind_links_are_read_once_and_dead_links_told(tmp_path: Path) -> None:
+    shard(tmp_path / "far/sub/dev-0.tar", ("a.png", picture()))
+    root = tmp_path / "root"
+    shard(root / "train-0.tar", ("a.png", picture()))
+    for link, to in (("more", "../far"), ("again", "."), ("train-1.tar", "gone")):
+        (root / link).symlink_to(to)
+    with pytest.raises(ValueError, match=r"1 faults .*\n.*train-1\.tar is a link to gone, which is not there"):
+        WebDataset("train", str(root), 8)
+    train, val = (WebDataset(split, str(root), 8, on_error="skip") for split in ("train", "val"))
+    assert keys(train) == ["train-0/a"] and keys(val) == ["more/sub/dev-0/a"]
+    assert len(train.notes) == 1 and "again is a link to" in train.notes[0]
+
+
+def test_what_leaves_nothing_is_told(tmp_path: Path) -> None:
+    shard(tmp_path / "0.tar", *((f"a{i}.v2.png", picture()) for i in range(5)))
+    for on_error in ("raise", "skip"):
+        with pytest.raises(ValueError, match=r"no pictures for split='train'; 5 faults in the listing:\n.*sample a0 has"
+                                             r" no picture, only \.v2\.png \(a sample's name ends at its first dot.*"
+                                             r"\n.*\n.*\n  and 2 more"):
+            WebDataset("train", str(tmp_path), 8, on_error=on_error)
+    shard(tmp_path / "0.tar", *((f"{side}/{i}.png", picture()) for side in "ab" for i in range(9)))
+    assert len(WebDataset("val", str(tmp_path), 8)) == 1 and len(WebDataset("train", str(tmp_path), 8)) == 17

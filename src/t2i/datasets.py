@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from t2i import checkpoint, from_file
 from t2i.data import codes, packed, states
+from t2i.data.faults import brief, told
 from t2i.data.module import DataModule
 from t2i.data.pictures import Pictures
 from t2i.data.seeds import number
@@ -42,25 +44,34 @@ def dataset(config: dict[str, Any], split: str) -> Any:
         with counter(f"packing {split}", len(made)) as progress:
             skipped = packed.attach(made, Path(config["paths"]["cache"]) / "packed", progress, cores())
         left_out(made, skipped)
+    for note in made.notes if isinstance(made, Pictures) and split == "train" else []:  # the same of each split
+        print(f"data: {brief(note)}")
     return made
 
 
 def left_out(made: Pictures, skipped: list[dict[str, str]]) -> None:
-    """Says what data.on_error=skip left out."""
-    lines = made.faults + [entry["reason"] for entry in skipped]
-    if lines:
-        more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
-        print(f"data.on_error=skip: {len(lines)} left out of {made.split}:", *lines[:10], *more, sep="\n  ")
+    """Says what data.on_error=skip left out, and what is damaged and was taken."""
+    if lines := made.faults + [entry["reason"] for entry in skipped]:
+        print(f"data.on_error=skip: {len(lines)} left out of {made.split}:{told(lines, 10)}")
+    if made.damaged:
+        print(f"data: {len(made.damaged)} pictures of {made.split} are damaged:{told(made.damaged)}")
 
 
 def need_captions(config: dict[str, Any], made: dict[str, Any]) -> None:
-    """ValueError where a model that reads captions would get pictures without any."""
+    """ValueError where a model that reads captions would get pictures without any; with data.on_error=skip those are
+    left out, as long as there are others."""
     for split, one in made.items():
-        if isinstance(one, Pictures):
-            bare = next((row["key"] for row in one.rows if not row["captions"]), None)
-            if bare is not None:
-                raise ValueError(f"{bare} (data, {split}) has no caption; model=vqgan trains on pictures alone,"
-                                 f" {config['model']['_target_'].rpartition('.')[2]} needs captions")
+        if not isinstance(one, Pictures):
+            continue
+        bare = np.fromiter((not row["captions"] for row in one.rows), bool, len(one))
+        if one.on_error == "skip" and one.store is not None and 0 < bare.sum() < len(bare):
+            one.use(packed.Chosen(one.store, ~bare))
+            print(f"data.on_error=skip: {bare.sum()} without captions left out of {split}")
+        elif bare.any():
+            first, name = one.rows[int(bare.argmax())]["key"], config["model"]["_target_"].rpartition(".")[2]
+            more = "" if bare.all() else f"; {bare.sum()} of {len(bare)} have none, data.on_error=skip leaves them out"
+            raise ValueError(f"{brief(first)} (data, {split}) has no caption; model=vqgan trains on pictures alone,"
+                             f" {name} needs captions{more}" + (f"; {brief(one.bare)}" if one.bare else ""))
 
 
 def disjoint(made: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ memory first (torch's meta device) and held against the file's tensors by name a
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
+from torch.overrides import TorchFunctionMode
 
 from t2i import register
 from t2i.check import check_node
@@ -23,9 +25,11 @@ from t2i.shown import shown
 LARGEST = 2**32  # whole numbers in a config; sizes are held against tensors, this keeps 2**n in bounds
 MOST_ITEMS = 1000  # of a list of arguments
 DEEPEST = 64  # containers in containers
-MOST_VALUES = 1_000_000  # in a section, each counted as often as it is reached
+MOST_VALUES = 100_000  # in a section, each counted as often as it is reached
 MOST_TEXT = 256 * 2**20  # characters of a section: vocabularies are in it
 SHOWN = 8  # faults that a message lists
+DRAWS = {torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.exponential_, torch.Tensor.bernoulli_,
+         torch.nn.functional.normalize}
 ROLES = {"parts": "quantizer"}  # keys that are named otherwise than what stands under them
 PLAIN = (str, int, float, bool, type(None))
 M = TypeVar("M", bound=nn.Module)
@@ -132,6 +136,19 @@ def admit(node: Any, where: str, source: Any, role: str, given: Collection[str] 
         raise ValueError(f"{source}: {'; '.join(faults[:SHOWN])}{more}")
 
 
+class _Outline(TorchFunctionMode):
+    """Inside, tensors are made on the meta device and no numbers are drawn for them: torch's stand-ins for that on the
+    meta device take seconds to import."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init" or func in DRAWS:
+            return args[0] if args else given["tensor"]
+        if func is torch.mv:  # of spectral norms, as the last of DRAWS
+            return args[0].new_empty(args[0].shape[0])
+        return func(*args, **given)
+
+
 class _TooMany(Exception):
     """A net has more parts than the file has tensors for."""
 
@@ -140,7 +157,7 @@ class _TooMany(Exception):
 def _counted(tensors: int) -> Iterator[None]:
     """Inside, nets of more parameters, buffers or modules than so many tensors can fill are not made."""
     counts = {"tensors": 0, "modules": 0}
-    most = {"tensors": 20 * tensors + 1000, "modules": 50 * tensors + 2000}
+    most = {"tensors": 10 * tensors + 200, "modules": 50 * tensors + 2000}
 
     def count(what: str) -> Callable[..., None]:
         def hook(module: nn.Module, name: str, value: Any) -> None:
@@ -208,7 +225,8 @@ def bounded(make: Callable[[], M], weights: Mapping[str, Tensor], source: Any, w
             raise ValueError(f"{source}: {what} cannot be built ({type(error).__name__}:"
                              f" {shown(error)})") from error
 
-    with torch.device("meta"), _counted(len(weights)):
+    # Sizes of 0 and the like are refused below, not warned of.
+    with torch.device("meta"), _Outline(), _counted(len(weights)), warnings.catch_warnings(action="ignore"):
         outline = tried()
     refuse(misfits(outline, weights), source, outline)
     numbers = sum(value.numel() for value in weights.values())

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from t2i import checkpoint, pictures
 from t2i.data import packed
+from t2i.data.faults import Faulty, brief
 from t2i.data.lines import Row
 from t2i.data.pictures import Pictures
 from t2i.datasets import SPLITS, cores, node_of
@@ -31,6 +32,7 @@ from t2i.progress import clock, counter
 
 CHUNK = 64
 LONG = 60  # words of a caption that a text encoder will cut
+WHOLE = ("faults", "unreadable", "damaged", "notes")  # findings that are listed whole
 
 
 @dataclass
@@ -131,8 +133,11 @@ def summary(seen: Looked) -> dict[str, Any]:
     sides = sorted(min(size) for size in sizes.values())
     most = max(sizes.values(), key=lambda s: s[0] * s[1], default=None)
     rate = len(data) / max(1e-9, seen.seconds)
+    captions = captions_of(data)
     return {
-        "pictures": len(data), "captions": captions_of(data), "faults": data.faults, "unreadable": seen.unreadable,
+        "pictures": len(data), "captions": captions, "faults": data.faults,
+        "notes": data.notes + ([data.bare] if not captions["captions"] else []),
+        "unreadable": seen.unreadable, "damaged": data.damaged,
         "short side (least, median, most)": [sides[0], sides[len(sides) // 2], sides[-1]] if sides else None,
         "largest": list(most) if most else None,
         f"smaller than {data.image_size}": sorted(k for k, size in sizes.items() if min(size) < data.image_size),
@@ -152,15 +157,16 @@ def across(train: Looked, val: Looked) -> dict[str, Any]:
     return {"same name": sorted(names), **pairs}
 
 
-def told(name: str, value: Any, depth: int = 1) -> list[str]:
-    """A finding as lines for people: long lists by their number and first items."""
+def finding(name: str, value: Any, depth: int = 1) -> list[str]:
+    """A finding as lines for people: long lists by their number and first items, but what is to be mended whole."""
     indent = "  " * depth
     if isinstance(value, dict):
-        return [f"{indent}{name}", *(line for k, v in value.items() for line in told(k, v, depth + 1))]
+        return [f"{indent}{name}", *(line for k, v in value.items() for line in finding(k, v, depth + 1))]
     if isinstance(value, list) and value and not isinstance(value[0], int | float):
-        shown = [", ".join(item) if isinstance(item, list) else str(item) for item in value[:5]]
-        more = [f"and {len(value) - 5} more"] if len(value) > 5 else []
-        return [f"{indent}{name}: {len(value)}", *(f"{indent}  {line}" for line in shown + more)]
+        lines = [brief(", ".join(item) if isinstance(item, list) else item) for item in value]
+        if len(lines) > 5 and name not in WHOLE:
+            lines = [*lines[:5], f"and {len(lines) - 5} more"]
+        return [f"{indent}{name}: {len(value)}", *(f"{indent}  {line}" for line in lines)]
     if isinstance(value, list) and value:
         return [f"{indent}{name}: {', '.join(map(str, value))}"]
     return [f"{indent}{name}: {'none' if value in ([], None) else value}"]
@@ -177,19 +183,24 @@ def run(config: dict[str, Any]) -> int:
     if "on_error" not in node:
         name = node["_target_"].rpartition(".")[2]
         raise ValueError(f"data={name} is drawn, not read: there is nothing to look over")
-    seen = {s: look(checkpoint.build(node, split=s, on_error="skip", pack=True), config["sheet"]) for s in SPLITS}
+    try:
+        made = {split: checkpoint.build(node, split=split, on_error="skip", pack=True) for split in SPLITS}
+    except Faulty as error:
+        raise ValueError(error.whole()) from error
+    seen = {split: look(data, config["sheet"]) for split, data in made.items()}
     result: dict[str, Any] = {split: summary(one) for split, one in seen.items()}
     result["in both splits"] = across(seen["train"], seen["val"])
     label = type(seen["train"].data).__name__.lower()
     print(f"{label}: {seen['train'].data.root}")
     for name, value in result.items():
-        print("\n".join(told(name, value)))
+        print("\n".join(finding(name, value)))
     for split, one in seen.items():
         if one.sheet:
             images = torch.stack([image for image, _ in one.sheet]).permute(0, 2, 3, 1).numpy()
             path = pictures.save(pictures.grid(images, [text for _, text in one.sheet]), out / f"{label}-{split}.png")
             print(f"Contact sheet: {path}")
-    checkpoint.write_text(out / f"{label}.json", json.dumps(result, indent=1, ensure_ascii=False))
+    text = json.dumps(result, indent=1, ensure_ascii=False)  # halves of characters in names become JSON's escapes
+    checkpoint.write_text(out / f"{label}.json", text.encode("utf-8", "backslashreplace").decode())
     print(f"All of it: {out / f'{label}.json'}")
     if config["pack"]:
         for split in SPLITS:

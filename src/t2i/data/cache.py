@@ -95,7 +95,7 @@ def make(folder: Path, wanted: Header, fill: Callable[[Path], Header], what: str
                 beside.write_text(json.dumps(wanted), encoding="utf-8")
                 beside.rename(plan)
             header = {**wanted, **fill(part)}
-            (part / "header.json").write_text(json.dumps(header, indent=1, ensure_ascii=False), encoding="utf-8")
+            (part / "header.json").write_text(json.dumps(header, indent=1), encoding="utf-8")
             plan.unlink()
             synced(part)
             os.replace(part, folder)

@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from t2i.data.lines import Row
+from t2i.data.faults import Faulty, is_text, quoted
+from t2i.data.lines import Found, Row, read_text
 from t2i.data.pictures import Pictures, Split, found_files
 from t2i.data.plain_pickle import read_plain
 from t2i.register import register
@@ -29,41 +30,53 @@ def slim(pairs: list[tuple[str, Any]]) -> Any:
     return item
 
 
-def read_annotations(path: Path) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
-    """(id, file name) of every picture and (picture's id, caption) of every caption."""
+def read_annotations(path: Path, faults: list[str]) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+    """(id, file name) of every picture and (picture's id, caption) of every caption; what is neither is a fault."""
     try:
         with path.open(encoding="utf-8") as file:
             held = json.load(file, object_pairs_hook=slim)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    for name in ("images", "annotations"):
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {str(error).partition(';')[0]}") from error
+    found = []
+    for name, wanted in (("images", "id, file_name"), ("annotations", "image_id, caption")):
         items = held.get(name) if isinstance(held, dict) else None
-        if not isinstance(items, list) or not all(isinstance(item, tuple) for item in items):
-            raise ValueError(f"{path} holds no captions of COCO: wanted are images (id, file_name) and annotations"
-                             " (image_id, caption)")
-    return held["images"], held["annotations"]
+        good = []
+        for number, item in enumerate(items if isinstance(items, list) else []):
+            if isinstance(item, tuple) and isinstance(item[0], int | str) and isinstance(item[1], str):
+                good.append(item)
+            else:
+                faults.append(f"{path.name}: {name}[{number}] is {quoted(item)}; wanted are {wanted}")
+        if not isinstance(items, list) or (items and not good):
+            raise Faulty(f"{path} holds no captions of COCO: wanted are images (id, file_name) and annotations"
+                         " (image_id, caption)", faults)
+        found.append(good)
+    return found[0], found[1]
 
 
-def read_layout(root: Path, split: Split, year: int) -> tuple[list[Row], list[str]]:
+def read_layout(root: Path, split: Split, year: int) -> Found:
     path = root / f"annotations/captions_{split}{year}.json"
-    images, annotations = read_annotations(path)
+    faults: list[str] = []
+    images, annotations = read_annotations(path, faults)
     folder = f"{split}{year}"
     files = found_files(root / folder)
     captions: dict[int, list[str]] = {}
     names: dict[int, str] = {}
-    faults = []
     for identity, name in images:
+        known = files.known(name)
         if identity in names:
             faults.append(f"{path.name}: the picture id {identity} is there twice ({names[identity]}, {name})")
-        elif name not in files:
+        elif known is None:
             faults.append(f"{path.name} names {folder}/{name}, which is not there")
-        names.setdefault(identity, name)
+        names.setdefault(identity, known or name)
     for identity, caption in annotations:
         if identity not in names:
-            faults.append(f"{path.name}: a caption of picture id {identity}, which is not listed:"
-                          f" {str(caption)[:60]!r}")
-        elif not isinstance(caption, str) or not caption.strip():
+            faults.append(f"{path.name}: a caption of picture id {identity}, which is not listed: {quoted(caption)}")
+        elif not caption.strip():
             faults.append(f"{path.name}: an empty caption of {names[identity]}")
+        elif not is_text(caption):
+            faults.append(f"{path.name}: a caption of {names[identity]} holds half a character: {quoted(caption)}")
         else:
             captions.setdefault(identity, []).append(" ".join(caption.split()))
     rows = [{"key": f"{folder}/{name}", "captions": captions.get(identity, []), "bytes": files[name]}
@@ -74,24 +87,29 @@ def read_layout(root: Path, split: Split, year: int) -> tuple[list[Row], list[st
     return [row for row in rows if row["captions"]], faults
 
 
-def read_attngan_layout(root: Path, split: Split) -> tuple[list[Row], list[str]]:
+def read_attngan_layout(root: Path, split: Split) -> Found:
     path = root / ("train" if split == "train" else "test") / "filenames.pickle"
     keys = read_plain(path)
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+    if not isinstance(keys, list | tuple) or not any(isinstance(key, str) for key in keys):
         raise ValueError(f"{path} holds no list of names")
     folders = {name: found_files(root / "images" / name) for name in ("train2014", "val2014")
                if (root / "images" / name).is_dir()}
     rows: list[Row] = []
     faults, seen = [], set()
     for key in keys:
+        if not isinstance(key, str):
+            faults.append(f"{path.parent.name}/{path.name} lists {quoted(key)}, which is no name")
+            continue
         folder = next((name for name, files in folders.items() if f"{key}.jpg" in files), None)
         text = root / "text" / f"{key}.txt"
         if key in seen:
             faults.append(f"{path.parent.name}/{path.name} lists {key} twice")
         elif folder is None:
             faults.append(f"{path.parent.name}/{path.name} names {key}, of which images/ has no picture")
-        elif not text.is_file() or not (captions := [c for c in text.read_text("utf-8").split("\n") if c.strip()]):
+        elif not text.is_file() or not (captions := [c for c in read_text(text).split("\n") if c.strip()]):
             faults.append(f"{text} is missing or empty")
+        elif not all(map(is_text, captions)):
+            faults.append(f"{text} is not UTF-8")
         else:
             rows.append({"key": f"images/{folder}/{key}.jpg", "captions": captions,
                          "bytes": folders[folder][f"{key}.jpg"]})

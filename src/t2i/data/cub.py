@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,8 +19,9 @@ from typing import Any, Literal
 from jaxtyping import UInt8
 from torch import Tensor
 
-from t2i.data.lines import Row
-from t2i.data.pictures import Pictures, found_files
+from t2i.data.faults import brief, quoted
+from t2i.data.lines import Row, read_text
+from t2i.data.pictures import Files, Pictures, found_files
 from t2i.data.plain_pickle import read_plain
 from t2i.register import register
 
@@ -61,17 +63,17 @@ class CUB(Pictures):
                              f" {base}, {home} or {base / 'birds'}")
         faults: list[str] = []
         keys = keys_of(split, splits, home, places, faults)
-        boxes = read_boxes(home) if box else None
+        boxes = read_boxes(home, faults) if box else None
         rows = list(listed(keys, home / "images", texts, boxes, faults))
         self.pictures, self.box, self.splits = home / "images", box, splits
         super().__init__(split, base, rows, faults, image_size, load_size, crop, flip, views, seed, on_error, pack)
 
     def name(self, row: Row) -> str:
-        return str(self.pictures / f"{row['key']}.jpg")
+        return brief(self.pictures / f"{row['key']}.jpg")
 
     def source(self, row: Row) -> bytes:
         try:
-            return Path(self.name(row)).read_bytes()
+            return (self.pictures / f"{row['key']}.jpg").read_bytes()
         except OSError as error:
             raise ValueError(f"{self.name(row)} cannot be read: {error.strerror}") from error
 
@@ -95,33 +97,33 @@ def boxed(image: UInt8[Tensor, "3 h w"], box: Sequence[float], name: str) -> UIn
     return cut
 
 
-def table(path: Path, columns: int) -> Iterator[list[str]]:
-    """The lines of one of CUB's lists; ValueError names the file and the line that has not so many columns."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            if len(line.split()) != columns:
-                raise ValueError(f"{path}, line {number}: {line[:60]!r} has not {columns} columns")
+def table(path: Path, columns: int, faults: list[str]) -> Iterator[list[str]]:
+    """The lines of one of CUB's lists; one that has not so many columns is a fault."""
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if len(line.split()) == columns:
             yield line.split()
+        elif line.strip():
+            faults.append(f"{path}, line {number}: {quoted(line.strip())} has not {columns} columns")
 
 
-def read_images(home: Path) -> dict[str, str]:
+def read_images(home: Path, faults: list[str]) -> dict[str, str]:
     """Every picture's key by its number in CUB's lists."""
-    return {number: name.removesuffix(".jpg") for number, name in table(home / "images.txt", 2)}
+    return {number: name.removesuffix(".jpg") for number, name in table(home / "images.txt", 2, faults)}
 
 
-def read_boxes(home: Path) -> dict[str, list[float]]:
+def read_boxes(home: Path, faults: list[str]) -> dict[str, list[float]]:
     """The box of every key: x, y, width, height in pixels."""
-    path, images, boxes = home / "bounding_boxes.txt", read_images(home), {}
-    for number, *box in table(path, 5):
+    path, images, boxes = home / "bounding_boxes.txt", read_images(home, []), {}
+    for number, *box in table(path, 5, faults):
         try:
-            boxes[images.get(number, "")] = [float(side) for side in box]
-        except ValueError as error:
-            raise ValueError(f"{path}: the box of picture {number} is {' '.join(box)}; four numbers are wanted"
-                             " (data.box=false does without)") from error
+            sides = [float(side) for side in box]
+        except ValueError:
+            sides = [math.nan]
+        if all(map(math.isfinite, sides)):
+            boxes[images.get(number, "")] = sides
+        else:
+            faults.append(f"{path}: the box of picture {number} is {quoted(' '.join(box))}; four numbers are wanted"
+                          " (data.box=false does without)")
     return boxes
 
 
@@ -132,8 +134,8 @@ def class_of(key: str) -> str:
 def keys_of(split: str, splits: str, home: Path, places: Iterable[Path], faults: list[str]) -> list[str]:
     """The keys of one side, in the order of the list that names them."""
     if splits == "official":
-        path, images = home / "train_test_split.txt", read_images(home)
-        side = {number: {"1": "train", "0": "val"}.get(told) for number, told in table(path, 2)}
+        path, images = home / "train_test_split.txt", read_images(home, faults)
+        side = {number: {"1": "train", "0": "val"}.get(told) for number, told in table(path, 2, faults)}
         faults += [f"{path} does not say on which side {images[n]} is" for n in images if side.get(n) is None]
         return [images[number] for number in images if side.get(number) == split]
     names = [f"{side}/filenames.pickle" for side in ("train", "test")]
@@ -143,36 +145,37 @@ def keys_of(split: str, splits: str, home: Path, places: Iterable[Path], faults:
             raise ValueError(f"{home} has no images.txt, and there are no birds/{{train,test}}/filenames.pickle beside"
                              " it: one of them must say which pictures there are")
         found: dict[str, list[str]] = {"train": [], "val": []}
-        for key in read_images(home).values():
+        for key in read_images(home, faults).values():
             if number := re.match(r"\d+", key):
                 found["train" if int(number[0]) % VAL_CLASSES else "val"].append(key)
             else:
                 faults.append(f"{key} in images.txt: the name of a class starts with its number")
         return found[split]
-    train, val = (read_keys(pickles / name) for name in names)
+    train, val = (read_keys(pickles / name, faults) for name in names)
     both = {class_of(key) for key in train} & {class_of(key) for key in val}
     faults += [f"class {name} is both in {pickles / names[0]} and in {names[1]}; it must be on one side (or"
                " data.splits=official)" for name in sorted(both)]
     return [key for key in (train if split == "train" else val) if class_of(key) not in both]
 
 
-def read_keys(path: Path) -> list[str]:
+def read_keys(path: Path, faults: list[str]) -> list[str]:
     keys = read_plain(path)
-    if not isinstance(keys, list | tuple) or not all(isinstance(key, str) for key in keys):
+    if not isinstance(keys, list | tuple) or not any(isinstance(key, str) for key in keys):
         raise ValueError(f"{path} holds a {type(keys).__name__} that is not a list of keys like"
                          " 002.Laysan_Albatross/Laysan_Albatross_0002_1027")
-    return list(keys)
+    faults += [f"{path} lists {quoted(key)}, which is no key" for key in keys if not isinstance(key, str)]
+    return [key for key in keys if isinstance(key, str)]
 
 
 def listed(keys: Iterable[str], images: Path, texts: Path, boxes: dict[str, list[float]] | None,
            faults: list[str]) -> Iterator[Row]:
     """A row for each key that is whole; a fault for each other."""
     seen: set[str] = set()
-    files: dict[str, dict[str, int]] = {}  # by class
+    files: dict[str, Files] = {}  # by class
     for key in keys:
         folder, _, stem = key.partition("/")
         if folder not in files:
-            files[folder] = found_files(images / folder) if (images / folder).is_dir() else {}
+            files[folder] = found_files(images / folder) if (images / folder).is_dir() else Files(images)
         if not KEY.fullmatch(key) or ".." in key.split("/"):
             faults.append(f"{key!r} is no key; CLASS/NAME is wanted")
         elif key in seen:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,11 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from t2i.data.native import heard
+
 STRIP = 2  # what is longer than twice its width is cut about the centre before it is scaled
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # about Exif and sizes, without the name of the file
 
 _decode_jpeg: Callable[..., Tensor] | None
 try:
@@ -44,15 +49,25 @@ def by_pillow(opened: Image.Image) -> UInt8[Tensor, "3 h w"]:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
-def read_pixels(data: bytes, name: Any) -> UInt8[Tensor, "3 h w"]:
-    """All pixels of a picture file's bytes; ValueError with `name` where it cannot be read whole."""
+def opened_pixels(data: bytes) -> UInt8[Tensor, "3 h w"]:
+    if not data:
+        raise ValueError("the file is empty")
+    with Image.open(io.BytesIO(data)) as opened:
+        if opened.format == "EPS":  # Pillow would hand it to Ghostscript
+            raise ValueError("PostScript is a program, not a picture")
+        if opened.format == "JPEG" and opened.mode in ("RGB", "L") and _decode_jpeg is not None:
+            return _decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        return by_pillow(opened)
+
+
+def read_pixels(data: bytes, name: Any, damaged: list[str] | None = None) -> UInt8[Tensor, "3 h w"]:
+    """All pixels of a picture file's bytes; ValueError with `name` where it cannot be read whole.
+
+    What can be read although something in it is damaged is told in a line with `name`: in `damaged` where that is
+    given, else as a warning.
+    """
     try:
-        if not data:
-            raise ValueError("the file is empty")
-        with Image.open(io.BytesIO(data)) as opened:
-            if opened.format == "JPEG" and opened.mode in ("RGB", "L") and _decode_jpeg is not None:
-                return _decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-            return by_pillow(opened)
+        image, words = heard(lambda: opened_pixels(data))
     except UNREADABLE as error:
         reason = str(error).split("\n")[0]
         if "cannot identify image file" in reason:  # it names an object in memory
@@ -60,6 +75,13 @@ def read_pixels(data: bytes, name: Any) -> UInt8[Tensor, "3 h w"]:
         if "decode_jpeg" in reason:  # its message is a place in a C++ file
             reason = "the JPEG is cut off or damaged"
         raise ValueError(f"{name} cannot be read as a picture: {reason}") from error
+    if words and not words.startswith("Warning"):  # of an unknown number of JFIF's version, say
+        line = f"{name} is damaged and may look wrong: {words}"
+        if damaged is None:
+            warnings.warn(line, stacklevel=2)
+        else:
+            damaged.append(line)
+    return image
 
 
 def fit(image: UInt8[Tensor, "3 h w"], side: int, square: bool) -> UInt8[Tensor, "3 h2 w2"]:

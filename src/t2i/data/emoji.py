@@ -56,7 +56,8 @@ class Emoji(Pictures):
         self.size = fitting_size(self.font, found.sizes)
         with self.font.open("rb") as file:
             self.hash = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        rows = [row for row in listed(found, flags, self.joins) if sided(row["key"]) == split]
+        every = list(listed(found, flags, self.joins))
+        rows = [row for row, side in zip(every, sided([row["key"] for row in every]), strict=True) if side == split]
         super().__init__(split, self.font.parent, rows, [], image_size, load_size, crop, flip, views, seed, on_error,
                          pack)
 

@@ -3,126 +3,183 @@
 The first that is there counts:
 - `metadata.jsonl`: one object a line with `file_name`, `text` (a caption or a list of them) and `split`;
 - `metadata.csv`: columns `file_name`, `text` and, if wanted, `split` (the form of the Hugging Face imagefolder);
-- pictures with a text file of the same stem beside them, one caption a line;
+- pictures with a text file of the same stem beside them, or in a folder `text`, `texts` or `captions` beside their
+  folder `images`, one caption a line;
+- `captions.csv` or `captions.txt`: lines of a picture's name, a comma or tab, and a caption;
 - pictures alone, which are enough for a tokenizer.
-Pictures are then looked for in all folders below. `split` is train or val (validation is taken for val; test is left
-alone; a line without one is training data). Where nothing says a split, the folders `train` and `val` (or
-`validation`) do if they are there, with a metadata file in each or none, else every twentieth picture, by a hash of its
-name, is for validation.
+Pictures are looked for in all folders below. A picture that stands in several lines has their captions. `split` is
+train, val or test (or training; valid, validation, dev; testing); test is left alone, and a line without one is
+training data. Where nothing says a split, folders of these names do, with a metadata file in each or none. Where then
+nothing is for validation, every twentieth picture is, by a hash of its name, and one of a few.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
-from t2i.data.lines import Row
-from t2i.data.pictures import ENDINGS, Pictures, Split, found_files, sided
+from t2i.data.faults import is_text, quoted
+from t2i.data.lines import Found, Row, read_text
+from t2i.data.listing import cells, listed, side_stated
+from t2i.data.pictures import SIDES, Files, Pictures, Split, found_files, is_picture, sided
 from t2i.register import register
 
-REQUIRED = ("file_name", "text")
-SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
-Found = tuple[list[Row], list[str]]  # rows with a key `split` (or None in it), and faults
+LISTS = ("metadata.jsonl", "metadata.csv")
+CAPTIONS = ("captions.csv", "captions.txt")
+TEXTS = ("text", "texts", "captions")  # folders beside `images`
+LIKE_TEXT = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".caption", ".xml", ".parquet")
+LIKE_SPLIT = re.compile(r"(train|valid|val|test|dev|eval|hold-?out|held-?out)(ing|ation|uation|sets?|data|images|s)?")
+FORMS = ("metadata.jsonl or metadata.csv (file_name, text, split), NAME.txt beside NAME.jpg or in text/ or captions/"
+         " beside images/, captions.csv or captions.txt (name, comma or tab, caption)")
 
 
-def read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = error.object[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason})") from error
+def text_beside(path: str, files: Files) -> str | None:
+    """The text file that belongs to a picture."""
+    stem, parts = PurePosixPath(path).with_suffix("").as_posix(), path.split("/")[:-1]
+    stems = [stem]
+    if at := next((i + 1 for i, part in enumerate(parts) if part.lower() == "images"), 0):
+        stems += ["/".join([*parts[: at - 1], name, *stem.split("/")[at:]]) for name in TEXTS]
+    names = (files.known(f"{each}{ending}") for each in stems for ending in (".txt", ".TXT"))
+    return next((name for name in names if name is not None), None)
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(read_text(path).split("\n"), 1):  # not splitlines(): a caption may hold U+2028
-        if not line.strip():
-            continue
-        try:
-            yield number, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+def read_captions(root: Path, path: Path, files: Files) -> tuple[dict[str, list[str]], list[str]]:
+    """The captions of every picture that a captions.csv or .txt names, and its faults."""
+    whole = read_text(path)
+    if path.suffix == ".csv":
+        rows = list(cells(whole, path))
+        if rows and len(columns := rows[0][1]) > 2 and not is_picture(columns[0].strip()):
+            raise ValueError(f"{path}, line 1: the columns are {quoted(', '.join(columns))}; wanted are a name and a"
+                             " caption (more belong into a metadata.csv: file_name, text, split)")
+    else:  # quotes are at home in captions, so that each line is taken by itself
+        part = "\t" if "\t" in whole.partition("\n")[0] else ","
+        texts = (line.rstrip("\r") for line in whole.split("\n"))
+        rows = [(number, [*line.partition(part)[::2]]) for number, line in enumerate(texts, 1) if line.strip()]
+    bases: dict[str, str | None] = {}
+    for name in filter(is_picture, files):  # None where several pictures have the name
+        base = name.rpartition("/")[2]
+        bases[base] = None if base in bases else name
+    captions: dict[str, list[str]] = {}
+    faults = []
+    for at, (number, row) in enumerate(rows):
+        name, text = row[0].strip(), ",".join(row[1:]).strip()
+        key = files.known(PurePosixPath(path.relative_to(root).parent, name).as_posix()) or bases.get(name)
+        if key is not None and text and is_text(text):
+            captions.setdefault(key, []).append(text[1:-1] if re.fullmatch(r'"[^"]*"', text) else text)
+        elif key is not None or at or is_picture(name):  # the first line may say what the columns are
+            why = f"no picture {quoted(name)}" if key is None else "not UTF-8" if text else f"no caption of {key}"
+            faults.append(f"{path.relative_to(root)}, line {number}: {why}")
+    if not captions:
+        files.notes.append(f"{path} is not read: none of its lines is a picture's name, a comma or tab, and a caption")
+        return {}, []
+    return captions, faults
 
 
-def read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    for item in reader:
-        extra = item.pop(None, None)  # type: ignore[call-overload]
-        if extra or None in item.values():
-            raise ValueError(f"{path}, line {reader.line_num}: not as many cells as the first line has"
-                             f" ({', '.join(reader.fieldnames or [])}); captions with commas stand in quotes")
-        yield reader.line_num, {key: value for key, value in item.items() if key != "split" or value}
+def gathered(root: Path, within: str, files: Files, without: Sequence[str] = ()) -> Found:
+    """The pictures of a folder and all folders below but `without`, with the captions of text files."""
+    start, faults = "" if within == "." else f"{within}/", list[str]()
+    rows: list[Row] = []
 
+    def order(path: str) -> tuple[str, str]:
+        folder, _, name = path[len(start) :].rpartition("/")
+        return folder or ".", name
 
-def faulty(item: Any) -> str:
-    """What is wrong with a line's values, or an empty string."""
-    missing = [key for key in REQUIRED if not isinstance(item, dict) or key not in item]
-    if missing:
-        return f"{' and '.join(missing)} missing; wanted are file_name, text, split"
-    name, text = item["file_name"], item["text"]
-    captions = [text] if isinstance(text, str) else text
-    if not isinstance(name, str) or not name:
-        return f"file_name is {name!r}; the name of a picture is wanted"
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        return f"file_name is {name!r}; a name inside the folder is wanted"
-    if not isinstance(captions, list) or not captions or not all(isinstance(c, str) and c.strip() for c in captions):
-        return f"text is {text!r}; a caption or a list of captions is wanted, none of them empty"
-    if item.get("split", "train") not in SPLITS:
-        return f"split is {item['split']!r}; train or val is wanted (test is left alone)"
-    return ""
-
-
-def listed(root: Path, path: Path, within: str) -> Found:
-    """The rows of a metadata file; `within` is the folder that names are relative to, seen from the root."""
-    rows, faults, seen = [], [], set()
-    files = {folder: found_files(root / folder) for folder in folders(root)} if root.is_dir() else {}
-    for number, item in (read_jsonl if path.suffix == ".jsonl" else read_csv)(path):
-        if fault := faulty(item):
-            raise ValueError(f"{path}, line {number}: {fault}")
-        key = PurePosixPath(within, item["file_name"])
-        size = files.get(key.parent.as_posix(), {}).get(key.name)
-        if size is None:
-            faults.append(f"{path.name}, line {number}: {root / key} is not there")
-        elif key in seen:
-            faults.append(f"{path.name}, line {number}: {key} is listed twice")
+    apart = tuple(f"{name}/" for name in without)
+    mine = [path for path in files if path.startswith(start) and is_picture(path) and not path.startswith(apart)]
+    for path in sorted(mine, key=order):
+        text = text_beside(path, files)
+        lines = read_text(root / text).split("\n") if text is not None else []
+        captions = [line.strip() for line in lines if line.strip()]
+        if all(map(is_text, captions)):
+            rows.append({"key": path, "captions": captions, "bytes": files[path], "split": None})
         else:
-            captions = [item["text"]] if isinstance(item["text"], str) else item["text"]
-            rows.append({"key": key.as_posix(), "captions": captions, "bytes": size, "split": item.get("split")})
-        seen.add(key)
+            number = next(i for i, line in enumerate(lines, 1) if not is_text(line))
+            faults.append(f"{root / str(text)}, line {number}: not UTF-8")
+    faults += [why for path, why in files.gone.items() if path.startswith(start) and is_picture(path)]
+    if not any(row["captions"] for row in rows):
+        places = [f"{start}{name}" for name in CAPTIONS] + list(CAPTIONS)
+        for place in dict.fromkeys(name for name in places if name in files):
+            found, wrong = read_captions(root, root / place, files)
+            rows = [{**row, "captions": found.get(row["key"], [])} for row in rows]
+            if found:
+                return rows, faults + wrong
     return rows, faults
 
 
-def folders(root: Path) -> list[str]:
-    """All folders below and the root itself, in order, seen from the root; hidden ones are left out."""
-    found = [p.relative_to(root) for p in root.rglob("*") if p.is_dir()]
-    return sorted([".", *(p.as_posix() for p in found if not any(part.startswith(".") for part in p.parts))])
-
-
-def gathered(root: Path, within: str) -> Found:
-    """The pictures of a folder and all folders below, with the captions of text files of the same stem."""
-    rows: list[Row] = []
-    for folder in folders(root / within):
-        files = found_files(root / within / folder)
-        for name in sorted(files):
-            if not name.lower().endswith(ENDINGS) or name.startswith("."):
-                continue
-            text = PurePosixPath(name).with_suffix(".txt").name
-            lines = read_text(root / within / folder / text).split("\n") if text in files else []
-            captions = [line.strip() for line in lines if line.strip()]
-            rows.append({"key": PurePosixPath(within, folder, name).as_posix(), "captions": captions,
-                         "bytes": files[name], "split": None})
-    return rows, []
-
-
-def read_folder(root: Path, within: str = ".") -> Found:
+def read_folder(root: Path, within: str = ".", files: Files | None = None) -> Found:
     """Rows and faults of a folder by whichever form is there."""
-    for name in ("metadata.jsonl", "metadata.csv"):
-        if (root / within / name).is_file():
-            return listed(root, root / within / name, within)
-    return gathered(root, within)
+    files = found_files(root, deep=True) if files is None else files
+    for name in LISTS:
+        if (place := PurePosixPath(within, name).as_posix()) in files:
+            return listed(root, root / place, within, files)
+    return gathered(root, within, files)
+
+
+def split_folder(path: str) -> str | None:
+    """The outermost folder of a path that has the name of a split."""
+    parts = path.split("/")[:-1]
+    return next(("/".join(parts[: i + 1]) for i, part in enumerate(parts) if part.lower() in SIDES), None)
+
+
+def side_of(folder: str) -> str:
+    return SIDES[folder.rpartition("/")[2].lower()]
+
+
+def read_splits(root: Path, files: Files) -> Found:
+    """All rows of a root, each with a key `split`."""
+    folders = sorted({folder for path in files if (folder := split_folder(path)) is not None})
+    told = {side_of(folder) for folder in folders}
+    faults: list[str] = []
+    if any(name in files for name in LISTS):
+        rows, faults = read_folder(root, ".", files)
+        stated = any(row["split"] for row in rows)
+    else:
+        both = {"train", "val"} <= told
+        own = {name for name in folders if any(f"{name}/{form}" in files for form in LISTS)}
+        apart = [name for name in folders if both or name in own or side_of(name) == "val"]
+        left = [name for name in folders if side_of(name) == "test"]
+        rows, stated = [], False
+        for name in apart:
+            if name not in left:
+                found, wrong = read_folder(root, name, files)
+                stated = stated or (not both and any(row["split"] for row in found))
+                rows, faults = rows + found, faults + wrong
+        if not both:
+            rest, wrong = gathered(root, ".", files, [*apart, *left])
+            rows, faults = rows + rest, faults + wrong
+        elif beside := [path for path in files if is_picture(path) and split_folder(path) is None]:
+            files.notes.append(f"{len(beside)} pictures lie beside the folders {', '.join(folders)}, belong to no split"
+                               f" and are left alone: {beside[0]} is the first")
+        for name in left:
+            number = sum(is_picture(path) and path.startswith(f"{name}/") for path in files)
+            files.notes.append(f"{name}/ is left alone: {number} pictures")
+    faults = list(dict.fromkeys(faults))
+    if stated:
+        for row in rows:
+            row["split"] = side_stated(row)
+        return rows, faults
+    for row in rows:
+        folder = split_folder(row["key"])
+        row["split"] = side_of(folder) if folder else "train"
+    like = {row["key"].split("/")[0] for row in rows if "/" in row["key"] and split_folder(row["key"]) is None}
+    for name in sorted(like):
+        if any(LIKE_SPLIT.fullmatch(word) for word in re.split(r"[^a-z-]+", name.lower())):
+            files.notes.append(f"{name}/ looks like a split and is none: its pictures are training data like any other;"
+                               f" folders of splits are called {', '.join(SIDES)}")
+    if "val" not in {row["split"] for row in rows}:
+        open_to = [row for row in rows if row["split"] == "train"]
+        for row, side in zip(open_to, sided([row["key"] for row in open_to]), strict=True):
+            row["split"] = side
+    return rows, faults
+
+
+def unread(files: Iterable[str]) -> str:
+    """Which files of text lie in a folder that has no captions, for a message."""
+    names = sorted(name for name in files if name.lower().endswith(LIKE_TEXT))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"captions are read from {FORMS}" + (f"; unread lie there {', '.join(names[:3])}{more}" if names else "")
 
 
 @register("data", places=("root",))
@@ -135,20 +192,13 @@ class Folder(Pictures):
         where = Path(root)
         if not where.is_dir():
             raise ValueError(f"data.root={root} is not a folder; it must hold pictures, best with a metadata.jsonl")
-        at_top = any((where / name).is_file() for name in ("metadata.jsonl", "metadata.csv"))
-        val = next((name for name in ("val", "validation") if (where / name).is_dir()), None)
-        if not at_top and val is not None and (where / "train").is_dir():
-            within = "train" if split == "train" else val
-            rows, faults = read_folder(where, within)
-            present = [within]
-        else:
-            every, faults = read_folder(where)
-            stated = any(row["split"] for row in every)
-            sides = [SPLITS[row["split"] or "train"] if stated else sided(row["key"]) for row in every]
-            rows = [row for row, side in zip(every, sides, strict=True) if side == split]
-            present = sorted(set(sides))
-        if not rows and not faults:
-            raise ValueError(f"{root} has no pictures for split={split!r};"
-                             f" it has {', '.join(present) or 'no pictures at all'}")
-        kept = [{key: value for key, value in row.items() if key != "split"} for row in rows]
-        super().__init__(split, where, kept, faults, image_size, load_size, crop, flip, views, seed, on_error, pack)
+        files = found_files(where, deep=True)
+        rows, faults = read_splits(where, files)
+        present = sorted({row["split"] for row in rows})
+        kept = [{key: value for key, value in row.items() if key != "split"} for row in rows if row["split"] == split]
+        files.notes = list(dict.fromkeys(files.notes))
+        has = f"; it has {', '.join(present) or 'no pictures at all'}" + "".join(f"; {note}" for note in files.notes)
+        super().__init__(split, where, kept, faults, image_size, load_size, crop, flip, views, seed, on_error, pack,
+                         has)
+        self.notes = files.notes + [why for path, why in files.gone.items() if not is_picture(path)]
+        self.bare = unread(files) if not any(row["captions"] for row in rows) else ""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 Row = dict[str, Any]
+Found = tuple[list[Row], list[str]]  # rows of a listing, and its faults
 
 
 def encoded(row: Row) -> bytes:
@@ -55,6 +56,12 @@ class Lines:
                 ends.append(at)
         np.save(path.with_suffix(".npy"), np.asarray(ends, np.int64))
 
+    def only(self, keep: np.ndarray) -> Lines:
+        """The rows where `keep` is true, in memory."""
+        starts = np.concatenate([[0], self.ends[:-1]]).astype(np.int64)
+        found = [bytes(self.data[a:b]) for a, b in zip(starts[keep], self.ends[keep], strict=True)]
+        return Lines(b"".join(found), np.cumsum([len(line) for line in found], dtype=np.int64))
+
     def save(self, path: Path) -> None:
         path.write_bytes(bytes(self.data))
         np.save(path.with_suffix(".npy"), self.ends)
@@ -81,3 +88,14 @@ class Lines:
     def hash(self) -> str:
         """Sixteen hex digits of all rows."""
         return hashlib.sha256(self.data).hexdigest()[:16]
+
+
+def read_text(path: Path) -> str:
+    """A file of UTF-8; bytes that are none become halves of characters (PEP 383), so that their line can be named."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError(f"{path} is UTF-16; UTF-8 is wanted")
+    return data.decode("utf-8-sig", "surrogateescape")

@@ -21,8 +21,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from t2i.data import cache
+from t2i.data.faults import brief, told
 from t2i.data.lines import Lines
-from t2i.data.pictures import Pictures
+from t2i.data.pictures import Pictures, Store
 from t2i.data.seeds import number
 
 VERSION = 1
@@ -76,6 +77,16 @@ class Packed:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["folder"])  # type: ignore[misc]
+
+
+class Chosen:
+    """Some of the pictures of a store: those where `keep` is true."""
+
+    def __init__(self, store: Store, keep: np.ndarray) -> None:
+        self.store, self.at, self.rows = store, np.flatnonzero(keep), store.rows.only(keep)
+
+    def pixels(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        return self.store.pixels(int(self.at[index]))
 
 
 def decoded_chunks(dataset: Pictures, start: int, workers: int) -> Iterator[tuple[int, list[Tensor | str]]]:
@@ -151,8 +162,8 @@ def build(dataset: Pictures, folder: Path, progress: Progress | None = None, wor
                     progress(len(entries), total)
         kept = [row for row, entry in zip(dataset.rows, entries, strict=True) if "shape" in entry]
         if not kept:
-            raise ValueError(f"none of the {total} pictures of {dataset.root} can be read; the first:"
-                             f" {entries[0]['reason']}")
+            raise ValueError(f"none of the {total} pictures of {brief(dataset.root)} can be read:"
+                             f"{told([entry['reason'] for entry in entries])}")
         Lines.of(kept).save(part / "rows.jsonl")
         np.save(part / "shapes.npy", np.asarray([e["shape"] for e in entries if "shape" in e], np.int32))
         (part / "journal.jsonl").unlink()

@@ -7,8 +7,12 @@ cache (`packed.py`) the pixels come from there, and are the same.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import unicodedata
+import warnings
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,12 +21,15 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from t2i.data.decode import fit, read_pixels
+from t2i.data.faults import FIRST, Faulty, brief
 from t2i.data.lines import Lines, Row
 from t2i.data.seeds import number
 from t2i.types import Example
 
 Split = Literal["train", "val"]
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+SIDES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+         "test": "test", "testing": "test"}
 
 
 class Store(Protocol):
@@ -47,12 +54,13 @@ class Pictures:
         seed: of crops and flips.
         on_error: what is done about pictures that cannot be read and listings with faults. `skip` needs `pack`.
         pack: whether training builds and uses the packed cache.
+        has: what there is instead, for the message where there are no rows.
     """
 
     def __init__(self, split: Split, root: str | Path, rows: Iterable[Row], faults: Sequence[str], image_size: int,
                  load_size: int | None = None, crop: Literal["center", "random"] = "center", flip: bool = False,
                  views: int = 1, seed: int = 0, on_error: Literal["raise", "skip"] = "raise",
-                 pack: bool = True) -> None:
+                 pack: bool = True, has: str = "") -> None:
         if image_size < 1 or views < 1:
             raise ValueError(f"data.image_size={image_size} and data.views={views} must be at least 1")
         if load_size is not None and load_size < image_size:
@@ -71,12 +79,15 @@ class Pictures:
         self.seed = seed
         self.rows = rows if isinstance(rows, Lines) else Lines.of(rows)
         self.faults = list(faults)
-        if self.faults and on_error == "raise":
-            more = f"\n  and {len(self.faults) - 5} more" if len(self.faults) > 5 else ""
-            raise ValueError(f"{self.root}: {len(self.faults)} faults in the listing (data.on_error=skip leaves them"
-                             " out):\n  " + "\n  ".join(self.faults[:5]) + more)
         if not len(self.rows):
-            raise ValueError(f"{self.root} has no pictures for split={split!r}")
+            why = f"; {len(self.faults)} faults in the listing:" if self.faults else ""
+            raise Faulty(f"{self.root} has no pictures for split={split!r}{why or has}", self.faults)
+        if self.faults and on_error == "raise":
+            raise Faulty(f"{self.root}: {len(self.faults)} faults in the listing (data.on_error=skip leaves them out):",
+                         self.faults)
+        self.notes: list[str] = []  # what people should know of the listing, without being a fault
+        self.damaged: list[str] = []  # pictures that were read although something in them is wrong
+        self.bare = ""  # what captions can be read from, for where there are none
         self.store: Store | None = None
 
     def __len__(self) -> int:
@@ -94,15 +105,15 @@ class Pictures:
         try:
             return path.read_bytes()
         except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+            raise ValueError(f"{self.name(row)} cannot be read: {error.strerror}") from error
 
     def name(self, row: Row) -> str:
         """What to call a row's picture in a message."""
-        return str(self.root / row["key"])
+        return brief(self.root / row["key"])
 
     def pixels(self, row: Row) -> UInt8[Tensor, "3 h w"]:
         """All of a row's picture, in its own size."""
-        return read_pixels(self.source(row), self.name(row))
+        return read_pixels(self.source(row), self.name(row), self.damaged)
 
     def decoded(self, row: Row) -> UInt8[Tensor, "3 h w"]:
         """A row's picture as it is packed: short side `side`, square unless it is cropped by chance."""
@@ -119,7 +130,10 @@ class Pictures:
     def __getitem__(self, at: tuple[int, int]) -> Example:
         index, epoch = at
         row = self.rows[index]
+        known = len(self.damaged)
         image = self.store.pixels(index) if self.store is not None else self.decoded(row)
+        if known < len(self.damaged) <= FIRST:  # packing tells all of them at once
+            warnings.warn(self.damaged[-1], stacklevel=2)
         size = self.image_size
         down, right = image.shape[1] - size, image.shape[2] - size
         if down or right:
@@ -133,14 +147,94 @@ class Pictures:
         return Example(image.contiguous(), tuple(row["captions"]), row["key"])
 
 
-def found_files(folder: Path) -> dict[str, int]:
-    """The files of one folder and their sizes in bytes."""
-    with os.scandir(folder) as entries:
-        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+class Files(dict[str, int]):
+    """Files by their path seen from `root`, and their sizes in bytes.
+
+    `gone` are links that lead nowhere and files that cannot be looked at, with the reason; `notes` say which links
+    were not followed.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self.root, self.gone, self.notes = root, dict[str, str](), list[str]()
+
+    @cached_property
+    def plain(self) -> dict[str, str]:
+        return {as_listed(name): name for name in self if not name.isascii()}
+
+    def known(self, name: str) -> str | None:
+        """The path of a file that a list may write in another Unicode form or with backslashes."""
+        if name in self:
+            return name
+        name = as_listed(name)
+        return name if name in self else self.plain.get(name)
+
+    def find(self, name: str) -> str | None:
+        """The same, also where links or hidden folders lead to it."""
+        known = self.known(name)
+        if known is None and os.path.isfile(path := self.root / name):
+            self[name], known = path.stat().st_size, name
+        return known
+
+    def missing(self, name: str) -> str:
+        """Why a name was not found."""
+        return self.gone.get(name) or f"{self.root / name} is not there"
 
 
-def sided(key: str) -> Split:
-    """The split of a picture whose data set names none: every twentieth, by a hash of its key, is for validation."""
-    import hashlib
+def as_listed(name: str) -> str:
+    """NFC, as lists mostly are, whereas macOS wrote names in NFD; slashes, whereas Windows writes backslashes."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")
 
-    return "val" if hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[0] % 20 == 0 else "train"
+
+def found_files(root: Path, deep: bool = False) -> Files:
+    """The files of a folder; with `deep` also of all folders below but hidden ones. A link to a folder is followed
+    where that was not read yet and is none above."""
+    files = Files(root)
+    top = os.path.realpath(root)
+    read, waiting, links = {top}, [""], list[str]()
+    while waiting or links:
+        folder = waiting.pop() if waiting else links.pop(0)
+        real = os.path.realpath(root / folder)
+        if folder and (real in read or f"{top}/".startswith(f"{real.rstrip('/')}/")):
+            files.notes.append(f"{root / folder} is a link to {real}, which is above it or read already: not followed")
+            continue
+        read.add(real)
+        try:
+            with os.scandir(root / folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            raise ValueError(f"{root / folder} cannot be read: {error.strerror}") from error
+        below: list[str] = []
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            try:
+                if entry.is_file():
+                    files[path] = entry.stat().st_size
+                elif deep and entry.is_dir() and not entry.name.startswith("."):
+                    (links if entry.is_symlink() else below).append(path)
+                elif entry.is_symlink() and not os.path.exists(entry.path):
+                    files.gone[path] = f"{entry.path} is a link to {os.readlink(entry.path)}, which is not there"
+                elif not entry.is_dir():
+                    files.gone[path] = f"{entry.path} is no file"  # but a pipe, say
+            except OSError as error:
+                files.gone[path] = f"{entry.path} cannot be looked at: {error.strerror}"
+        waiting += reversed(below)
+    return files
+
+
+def is_picture(path: str) -> bool:
+    return path.lower().endswith(ENDINGS) and not path.rpartition("/")[2].startswith(".")
+
+
+def digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+
+
+def sided(keys: Sequence[str]) -> list[Split]:
+    """The splits of pictures whose data set names none: every twentieth, by a hash of its key, is for validation. Of a
+    few, where none or all would be, it is the first by that hash."""
+    sides: list[Split] = ["train" if digest(key)[0] % 20 else "val" for key in keys]
+    if len(set(sides)) == 1 and len(keys) > 1:
+        first = min(range(len(keys)), key=lambda i: digest(keys[i]))
+        sides = ["val" if i == first else "train" for i in range(len(keys))]
+    return sides

@@ -14,15 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
+import numpy as np
+
+from t2i.data.faults import Faulty, brief, is_text, quoted
 from t2i.data.lines import Lines, Row
-from t2i.data.pictures import ENDINGS, Pictures, sided
+from t2i.data.pictures import ENDINGS, SIDES, Pictures, found_files, is_picture, sided
 from t2i.register import register
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # of the same
 MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)")
-SIDES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
-         "testing": "test"}
 BLOCK = 512
 Place = tuple[int, int]  # offset and size in bytes
 
@@ -31,9 +32,9 @@ Place = tuple[int, int]  # offset and size in bytes
 class WebDataset(Pictures):
     """Captioned pictures in tar shards: `dataset[index, epoch] -> Example`, key `SHARD/SAMPLE`.
 
-    A shard's side is told by a folder (train/, val/ or validation/) or by such a word in its name; one that says
-    nothing is for training, and one for test is left alone. Where no shard is for validation every twentieth sample
-    is, by a hash of its key.
+    A shard's side is told by a folder (train/, val/, valid/, validation/, dev/) or by such a word in its name; one that
+    says nothing is for training, and one for test is left alone. Where no shard is for validation every twentieth
+    sample is, by a hash of its key, and one of a few.
 
     Args:
         root: a folder with *.tar in it or below, or one such file.
@@ -44,23 +45,31 @@ class WebDataset(Pictures):
                  crop: Literal["center", "random"] = "center", flip: bool = False, views: int = 1, seed: int = 0,
                  on_error: Literal["raise", "skip"] = "raise", pack: bool = True) -> None:
         base = Path(root).expanduser()
-        shards = shards_of(base)
         folder = base if base.is_dir() else base.parent
-        names = [shard.relative_to(folder).as_posix() for shard in shards]
-        sides = {name: side_of(name) for name in names}
-        told = "val" in sides.values()
-        mine = [name for name in names if sides[name] != "test" and (not told or (sides[name] or "train") == split)]
         faults: list[str] = []
-        rows = Lines.of(row for name in mine for row in samples(folder, name, faults)
-                        if told or sided(row["key"]) == split)
+        notes: list[str] = []
+        sides = {name: side_of(name) for name in shards_of(base, faults, notes)}
+        told = "val" in sides.values()
+        mine = [name for name in sides if sides[name] != "test" and (not told or (sides[name] or "train") == split)]
+        keys: list[str] = []
+        others: set[str] = set()
+        rows = Lines.of(row for name in mine for row in samples(folder, name, keys, others, faults))
+        if not told and keys:
+            rows = rows.only(np.asarray(sided(keys)) == split)
         self.shards = base.name if base.is_file() else "*"
-        super().__init__(split, folder, rows, faults, image_size, load_size, crop, flip, views, seed, on_error, pack)
+        listed = [f"{name} ({side or 'train'})" for name, side in list(sides.items())[:3]]
+        has = f"; the shards are {', '.join(listed)}" + (f" and {len(sides) - 3} more" if len(sides) > 3 else "")
+        super().__init__(split, folder, rows, faults, image_size, load_size, crop, flip, views, seed, on_error, pack,
+                         has)
+        self.notes = notes
+        self.bare = "captions are read from KEY.txt and KEY.json (text, caption)" + (
+            f"; unread lie there .{', .'.join(sorted(others)[:5])}" if others else "")
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"shards": self.shards}
 
     def name(self, row: Row) -> str:
-        return f"{self.root / row['tar']}, sample {row['key'].removeprefix(shard_key(row['tar']))}"
+        return brief(f"{self.root / row['tar']}, sample {row['key'].removeprefix(shard_key(row['tar']))}")
 
     def source(self, row: Row) -> bytes:
         try:
@@ -82,20 +91,26 @@ def shard_key(name: str) -> str:
     return name.removesuffix(".tar") + "/"
 
 
-def shards_of(base: Path) -> list[Path]:
-    """The tar files of a root, sorted; ValueError where there are none, or compressed ones."""
+def shards_of(base: Path, faults: list[str], notes: list[str]) -> list[str]:
+    """The tar files of a root, sorted, seen from it; ValueError where there are none, or compressed ones."""
     if not base.exists():
         raise ValueError(f"data.root={base}: there is no such folder or tar file")
-    files = sorted(path for path in base.rglob("*") if path.is_file()) if base.is_dir() else [base]
-    shards = [path for path in files if path.name.endswith(".tar")]
-    whole = {str(path) for path in shards}
-    for path in files:
-        ending = next((ending for ending in COMPRESSED if path.name.endswith(ending)), None)
-        if ending and str(path).removesuffix(ending) + ".tar" not in whole:
-            raise ValueError(f"{path} is compressed: pictures are read by their offsets, which needs a plain .tar"
-                             " (gunzip, or its like, makes one)")
+    folder, names = base.parent, [base.name]
+    if base.is_dir():
+        files = found_files(base, deep=True)
+        folder, names = base, sorted(files, key=lambda name: name.split("/"))
+        for name, why in files.gone.items():
+            (faults if name.endswith(".tar") else notes).append(why)
+        notes += files.notes
+    shards = [name for name in names if name.endswith(".tar")]
+    whole = set(shards)
+    for name in names:
+        ending = next((ending for ending in COMPRESSED if name.endswith(ending)), None)
+        if ending and name.removesuffix(ending) + ".tar" not in whole:
+            raise ValueError(f"{folder / name} is compressed: pictures are read by their offsets, which needs a plain"
+                             " .tar (gunzip, or its like, makes one)")
     if not shards:
-        raise ValueError(f"data.root={base} " + ("has no *.tar in it" if base.is_dir() else "is no .tar"))
+        raise Faulty(f"data.root={base} " + ("has no *.tar in it" if base.is_dir() else "is no .tar"), faults)
     return shards
 
 
@@ -111,8 +126,9 @@ def side_of(name: str) -> str:
     return ""
 
 
-def samples(folder: Path, name: str, faults: list[str]) -> Iterator[Row]:
-    """The rows of one shard, without what is wrong with it, which goes to `faults`."""
+def samples(folder: Path, name: str, keys: list[str], others: set[str], faults: list[str]) -> Iterator[Row]:
+    """The rows of one shard, without what is wrong with it, which goes to `faults`; their keys go to `keys`, endings of
+    what is not read to `others`."""
     path = folder / name
     try:
         with path.open("rb") as file:
@@ -124,6 +140,8 @@ def samples(folder: Path, name: str, faults: list[str]) -> Iterator[Row]:
                 if len(pictures) != 1:
                     wrong = f"more than one picture: .{', .'.join(pictures)}" if pictures else "no picture"
                     has = "" if pictures else f", only .{', .'.join(parts)}"
+                    if not pictures and any(is_picture(f"_.{ending}") for ending in parts):
+                        has += " (a sample's name ends at its first dot; give it another letter there)"
                     faults.append(f"{path}: sample {key} has {wrong}{has}")
                     continue
                 try:
@@ -131,6 +149,8 @@ def samples(folder: Path, name: str, faults: list[str]) -> Iterator[Row]:
                 except ValueError as error:
                     faults.append(f"{path}: {key}{error}")
                     continue
+                others.update(set(parts) - {pictures[0], "txt", "json"})
+                keys.append(shard_key(name) + key)
                 offset, size = parts[pictures[0]]
                 yield {"key": shard_key(name) + key, "captions": captions, "tar": name, "offset": offset,
                        "bytes": size}
@@ -153,7 +173,8 @@ def members(file: IO[bytes], path: Path, faults: list[str]) -> dict[str, dict[st
                     continue
                 key, ending = named[1], named[2].lower()
                 if member.size < 0 or member.offset_data + member.size > total:
-                    wrong = f"{last} is cut off"
+                    wrong = (f"{last} is cut off: it would end at byte {member.offset_data + member.size}, the shard"
+                             f" ends at byte {total}")
                     break
                 parts = found.setdefault(key, {})
                 if ending in parts:
@@ -162,9 +183,14 @@ def members(file: IO[bytes], path: Path, faults: list[str]) -> dict[str, dict[st
                     parts[ending] = member.offset_data, member.size
             if not wrong and (rest := read_at(file, (tar.offset, BLOCK))) != bytes(BLOCK):
                 # tarfile takes both for the end of the archive
-                wrong = f"its header after {last} is damaged" if len(rest) == BLOCK else f"it is cut off after {last}"
-    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:  # numbers in damaged headers
-        wrong = f"{error} after {last}" if found else f"it is no tar file ({error})"
+                wrong = f"its header after {last}, at byte {tar.offset}, is damaged" if len(rest) == BLOCK else \
+                    f"it is cut off after {last}, at byte {total}"
+    except (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError, MemoryError) as error:
+        # numbers in damaged headers, long names without end
+        if found or read_at(file, (257, 5)) == b"ustar":  # the mark of a header
+            wrong = f"{error} after {last}, where the shard has {total} bytes"
+        else:
+            wrong = f"it is no tar file ({error})"
     if wrong:
         found.pop(key, None)
         faults.append(f"{path}: {wrong}; what comes before it is whole" if found else f"{path}: {wrong}")
@@ -183,12 +209,12 @@ def captions_of(file: IO[bytes], parts: dict[str, Place]) -> list[str]:
         try:
             item = json.loads(read_at(file, parts["json"]))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f".json is not JSON ({error})") from error
+            raise ValueError(f".json is not JSON ({str(error).partition(';')[0]})") from error
         if not isinstance(item, dict):
             raise ValueError(f".json is a {type(item).__name__}; an object with text or caption is wanted")
         text: Any = item.get("text") if item.get("text") is not None else item.get("caption", [])
         text = [text] if isinstance(text, str) else [] if text is None else text
-        if not isinstance(text, list) or not all(isinstance(caption, str) for caption in text):
-            raise ValueError(f".json: its caption is {str(text)[:60]}; a string or a list of strings is wanted")
+        if not isinstance(text, list) or not all(isinstance(caption, str) and is_text(caption) for caption in text):
+            raise ValueError(f".json: its caption is {quoted(text)}; a string or a list of strings is wanted")
         lines = lines if any(map(str.strip, lines)) else text
     return [line.strip() for line in lines if line.strip()]
