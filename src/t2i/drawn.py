@@ -109,6 +109,8 @@ class Drawn:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{root / RECORD} is not as sample.py writes it ({type(error).__name__}:"
                              f" {error})") from error
+        if not listed:
+            raise ValueError(f"{root / RECORD} lists no pictures: sample.py was stopped at once, or draws just now")
         found = cls(root, [name for name, _ in listed], [text for _, text in listed], size)
         found.guides = guides
         return found

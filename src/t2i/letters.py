@@ -157,8 +157,8 @@ class Letters:
                 if all(ord(letter) in face.codes for letter in wanted):
                     return face
             if seen[0] not in self._lacking and unicodedata.category(seen[0]) not in ("Cn", "Co"):
-                if (face := self._search(seen[0])) is not None and ord(seen[0]) in face.codes:
-                    return face
+                if (found := self._search(seen[0])) is not None:
+                    return found
                 self._lacking.add(seen[0])
                 self._tell(seen[0])
         return self.plain

@@ -36,17 +36,23 @@ def to_uint8(images: Float[Tensor, "n 3 h w"]) -> np.ndarray:
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Writes beside the target, then replaces it: a reader never sees half a file, a full disk leaves the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes beside the target, then replaces it: a reader never sees half a file, a full disk leaves the old one.
+
+    OSError names the file.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except OSError as error:
+        raise OSError(error.errno, f"{shown(path)} cannot be written: {error.strerror or error}") from error
     finally:
-        beside.unlink(missing_ok=True)
+        if beside.exists():
+            beside.unlink()
     return path
 
 
@@ -85,7 +91,8 @@ def wrap(text: str, width: int, lines: int = LINES) -> list[str]:
             broken.append(line)
         parts = clusters(word)
         while len(broken) <= lines and (len(parts) > width or length("".join(parts)) > width):
-            fits = bisect_right(range(1, min(len(parts), width) + 1), width, key=lambda n: length("".join(parts[:n])))
+            upto = range(1, min(len(parts), width) + 1)
+            fits = bisect_right(upto, width, key=lambda n: math.ceil(length("".join(parts[:n]))))
             broken.append("".join(parts[:fits]) or "…")  # one letter may be wider than all the line
             parts = parts[max(1, fits) :]
         line = "".join(parts)
