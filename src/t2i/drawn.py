@@ -135,7 +135,12 @@ class Drawn:
             for pixels in to_uint8(images):
                 held = io.BytesIO()
                 Image.fromarray(pixels).save(held, format="PNG")
-                write_bytes(self.folder / self.names[next(where)], held.getvalue())
+                try:
+                    write_bytes(self.folder / self.names[next(where)], held.getvalue())
+                except OSError as error:
+                    there = len(self) - len(self.missing())
+                    raise ValueError(f"{error.strerror}; {there} of {len(self)} pictures are drawn, and the same"
+                                     " command goes on where it stopped") from error
             at += len(images)
             if progress is not None:
                 progress(at, len(self))
