@@ -9,6 +9,7 @@ into a folder.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -102,15 +103,17 @@ class Evaluation:
         if asked:
             text = self.reference.text if self.drawn_by is None else self.drawn_by.text
             n_real = None if self.reference is None else len(self.reference.numbers)
-            for name, why in short(asked, len(text), n_real, text).items():
-                self.scores.lack([name], why)
-        self.metrics = tuple(name for name in self.metrics if name not in self.scores.missing)
-        self.answerable()
+            self.scores.missing |= short(asked, len(text), n_real, text)
+            self.leave_out()
+            if self.scores.missing and processes()[0] == 0:  # now, so that who cannot do without can stop
+                print(without(self.scores.missing), file=sys.stderr)
 
-    def answerable(self) -> None:
-        """ValueError where no metric is left."""
+    def leave_out(self) -> None:
+        """What is missing is no longer asked for; ValueError where nothing is left."""
+        missing = self.scores.missing
+        self.metrics = tuple(name for name in self.metrics if name not in missing)
         if not self.metrics:
-            raise ValueError("; ".join(dict.fromkeys(self.scores.missing.values())))
+            raise ValueError("; ".join(f"{name} cannot be had: {why}" for name, why in missing.items()))
 
     def _take(self) -> None:
         """The folder, for this process alone; of several processes the first takes it for all."""
@@ -252,8 +255,7 @@ def measure(task: Evaluation, shown: dict[str, Any]) -> None:
             shown["back"] = reconstruction(
                 task.model.tokenizer, own, config["split"], task.protocol.n, metrics, task.judge, task.inception,
                 task.distance, task.base(), scores)
-    task.metrics = tuple(name for name in metrics if name not in scores.missing)
-    task.answerable()
+    task.leave_out()
 
 
 def content(task: Evaluation) -> dict[str, Any]:
@@ -288,7 +290,11 @@ def lines(scores: Mapping[str, Any], missing: Mapping[str, str]) -> str:
         if "value" in entry:
             between = f"{entry['low']:.4g} to {entry['high']:.4g}" if entry["low"] < entry["high"] else "–"
             rows.append(f"| {name} | {entry['value']:.4g} | {between} | {entry['n']:,} | {entry['better']} |")
-    return "\n".join([*rows, *(f"Without {name}: {printable(why, 1000)}" for name, why in missing.items())])
+    return "\n".join([*rows, without(missing)] if missing else rows)
+
+
+def without(missing: Mapping[str, str]) -> str:
+    return "\n".join(f"Without {name}: {printable(why, 1000)}" for name, why in missing.items())
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ the same name. What an interval is (bootstrap, jackknife, subsets) is the busine
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from t2i.command import is_for_people
-from t2i.devices import processes
 from t2i.judges import named
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.metrics.features import ClipFeatures, FeatureNet
@@ -28,7 +26,6 @@ from t2i.metrics.r_precision import r_precision
 from t2i.metrics.statistics import Statistics, frechet
 from t2i.protocols import KEEPS, fid_name
 from t2i.references import Reference
-from t2i.shown import shown
 
 Chunks = Iterable[tuple[Tensor, Tensor]]
 LEAST_KID = 10  # pictures: less says nothing at all
@@ -49,11 +46,8 @@ class Scores:
     missing: dict[str, str] = field(default_factory=dict)
 
     def lack(self, names: Iterable[str], why: str) -> None:
-        """Metrics that cannot be had; told at once, so that who cannot do without can stop."""
-        if new := [name for name in names if name not in self.missing and name not in self.done]:
-            self.missing |= dict.fromkeys(new, why)
-            if processes()[0] == 0:
-                print(f"Without {', '.join(new)}: {shown(why, 1000)}", file=sys.stderr)
+        """Metrics that cannot be had, as far as they were not."""
+        self.missing |= {name: why for name in names if name not in self.missing and name not in self.done}
 
     @contextmanager
     def trying(self, names: Iterable[str], part: bool = False) -> Iterator[None]:
@@ -86,10 +80,10 @@ def keeps(net: FeatureNet, metrics: Sequence[str]) -> bool:
 
 def short(metrics: Sequence[str], n_fake: int, n_real: int | None, text: Sequence[str] | None) -> dict[str, str]:
     """Metrics that cannot be had of so many drawn and real pictures, and captions, and why."""
-    found = {name: f"{name} (drawn and real pictures) of {min(n_fake, n_real)}: at least {LEAST[name]} are needed"
+    found = {name: f"{n_fake} drawn and {n_real} real pictures, and at least {LEAST[name]} of each are needed"
              for name in metrics if name in LEAST and n_real is not None and min(n_fake, n_real) < LEAST[name]}
     if "r_precision" in metrics and text is not None and (different := len(set(text))) < 2:
-        found["r_precision"] = f"r_precision (different captions) of {different}: at least 2 are needed"
+        found["r_precision"] = f"{different} different caption, and at least 2 are needed"
     return found
 
 
