@@ -114,7 +114,7 @@ class DrawingFolder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         with self._held:
-            failed = error if isinstance(error, OSError) else None
+            failed = error if isinstance(error, OSError) and not isinstance(error, BrokenPipeError) else None
             try:
                 self.finish()
             except OSError as second:
