@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 FILES = sorted(p.relative_to(SOURCE).as_posix() for p in SOURCE.glob("t2i/**/*.py"))
-SHARED = {"t2i.types", "t2i.scenes", "t2i.clip_folder", "t2i.bilstm_folder"}
+SHARED = {"t2i.types", "t2i.scenes", "t2i.clip_folder", "t2i.bilstm_folder", "t2i.shown"}
 # Room -> what of t2i it may import beside itself; "checkpoint" is the format, which a tokenizer's loader reads;
 # guides read others' files by it and by "interop.tensors".
 ROOMS: dict[str, set[str]] = {
@@ -27,10 +27,12 @@ ROOMS: dict[str, set[str]] = {
 ALONE = {
     "t2i/sampling.py": SHARED,
     "t2i/views.py": SHARED,
-    "t2i/prompts.py": set(),
+    "t2i/prompts.py": {"t2i.shown"},
+    "t2i/shown.py": set(),
+    "t2i/alone.py": {"t2i.shown"},
     "t2i/types.py": set(),
     "t2i/scenes.py": set(),
-    "t2i/clip_folder.py": set(),
+    "t2i/clip_folder.py": {"t2i.shown"},
     "t2i/limits.py": set(),
     "t2i/check.py": {"t2i.limits"},
     "t2i/config.py": {"t2i.check"},
@@ -47,7 +49,7 @@ ALONE = {
 HYDRA = {"t2i/config.py", "t2i/checkpoint.py"}
 LIGHT = {"t2i/limits.py", "t2i/check.py", "t2i/config.py", "t2i/command.py", "t2i/prompts.py",
          "t2i/launchers.py", "t2i/sweep_results.py", "t2i/protocols.py",
-         "t2i/machine.py", "t2i/version.py"}
+         "t2i/machine.py", "t2i/version.py", "t2i/shown.py", "t2i/alone.py"}
 HEAVY = {"torch", "torchvision", "pytorch_lightning", "transformers", "numpy", "matplotlib", "hydra", "omegaconf"}
 
 

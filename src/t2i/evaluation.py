@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from t2i import checkpoint
 from t2i.alone import alone
-from t2i.composing import Paint, composed, refined, table, world_of
+from t2i.composing import composed, listed, refined, table, world_of
 from t2i.devices import meet, own_device, processes
 from t2i.drawing import KINDS, device_of, options_of
 from t2i.drawn import Drawn, largest_batch
@@ -35,7 +34,7 @@ from t2i.metrics.intervals import bootstrap
 from t2i.progress import counter
 from t2i.protocols import BACK, DRAWN, settle
 from t2i.references import Reference
-from t2i.scoring import Scores, score_drawn, short
+from t2i.scoring import Scores, lines, score_drawn, short, without
 from t2i.shown import shown as printable
 from t2i.version import code_version, version
 
@@ -202,28 +201,6 @@ class Evaluation:
                                                    self.drawn_by.guides if self.drawn_by is not None else ())
 
 
-def listed(drawn: Drawn) -> Paint:
-    """Pictures of a folder by their captions; the k-th of equal captions is the k-th picture with it."""
-    places: dict[str, list[int]] = defaultdict(list)
-    for i, text in enumerate(drawn.captions()):
-        places[text].append(i)
-
-    def paint(split: str, text: list[str]) -> Tensor:
-        used: dict[str, int] = defaultdict(int)
-        order = []
-        for caption in text:
-            k = used[caption]
-            used[caption] += 1
-            if k >= len(places[caption]):
-                raise ValueError(f"images={drawn.folder}: none for the caption {caption!r} of composition ({split}):"
-                                 " evaluate.py export=FOLDER metrics=[composition] writes the captions to draw (same"
-                                 " data=, n_per_task=, seed=)")
-            order.append(places[caption][k])
-        return torch.cat([images for _, images in drawn.only(order).batches()])
-
-    return paint
-
-
 def measure(task: Evaluation, shown: dict[str, Any]) -> None:
     """Draws and scores; what is to be seen of it goes into `shown`."""
     config, metrics, scores = task.config, task.metrics, task.scores
@@ -281,20 +258,6 @@ def save(task: Evaluation) -> tuple[dict[str, Any], Path]:
     print(lines(result["scores"], result["missing"]))
     checkpoint.write_text(path, json.dumps(result, indent=1))
     return result, path
-
-
-def lines(scores: Mapping[str, Any], missing: Mapping[str, str]) -> str:
-    """The scores with intervals as a Markdown table, and what could not be had under it."""
-    rows = ["| metric | value | 95 % | n | better |", "| --- | ---: | --- | ---: | --- |"]
-    for name, entry in scores.items():
-        if "value" in entry:
-            between = f"{entry['low']:.4g} to {entry['high']:.4g}" if entry["low"] < entry["high"] else "–"
-            rows.append(f"| {name} | {entry['value']:.4g} | {between} | {entry['n']:,} | {entry['better']} |")
-    return "\n".join([*rows, without(missing)] if missing else rows)
-
-
-def without(missing: Mapping[str, str]) -> str:
-    return "\n".join(f"Without {name}: {printable(why, 1000)}" for name, why in missing.items())
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,8 @@ second settings where there are some (`guide.versus`); `drawing.json` everything
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -29,6 +27,7 @@ from t2i import checkpoint, exported, pictures
 from t2i.check import check_node
 from t2i.drawing import OPTIONS, device_of, options_of, picture_seed, read_prompts, slug, version
 from t2i.drawing_folder import DrawingFolder
+from t2i.film import film
 from t2i.guides.identity import same_weights
 from t2i.guiding import Drawer, Settings, release, settings_of
 from t2i.interop.tensors import read_tensors
@@ -37,7 +36,6 @@ from t2i.metrics.clip_score import CLIPScorer
 from t2i.progress import Line, brief, clock, drawn
 from t2i.shown import shown
 
-FRAME = 120  # milliseconds of a film's frame
 GRID_LIMIT = 16  # columns of grid.png
 # Keys of the config that do not decide what is drawn, or stand elsewhere in drawing.json.
 PLACES = ("out", "device", "debug", "ckpt", "prompt", "prompts", "texts", "hashes", "replay")
@@ -113,31 +111,6 @@ def show(image: Tensor) -> None:
             cells = (f"\x1b[38;2;{a[0]};{a[1]};{a[2]};48;2;{b[0]};{b[1]};{b[2]}m▀"
                      for a, b in zip(above.tolist(), below.tolist(), strict=True))
             print("".join(cells) + "\x1b[0m")
-
-
-def film(frames: list[np.ndarray], path: Path, kind: str) -> Path | None:
-    """The frames as a film that stays on its last; None for kind none."""
-    if kind == "none":
-        return None
-    size = max(1, 256 // min(frames[0].shape[:2]))
-    images = [Image.fromarray(frame.repeat(size, 0).repeat(size, 1)) for frame in frames]
-    if kind == "gif":
-        target = path.with_name(path.name + ".gif")
-        durations = [FRAME] * (len(images) - 1) + [12 * FRAME]
-        held = io.BytesIO()
-        images[0].save(held, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
-        return pictures.write_bytes(target, held.getvalue())
-    target, beside = path.with_name(path.name + ".mp4"), path.with_name(f".{path.name}.part.mp4")
-    height, width = (side // 2 * 2 for side in (images[0].height, images[0].width))
-    command = ["ffmpeg", "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
-               "-r", str(round(1000 / FRAME)), "-i", "-", "-pix_fmt", "yuv420p", str(beside)]
-    content = b"".join(image.crop((0, 0, width, height)).tobytes() for image in images + images[-1:] * 11)
-    done = subprocess.run(command, input=content, capture_output=True, check=False)
-    if done.returncode:
-        beside.unlink(missing_ok=True)
-        said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise ValueError(f"{shown(target)} cannot be written by ffmpeg: {shown(said)}")
-    return beside.replace(target)
 
 
 class Way:

@@ -6,7 +6,7 @@ the same name. What an interval is (bootstrap, jackknife, subsets) is the busine
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +26,7 @@ from t2i.metrics.r_precision import r_precision
 from t2i.metrics.statistics import Statistics, frechet
 from t2i.protocols import KEEPS, fid_name
 from t2i.references import Reference
+from t2i.shown import shown
 
 Chunks = Iterable[tuple[Tensor, Tensor]]
 LEAST_KID = 10  # pictures: less says nothing at all
@@ -185,3 +186,17 @@ def compared(
         with scores.trying(["r_precision"]):
             scores.add(named("r_precision", how), r_precision(image, words, groups, seed, candidates), "higher", n,
                        {**shared, "n_fake": n, "candidates": candidates, "interval": "bootstrap, 1000"})
+
+
+def lines(scores: Mapping[str, Any], missing: Mapping[str, str]) -> str:
+    """The scores with intervals as a Markdown table, and what could not be had under it."""
+    rows = ["| metric | value | 95 % | n | better |", "| --- | ---: | --- | ---: | --- |"]
+    for name, entry in scores.items():
+        if "value" in entry:
+            between = f"{entry['low']:.4g} to {entry['high']:.4g}" if entry["low"] < entry["high"] else "–"
+            rows.append(f"| {name} | {entry['value']:.4g} | {between} | {entry['n']:,} | {entry['better']} |")
+    return "\n".join([*rows, without(missing)] if missing else rows)
+
+
+def without(missing: Mapping[str, str]) -> str:
+    return "\n".join(f"Without {name}: {shown(why, 1000)}" for name, why in missing.items())
