@@ -58,9 +58,8 @@ class DrawingFolder:
     ) -> None:
         self.record, self.total, self.grid, self.done = record, len(captions), grid, 0
         self.room = len(self._content()) + sum(len(json.dumps(text)) + ROOM for text in captions)
-        self.path = Path(out)
+        self.path = self._out = Path(out)
         self._held = ExitStack()
-        self._out = Path(out)
 
     def _content(self) -> bytes:
         return json.dumps(self.record, indent=1, ensure_ascii=False).encode()
