@@ -29,12 +29,6 @@ UNSEEN = JOINERS + "\ufe0e\ufe0f"  # the latter choose between a letter and its 
 PACKAGES = "on Debian and Ubuntu, `apt install fonts-noto-core fonts-noto-cjk fonts-noto-color-emoji` brings most"
 
 
-def plain_path() -> Path:
-    import matplotlib
-
-    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-
-
 def is_emoji(cluster: str) -> bool:
     return any(0x1F000 <= ord(letter) < 0x20000 or letter in "\ufe0f\u20e3" for letter in cluster)
 
@@ -68,6 +62,13 @@ class Face:
         small = piece.resize((max(1, round(piece.width * self.scale)), max(1, round(piece.height * self.scale))),
                              Image.Resampling.BOX)
         page.paste(small, (round(left), baseline - round(ascent * self.scale)), small)
+
+
+@lru_cache(maxsize=1)
+def plain() -> Face:
+    import matplotlib
+
+    return Face(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 
 
 def codes_of(path: Path) -> Sequence[int]:
@@ -108,7 +109,7 @@ class Letters:
     """
 
     def __init__(self, paths: Sequence[Path], emoji: Path | None) -> None:
-        self.plain = Face(plain_path())
+        self.plain = plain()
         self.emoji = None if emoji is None else Face(emoji)
         self._opened: list[Face] = []
         self._unread = iter(paths)
@@ -192,11 +193,11 @@ def clusters(text: str) -> list[str]:
 def _pieces(line: str) -> Iterator[tuple[Face, str]]:
     """A line in pieces of one font each; spaces go with what is before them, but for emoji, whose are wide."""
     if line.isascii():
-        yield letters().plain, line
+        yield plain(), line  # no other font is looked for
         return
     faces: list[tuple[Face, str]] = []
     for cluster in clusters(line):
-        before = faces[-1][0] if faces else letters().plain
+        before = faces[-1][0] if faces else plain()
         faces.append((before if cluster == " " and before.scale == 1 else letters().face(cluster), cluster))
     for face, group in groupby(faces, key=lambda pair: pair[0]):
         yield face, "".join(cluster for _, cluster in group)
@@ -209,7 +210,7 @@ def length(line: str) -> float:
 
 def write(page: Image.Image, left: float, top: int, line: str) -> None:
     """Draws a line in black, its upper left corner at (left, top)."""
-    baseline = top + letters().plain.font.getmetrics()[0]
+    baseline = top + plain().font.getmetrics()[0]
     pieces: list[Any] = list(_pieces(line))
     strong = next((kind for kind in map(unicodedata.bidirectional, line) if kind in ("L", "R", "AL")), "L")
     for face, piece in pieces if strong == "L" else reversed(pieces):
