@@ -53,6 +53,10 @@ def sampled(
         at += len(found)
 
 
+class Unwritten(ValueError):
+    """A drawn picture could not be written."""
+
+
 class Drawn:
     """Pictures in a folder, in the order of their listing.
 
@@ -126,7 +130,7 @@ class Drawn:
         self, todo: Sequence[int], model: Any, seed: int, options: dict[str, Any], batch: int, progress: Any = None
     ) -> None:
         """Draws pictures by their numbers; number i has the seed f(seed, "evaluation", i), whatever the batch and
-        whoever draws it."""
+        whoever draws it. Unwritten says how many are there."""
         at = len(self) - len(todo)
         text = [self.text[i] or "" for i in todo]
         seeds = [number(seed, "evaluation", i) for i in todo]
@@ -139,7 +143,7 @@ class Drawn:
                     write_bytes(self.folder / self.names[next(where)], held.getvalue())
                 except OSError as error:
                     there = len(self) - len(self.missing())
-                    raise ValueError(f"{error.strerror}; {there} of {len(self)} pictures are drawn, and the same"
+                    raise Unwritten(f"{error.strerror}; {there} of {len(self)} pictures are drawn, and the same"
                                      " command goes on where it stopped") from error
             at += len(images)
             if progress is not None:

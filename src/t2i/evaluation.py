@@ -22,9 +22,9 @@ from torch import Tensor
 from t2i import checkpoint
 from t2i.alone import alone
 from t2i.composing import composed, listed, refined, table, world_of
-from t2i.devices import meet, own_device, processes
+from t2i.devices import agreed, meet, own_device, processes
 from t2i.drawing import KINDS, device_of, options_of
-from t2i.drawn import Drawn, largest_batch
+from t2i.drawn import Drawn, Unwritten, largest_batch
 from t2i.exporting import export
 from t2i.judges import involved, open_inception, open_judge
 from t2i.losses.perceptual import LPIPS
@@ -160,12 +160,17 @@ class Evaluation:
         meet()
         missing = drawn.missing()  # the same for all: nobody draws before everybody knows
         meet()
+        fault = None
         if missing:
-            with counter(f"drawing, {what}", len(text)) as progress:
-                drawn.draw(missing[rank::ranks], self.drawer if guided else self.model, self.seed,
-                           {} if guided else self.options, largest_batch(self.device, self.config["batch_size"]),
-                           progress)
-        meet()
+            try:
+                with counter(f"drawing, {what}", len(text)) as progress:
+                    drawn.draw(missing[rank::ranks], self.drawer if guided else self.model, self.seed,
+                               {} if guided else self.options, largest_batch(self.device, self.config["batch_size"]),
+                               progress)
+            except Unwritten as error:
+                fault = str(error)
+        if (fault := agreed(fault)) is not None:
+            raise ValueError(fault)
         return drawn
 
     def composition(self) -> dict[str, Any]:
