@@ -211,7 +211,7 @@ def on_command_line(kind: str, number: int, text: str, folder: Path, ckpt: str, 
         if code == 0:
             wrong = "drawn all the same" if refusable(text) else looked(out, [text.strip()])
         elif refusable(text):
-            wrong = one_line(err)
+            wrong = one_line(err) or ("" if err.startswith("error: prompt") else f"names no key: {ascii(err)[:200]}")
         else:
             wrong = f"refused: {ascii(err)[:200]}"
         return Result(name, kind, "silent" if wrong == "silent" else "wrong" if wrong else "right", wrong)
