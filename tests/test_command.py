@@ -138,3 +138,13 @@ def test_a_launcher_without_m_is_a_mistake(monkeypatch: pytest.MonkeyPatch, caps
         command.main("train", lambda config, overrides: pytest.fail("it ran"), "")
     assert end.value.code == 2
     assert "sweep.launcher=joblib: sweep. settings say how -m runs its jobs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("missing", "code"), [({}, 0), ({"kid": "4 pictures"}, 1)])
+def test_an_evaluation_without_a_metric_ends_with_code_1(
+    monkeypatch: pytest.MonkeyPatch, missing: dict[str, str], code: int
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "images=."])
+    with pytest.raises(SystemExit) as ended:
+        command.main("evaluate", lambda config, overrides: {"missing": missing}, "")
+    assert ended.value.code == code

@@ -126,6 +126,44 @@ def test_what_is_drawn_stays_when_stopped(tmp_path) -> None:
     assert len(record["pictures"]) == 4 and (tmp_path / "drawn" / "grid.png").is_file()
 
 
+def test_a_picture_that_cannot_be_written(tmp_path) -> None:
+    """A folder in the place of the third picture stands for a full disk: what is there is whole, listed and told."""
+    (tmp_path / "drawn" / "000-a-dog-2.png").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"000-a-dog-2\.png cannot be written: .*; 2 of 5 pictures are there, whole, in"
+                                         r" \S+drawn\. Make room.*same command"):
+        drawing.run(config(tmp_path, n=5), Drawer())
+    record = json.loads((tmp_path / "drawn" / "drawing.json").read_text())
+    assert [entry["file"] for entry in record["pictures"]] == ["000-a-dog-0.png", "000-a-dog-1.png"]
+    names = sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    assert names == [*(f"000-a-dog-{i}.png" for i in range(3)), "drawing.json", "grid.png"]
+    (tmp_path / "drawn" / "000-a-dog-2.png").rmdir()
+    assert len(drawing.run(config(tmp_path, n=5), Drawer())["files"]) == 5
+
+
+def test_two_at_a_time_do_not_mix_their_pictures(tmp_path) -> None:
+    class Slow(Drawer):
+        def sample(self, text, **options):
+            with pytest.raises(ValueError, match=r"out=\S+drawn is being written by process \d+ on .*: wait for it"):
+                drawing.run(config(tmp_path), Drawer())
+            assert json.loads((tmp_path / "drawn" / "drawing.json").read_text())["request"]["prompts"] == ["a dog"]
+            self.other = drawing.run(config(tmp_path, prompt="a cat"), Drawer())
+            return super().sample(text, **options)
+
+    model = Slow()
+    found = drawing.run(config(tmp_path, batch_size=16), model)
+    assert (found["out"], model.other["out"]) == (str(tmp_path / "drawn"), str(tmp_path / "drawn-2"))
+    assert len(list((tmp_path / "drawn").iterdir())) == len(list((tmp_path / "drawn-2").iterdir())) == 5
+
+
+def test_only_line_feeds_part_prompts(tmp_path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_bytes("\ufeffone\u2028two\r\n\r\n three\x0bfour\x85\x1cfive\rsix \n".encode())
+    assert drawing.read_lines(path, "prompts") == ["one\u2028two", "three\x0bfour\x85\x1cfive\rsix"]
+    path.write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"prompts=\S+p\.txt cannot be read .*it is UTF-8 text"):
+        drawing.read_lines(path, "prompts")
+
+
 def test_another_drawing_is_not_overwritten_and_the_same_is(tmp_path) -> None:
     assert drawing.run(config(tmp_path), Drawer())["out"] == str(tmp_path / "drawn")
     assert drawing.run(config(tmp_path), Drawer())["out"] == str(tmp_path / "drawn")
@@ -134,6 +172,7 @@ def test_another_drawing_is_not_overwritten_and_the_same_is(tmp_path) -> None:
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"prompt": "  "}, "prompt=\"\" is empty"),
+    ({"prompt": "a caf\udce9"}, r"prompt=a caf\\udce9 is not in UTF-8 at letter 6"),
     ({"prompt": None}, "give prompt="),
     ({"prompts": "x.txt"}, "one of the two"),
     ({"prompt": None, "prompts": "none.txt"}, "prompts=none.txt cannot be read"),

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from t2i import engine, evaluation
+from t2i.alone import alone
 from t2i.config import ConfigError, compose
 from t2i.drawn import Drawn
 from t2i.judges import involved
@@ -206,9 +207,9 @@ def test_folders_of_others(place: Path, tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(ValueError, match=r"differ in size \(0\.png 32x32"):
         evaluation.listed(Drawn.read(mixed))("seen", [f"a thing {i}" for i in range(12)])
     few = folder_of(tmp_path / "few", [32])
-    with pytest.raises(ValueError, match=r"fd_clip \(drawn and real pictures\) of 1: at least 2"):
+    with pytest.raises(ValueError, match=r"fd_clip cannot be had: 1 drawn and 24 real pictures, and at least 2"):
         evaluation.run(config(place, *data, "metrics=[fd_clip]", f"images={few}"))
-    with pytest.raises(ValueError, match=r"kd_clip \(drawn and real pictures\) of 1: at least 10"):
+    with pytest.raises(ValueError, match=r"kd_clip cannot be had: 1 drawn and 24 real pictures, and at least 10"):
         evaluation.run(config(place, *data, "metrics=[kd_clip]", f"images={few}"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no pictures"):
@@ -273,6 +274,46 @@ def test_pictures_that_give_no_finite_features(place: Path, tmp_path: Path, monk
     with pytest.raises(ValueError, match="not finite"):
         evaluation.run(config(place, ckpt(place), "metrics=[fd_clip]", f"judge={place / 'judge'}", f"out={tmp_path}"))
     assert len(list(tmp_path.rglob("0*.png"))) == 24
+    kept = evaluation.run(config(place, ckpt(place), "metrics=[fd_clip,composition,r_precision,clip_score]",
+                                 f"judge={place / 'judge'}", f"out={tmp_path}"))
+    assert set(kept["scores"]) == {"composition", "composition_seen", "composition_heldout"}
+    assert set(kept["missing"]) == {"fd_clip", "clip_score", "r_precision"}
+    assert all("not finite" in why for why in kept["missing"].values())
+    held = json.loads((tmp_path / "evaluation.json").read_text())
+    assert held["missing"] == kept["missing"] and held["protocol"]["metrics"] == ["composition"]
+
+
+def test_a_metric_that_cannot_be_had_is_told_first_and_costs_no_other(place: Path, tmp_path: Path, capsys: Any) -> None:
+    asked = [ckpt(place), f"judge={place / 'judge'}", f"out={tmp_path}", "n=4"]
+    result = evaluation.run(config(place, *asked, "metrics=[kd_clip,fd_clip]"))
+    assert set(result["scores"]) == {"fd_clip"} and result["protocol"]["metrics"] == ["fd_clip"]
+    assert result["missing"] == {"kd_clip": "4 drawn and 4 real pictures, and at least 10 of each are needed"}
+    said = capsys.readouterr()
+    assert said.err.startswith("Without kd_clip: 4 drawn") and "Without kd_clip: 4 drawn" in said.out
+    assert "without kd_clip: 4 drawn" in (tmp_path / "evaluation.html").read_text()
+    with pytest.raises(ValueError, match="r_precision cannot be had: 1 different caption, and at least 2"):
+        evaluation.run(config(place, *asked, "metrics=[r_precision]", "n=1", f"out={tmp_path / 'none'}"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_is_broken_off_leaves_the_scores_that_there_are(place: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    def stopped(self: CLIPScorer, text: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CLIPScorer, "text_features", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.run(config(place, ckpt(place), "metrics=[fd_clip,clip_score]", f"judge={place / 'judge'}",
+                              f"out={tmp_path}"))
+    held = json.loads((tmp_path / "evaluation.json").read_text())
+    assert set(held["scores"]) == {"fd_clip"} and held["missing"] == {"clip_score": "broken off by KeyboardInterrupt"}
+
+
+def test_one_evaluation_at_a_time_writes_a_folder(place: Path, tmp_path: Path) -> None:
+    asked = config(place, ckpt(place), "metrics=[fd_clip]", f"judge={place / 'judge'}", f"out={tmp_path}")
+    with alone(tmp_path, "evaluation"):
+        with pytest.raises(ValueError, match=r"out=.* is being written by process \d+ on .* since 2.*out=…"):
+            evaluation.run(asked)
+    assert not list(tmp_path.iterdir())
 
 
 def test_halves_the_batch_where_memory_is_short() -> None:

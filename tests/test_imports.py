@@ -27,13 +27,14 @@ ROOMS: dict[str, set[str]] = {
 ALONE = {
     "t2i/sampling.py": SHARED,
     "t2i/views.py": SHARED,
-    "t2i/prompts.py": set(),
-    "t2i/types.py": set(),
+    "t2i/prompts.py": {"t2i.shown"},
     "t2i/shown.py": set(),
+    "t2i/alone.py": {"t2i.shown"},
+    "t2i/types.py": set(),
     "t2i/register.py": set(),
     "t2i/from_file.py": {"t2i.check", "t2i.register", "t2i.shown"},
     "t2i/scenes.py": set(),
-    "t2i/clip_folder.py": set(),
+    "t2i/clip_folder.py": {"t2i.shown"},
     "t2i/limits.py": set(),
     "t2i/check.py": {"t2i.limits", "t2i.shown"},
     "t2i/config.py": {"t2i.check"},
@@ -50,7 +51,7 @@ ALONE = {
 HYDRA = {"t2i/config.py", "t2i/checkpoint.py"}
 LIGHT = {"t2i/limits.py", "t2i/check.py", "t2i/config.py", "t2i/command.py", "t2i/prompts.py",
          "t2i/launchers.py", "t2i/sweep_results.py", "t2i/protocols.py",
-         "t2i/machine.py", "t2i/version.py", "t2i/register.py", "t2i/shown.py"}
+         "t2i/machine.py", "t2i/version.py", "t2i/register.py", "t2i/shown.py", "t2i/alone.py"}
 HEAVY = {"torch", "torchvision", "pytorch_lightning", "transformers", "numpy", "matplotlib", "hydra", "omegaconf"}
 
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from t2i import pictures
+from t2i.letters import length
 
 
 def test_to_uint8_ends_and_middle() -> None:
@@ -27,7 +28,7 @@ def test_grid_enlarges_by_whole_pixels_and_places_rows_and_columns() -> None:
 @pytest.mark.parametrize("text", ["", "écoute ☂ 🐶 日本", "x" * 300, "a red circle to the left of " * 10, "a\nb"])
 def test_any_caption_is_drawn_inside_its_width(text: str) -> None:
     lines = pictures.wrap(text, 128)
-    assert len(lines) <= 4 and all(pictures.font().getlength(line) <= 128 for line in lines)
+    assert len(lines) <= 4 and all(length(line) <= 128 for line in lines)
     assert pictures.grid(torch.zeros(2, 3, 8, 8), [text, "short"]).width == 2 * 136 + 8
 
 

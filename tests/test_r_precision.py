@@ -31,3 +31,10 @@ def test_distractors_are_a_function_of_seed_and_picture() -> None:
 def test_lengths_must_agree() -> None:
     with pytest.raises(ValueError, match="2 pictures, 3 captions, 3 groups"):
         r_precision(torch.eye(3)[:2], torch.eye(3), torch.arange(3), 0, 2)
+
+
+def test_features_that_are_not_finite_are_no_misses() -> None:
+    image = torch.eye(3)
+    image[1, 0] = float("nan")
+    with pytest.raises(ValueError, match="1 of 3 pictures or captions have some that are not finite"):
+        r_precision(image, torch.eye(3), torch.arange(3), 0, 2)

@@ -25,6 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from t2i.shown import shown
+
 END = "<end>"  # id 0: padding, and the one token of a caption without known words; no word of a caption reads so
 WORD = re.compile(r"\w+")
 MODEL_TYPE = "bilstm"
@@ -106,7 +108,7 @@ class WordTokenizer:
         last = " (further cuts are not reported)" if self._warned == MAX_WARNINGS else ""
         cut = " ".join(self.words[i] for i in row[self.max_length :])
         warnings.warn(f"the caption has {len(row)} known words, the text encoder takes {self.max_length}: what follows"
-                      f" is not seen: {cut!r}{last}", stacklevel=4)
+                      f" is not seen: '{shown(cut)}'{last}", stacklevel=4)
 
 
 class BiLSTM(nn.Module):

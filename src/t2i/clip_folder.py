@@ -26,6 +26,8 @@ from transformers import AutoTokenizer, CLIPModel, CLIPTextConfig, CLIPVisionCon
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from t2i.shown import shown
+
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 # In this order: transformers takes the end token's id 2 for the mark of an old config and then pools at the
 # largest id instead of at the end token, so END must not be 2.
@@ -85,7 +87,7 @@ class CaptionTokenizer:
         last = " (further cuts are not reported)" if self._warned == MAX_WARNINGS else ""
         warnings.warn(
             f"the caption has {length} tokens, the text encoder takes {self.max_length - 2}: it is cut after "
-            f"{caption[:at].strip()[-60:]!r}, and what follows is not seen: {caption[at:].strip()!r}{last}",
+            f"{caption[:at].strip()[-60:]!r}, and what follows is not seen: '{shown(caption[at:].strip())}'{last}",
             stacklevel=4,
         )
 

@@ -43,8 +43,8 @@ def usage(config_name: str, about: str) -> str:
 def main(config_name: str, run: Run, about: str) -> None:
     """Composes the command line's config, checks it, and calls `run(config, overrides)`; never returns.
 
-    Exit codes: 0 done, 1 a job of a sweep failed, 2 a mistake of the user's, 75 stopped and can be continued,
-    130 interrupted.
+    Exit codes: 0 done, 1 a job of a sweep failed or an evaluation had to do without a metric, 2 a mistake of the
+    user's, 75 stopped and can be continued, 130 interrupted.
     """
     for stream in (sys.stdout, sys.stderr):
         # Captions have letters that an ASCII terminal does not.
@@ -69,6 +69,7 @@ def main(config_name: str, run: Run, about: str) -> None:
         else:
             result = run(compose(overrides, config_name), overrides)
             code = result if isinstance(result, int) and not isinstance(result, bool) else 0
+            code = 1 if isinstance(result, dict) and result.get("missing") else code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
@@ -199,7 +200,7 @@ def one_by_one(config_name: str, run: Run, listed: list[list[str]], shown: list[
             if not is_for_people(error) or wants_traceback(words):
                 raise
             print(message(error), file=sys.stderr)
-            yield i, {"error": str(error).splitlines()[0]}
+            yield i, {"error": str(error).partition("\n")[0]}
         else:
             yield i, {"result": result if isinstance(result, dict) else {}}
         gc.collect()

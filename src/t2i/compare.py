@@ -11,11 +11,13 @@ import re
 import shlex
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from t2i.check import near
 from t2i.command import module
+from t2i.shown import shown
 
 ABOUT = """
 python -m t2i.compare runs/a runs/b runs/c        settings, cost, scores, curves and pictures of runs, on one page
@@ -84,14 +86,11 @@ def versions() -> str:
 def run(named: list[str], options: dict[str, Any]) -> dict[str, Any]:
     """Compares runs as `parse` gives them, writes the three files, prints the table, and returns what `compare.json`
     holds."""
-    from t2i import checkpoint, compare_scores
-    from t2i.compare_drawings import sheets
-    from t2i.compare_page import curves, page
-    from t2i.compare_runs import gather, last_validation, settings, standing
-    from t2i.drawing import KINDS, device_of, read_lines
+    from t2i.alone import alone
+    from t2i.compare_runs import gather
+    from t2i.drawing import device_of, read_lines
     from t2i.loggers import quiet
     from t2i.register import trust
-    from t2i.ruler import hardware
 
     quiet()
     trust((options["trust"] or "").strip("[]").split(","))
@@ -99,12 +98,26 @@ def run(named: list[str], options: dict[str, Any]) -> dict[str, Any]:
         read_lines(options["captions"], "captions")  # a mistake answers before any model is loaded
     device = device_of(options["device"])
     runs = gather(named, options["ckpt"])
+    out = folder_of([one.label for one in runs]) if options["out"] is None else Path(options["out"])
+    with ExitStack() as held:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            held.enter_context(alone(out, "compare"))
+        except OSError as error:
+            raise ValueError(f"out={shown(out)} cannot be written: {error.strerror}") from error
+        return compared(named, options, runs, out, device)
+
+
+def compared(named: list[str], options: dict[str, Any], runs: list[Any], out: Path, device: Any) -> dict[str, Any]:
+    """Draws, writes and prints; what `run` returns."""
+    from t2i import checkpoint, compare_scores
+    from t2i.compare_drawings import sheets
+    from t2i.compare_page import curves, page
+    from t2i.compare_runs import last_validation, settings, standing
+    from t2i.drawing import KINDS
+    from t2i.ruler import hardware
+
     labels = [one.label for one in runs]
-    out = folder_of(labels) if options["out"] is None else Path(options["out"])
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"out={out} cannot be written: {error.strerror}") from error
     drawn, missing = sheets(runs, options["captions"], options["n"], options["seed"], device)
     made, rest = compare_scores.columns(runs)
     notes = [note for one in runs if (note := standing(one)) is not None]
@@ -140,8 +153,8 @@ def run(named: list[str], options: dict[str, Any]) -> dict[str, Any]:
     checkpoint.write_text(out / "compare.json", json.dumps(result, indent=1, ensure_ascii=False))
     checkpoint.write_text(out / "compare.html", html)
     print(table)
-    print("".join(f"\n{note}" for note in notes))
-    print(f"Written: {', '.join(str(out / f'compare.{ending}') for ending in ('html', 'md', 'json'))}")
+    print("".join(f"\n{shown(note, 1000)}" for note in notes))
+    print(f"Written: {', '.join(shown(out / f'compare.{ending}') for ending in ('html', 'md', 'json'))}")
     return {**result, "out": str(out)}
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from t2i.compare_runs import ABSENT, WIDE, Run, last_validation, settings
 from t2i.config import flat
 from t2i.progress import clock
+from t2i.shown import shown
 
 LOADING = ("size", "batch_size", "workers")  # of the data, what no score hangs on
 OWN = {"path"}  # where a judge lies; its hash says which it is
@@ -149,7 +150,7 @@ def _number(made: Sequence[Column], column: Column) -> int:
 def markdown(labels: Sequence[str], made: Sequence[Column]) -> str:
     """The table with its footnotes."""
     def clean(text: str) -> str:
-        return text.replace("|", "\\|").replace("\n", " ")
+        return shown(text.replace("\n", " "), 1000).replace("|", "\\|")
 
     heads = [clean(c.title) + (f" ({_number(made, c)})" if c.note else "") for c in made]
     lines = ["| run | " + " | ".join(heads) + " |", "| --- " * (1 + len(made)) + "|"]

@@ -23,8 +23,10 @@ from t2i.config import flat
 from t2i.data import shapes
 from t2i.drawing import KINDS, OPTIONS, device_of, options_of
 from t2i.drawn import BATCH
+from t2i.letters import TEXT_SIZE
+from t2i.letters import write as write_line
 from t2i.metrics.clip_score import CLIPScorer
-from t2i.pictures import FRAME, MARGIN, SMALLEST, TEXT_SIZE, font, wrap
+from t2i.pictures import FRAME, MARGIN, SMALLEST, wrap
 from t2i.progress import clock
 from t2i.ruler import TIMED, Ruler, drawn, score
 from t2i.scenes import TASKS, render
@@ -140,7 +142,7 @@ def page(columns: Sequence[tuple[str, np.ndarray]], captions: Sequence[str]) -> 
 
     def write(lines: list[str], left: int, top: int) -> None:
         for k, words in enumerate(lines):
-            draw.text((left, top + k * line), words, fill="black", font=font())
+            write_line(sheet, left, top + k * line, words)
 
     for row, caption in enumerate(captions):
         lines = wrap(caption, GUTTER - 2 * MARGIN, lines=side // line)

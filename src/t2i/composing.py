@@ -7,6 +7,7 @@ reconstructions) and the floor (the samples judged against other captions of the
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from t2i.data import shapes
 from t2i.data.seeds import number
-from t2i.drawn import BATCH, sampled
+from t2i.drawn import BATCH, Drawn, sampled
 from t2i.metrics.composition import composition_score, shares, shuffled, verdicts
 from t2i.scenes import TASKS, Caption, Scene, Task, render
 
@@ -94,6 +95,28 @@ def composed(
         first = [i * n_per_task + k for k in range(2) for i in range(len(tasks))]
         result[name]["examples"] = (pictures[first], [captions[i].text for i in first], right)
     return result
+
+
+def listed(drawn: Drawn) -> Paint:
+    """Pictures of a folder by their captions; the k-th of equal captions is the k-th picture with it."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for i, text in enumerate(drawn.captions()):
+        places[text].append(i)
+
+    def paint(split: str, text: list[str]) -> Tensor:
+        used: dict[str, int] = defaultdict(int)
+        order = []
+        for caption in text:
+            k = used[caption]
+            used[caption] += 1
+            if k >= len(places[caption]):
+                raise ValueError(f"images={drawn.folder}: none for the caption {caption!r} of composition ({split}):"
+                                 " evaluate.py export=FOLDER metrics=[composition] writes the captions to draw (same"
+                                 " data=, n_per_task=, seed=)")
+            order.append(places[caption][k])
+        return torch.cat([images for _, images in drawn.only(order).batches()])
+
+    return paint
 
 
 def composition(

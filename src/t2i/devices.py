@@ -68,6 +68,16 @@ def meet() -> None:
         dist.barrier()
 
 
+def agreed(fault: str | None) -> str | None:
+    """What is wrong with the first process that has something wrong; waits for all, so that all end alike."""
+    ranks = processes()[1]
+    if ranks == 1:
+        return fault
+    told: list[str | None] = [None] * ranks
+    dist.all_gather_object(told, fault)
+    return next((one for one in told if one is not None), None)
+
+
 def own_device(wanted: str) -> str:
     """Of several processes each takes a GPU of its own where `auto` finds some."""
     if wanted == "auto" and torch.cuda.is_available() and processes()[1] > 1:

@@ -7,14 +7,12 @@ every picture is written as soon as its batch is done.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import time
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -24,9 +22,11 @@ from torch import Tensor
 
 from t2i import checkpoint, pictures
 from t2i.data.seeds import number
+from t2i.drawing_folder import DrawingFolder
 from t2i.interop.reader import open_model, text_encoder_hashes
 from t2i.nearest import beside, training_data
 from t2i.register import trust
+from t2i.shown import shown
 from t2i.version import version
 
 KINDS = ("prior", "dfgan", "stackgan1", "stackgan2")
@@ -77,6 +77,8 @@ def read_prompts(cfg: dict[str, Any]) -> list[str]:
         found = [str(cfg["prompt"]).strip()]
         if not found[0]:
             raise ValueError('prompt="" is empty: write what to draw, or unconditional=true to draw without a caption')
+        if (wrong := re.search("[\ud800-\udfff]", found[0])) is not None:
+            raise ValueError(f"prompt={shown(found[0])} is not in UTF-8 at letter {wrong.start() + 1}")
         return found
     return read_lines(cfg["prompts"], "prompts")
 
@@ -84,10 +86,10 @@ def read_prompts(cfg: dict[str, Any]) -> list[str]:
 def read_lines(path: str | Path, key: str) -> list[str]:
     """The captions of a file, one a line; ValueError names the key that it was given by."""
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        text = Path(path).read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{key}={path} cannot be read ({error}); it is UTF-8 text, one caption a line") from error
-    found = [line.strip() for line in lines if line.strip()]
+    found = [line.strip() for line in text.split("\n") if line.strip()]  # nothing else parts captions, U+2028 neither
     if not found:
         raise ValueError(f"{key}={path} holds no caption; it takes one a line")
     return found
@@ -124,26 +126,6 @@ def options_of(cfg: dict[str, Any], model: Any) -> dict[str, Any]:
     return options
 
 
-def open_folder(out: str | Path, request: dict[str, Any]) -> Path:
-    """The folder to draw into, made and tried. One that holds another drawing is left alone: `<out>-2` and so on."""
-    path, k = Path(out), 1
-    while (path / "drawing.json").is_file():
-        try:
-            if json.loads((path / "drawing.json").read_text(encoding="utf-8"))["request"] == request:
-                break
-        except (ValueError, KeyError, TypeError):
-            pass  # not one of ours, or cut off: not to be overwritten either
-        k += 1
-        path = Path(f"{out}-{k}")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise ValueError(f"out={path} cannot be written: {error.strerror}; choose another with out=…") from error
-    return path
-
-
 def first_codes(model: Any, image: str | Path, rows: Any) -> Tensor:
     """The codes of the first `rows` rows of a picture, cut to a square from its middle and resized."""
     if not hasattr(model, "tokenizer"):
@@ -172,7 +154,7 @@ def device_of(wanted: str) -> torch.device:
         device = torch.device(wanted)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
+        why = str(error).partition("\n")[0]
         raise ValueError(f"device={wanted} is not to be had here ({why}); auto and cpu always are") from error
     return device
 
@@ -220,44 +202,47 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
         **({"text_encoder": hashes} if (hashes := text_encoder_hashes(cfg)) else {}),
     }
     data = training_data(cfg)
-    out = open_folder(cfg["out"], request)
     record: dict[str, Any] = {"request": request, "t2i": version(), "torch": torch.__version__,
                               "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "pictures": []}
-    shown: list[np.ndarray] = []
+    gridded: list[np.ndarray] = []
+
+    def grid() -> Image.Image | None:
+        under = [entry["prompt"] or "(no caption)" for entry in record["pictures"][: len(gridded)]]
+        columns = cfg["n"] if 1 < cfg["n"] <= 12 and len(texts) > 1 else None
+        return pictures.grid(np.concatenate(gridded), under, columns) if gridded else None
+
     places, captions, seeds = jobs(texts, cfg["n"], cfg["best_of"], cfg["seed"])
     best: dict[str, Any] = {}
     at, started = 0, time.monotonic()
-    try:
-        for batch in draw(model, captions, seeds, cfg["batch_size"], given, **options):
-            scores = scorer.score(batch, captions[at : at + len(batch)]).tolist() if cfg["best_of"] > 1 else None
-            for k, image in enumerate(batch):
-                prompt, i = places[at + k]
-                score = scores[k] if scores is not None else None
-                if not best or (score is not None and score > best["score"]):
-                    best = {"image": image, "score": score, "seed": seeds[at + k]}
-                if at + k + 1 < len(places) and places[at + k + 1] == (prompt, i):
-                    continue  # more candidates of this picture to come
-                path = out / f"{prompt:03}-{slug(texts[prompt] or 'unconditional')}-{i}.png"
-                pixels = pictures.to_uint8(best["image"][None])
-                pictures.save(Image.fromarray(pixels[0]), path)
-                entry = {"file": path.name, "prompt": texts[prompt], "seed": best["seed"]}
-                record["pictures"].append(entry if score is None else {**entry, "score": round(best["score"], 5)})
-                if len(shown) < GRID_LIMIT:
-                    shown.append(pixels)
-                print(path)
-                best = {}
-            at += len(batch)
-    finally:  # also when stopped in between: what is drawn stays and is listed
-        record["seconds"] = round(time.monotonic() - started, 2)
-        pictures.write_bytes(out / "drawing.json", json.dumps(record, indent=1, ensure_ascii=False).encode())
-        if shown:
-            under = [entry["prompt"] or "(no caption)" for entry in record["pictures"][: len(shown)]]
-            columns = cfg["n"] if 1 < cfg["n"] <= 12 and len(texts) > 1 else None
-            pictures.save(pictures.grid(np.concatenate(shown), under, columns), out / "grid.png")
+    with DrawingFolder(cfg["out"], record, [text for text in texts for _ in range(cfg["n"])], grid) as folder:
+        try:
+            for batch in draw(model, captions, seeds, cfg["batch_size"], given, **options):
+                scores = scorer.score(batch, captions[at : at + len(batch)]).tolist() if cfg["best_of"] > 1 else None
+                for k, image in enumerate(batch):
+                    prompt, i = places[at + k]
+                    score = scores[k] if scores is not None else None
+                    if not best or (score is not None and score > best["score"]):
+                        best = {"image": image, "score": score, "seed": seeds[at + k]}
+                    if at + k + 1 < len(places) and places[at + k + 1] == (prompt, i):
+                        continue  # more candidates of this picture to come
+                    pixels = pictures.to_uint8(best["image"][None])
+                    name = f"{prompt:03}-{slug(texts[prompt] or 'unconditional')}-{i}.png"
+                    path = folder.save(Image.fromarray(pixels[0]), name)
+                    folder.done += 1
+                    entry = {"file": path.name, "prompt": texts[prompt], "seed": best["seed"]}
+                    record["pictures"].append(entry if score is None else {**entry, "score": round(best["score"], 5)})
+                    if len(gridded) < GRID_LIMIT:
+                        gridded.append(pixels)
+                    print(shown(path, 1000))
+                    best = {}
+                at += len(batch)
+        finally:  # also when stopped in between: what is drawn stays and is listed
+            record["seconds"] = round(time.monotonic() - started, 2)
+    out = folder.path
     if data is not None:
-        beside(data, out, np.concatenate(shown), record["pictures"])
+        beside(data, out, np.concatenate(gridded), record["pictures"])
     if len(record["pictures"]) > GRID_LIMIT:
         print(f"grid.png shows the first {GRID_LIMIT} of {len(record['pictures'])} pictures")
-    print(out / "grid.png", out / "drawing.json", sep="\n")
+    print(*(shown(out / name, 1000) for name in ("grid.png", "drawing.json")), sep="\n")
     return {**record, "out": str(out), "grid": str(out / "grid.png"),
             "files": [str(out / entry["file"]) for entry in record["pictures"]]}

@@ -53,6 +53,10 @@ def sampled(
         at += len(found)
 
 
+class Unwritten(ValueError):
+    """A drawn picture could not be written."""
+
+
 class Drawn:
     """Pictures in a folder, in the order of their listing.
 
@@ -109,6 +113,8 @@ class Drawn:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{root / RECORD} is not as sample.py writes it ({type(error).__name__}:"
                              f" {error})") from error
+        if not listed:
+            raise ValueError(f"{root / RECORD} lists no pictures: sample.py was stopped at once, or draws just now")
         found = cls(root, [name for name, _ in listed], [text for _, text in listed], size)
         found.guides = guides
         return found
@@ -124,7 +130,7 @@ class Drawn:
         self, todo: Sequence[int], model: Any, seed: int, options: dict[str, Any], batch: int, progress: Any = None
     ) -> None:
         """Draws pictures by their numbers; number i has the seed f(seed, "evaluation", i), whatever the batch and
-        whoever draws it."""
+        whoever draws it. Unwritten says how many are there."""
         at = len(self) - len(todo)
         text = [self.text[i] or "" for i in todo]
         seeds = [number(seed, "evaluation", i) for i in todo]
@@ -133,7 +139,12 @@ class Drawn:
             for pixels in to_uint8(images):
                 held = io.BytesIO()
                 Image.fromarray(pixels).save(held, format="PNG")
-                write_bytes(self.folder / self.names[next(where)], held.getvalue())
+                try:
+                    write_bytes(self.folder / self.names[next(where)], held.getvalue())
+                except OSError as error:
+                    there = len(self) - len(self.missing())
+                    raise Unwritten(f"{error.strerror}; {there} of {len(self)} pictures are drawn, and the same"
+                                     " command goes on where it stopped") from error
             at += len(images)
             if progress is not None:
                 progress(at, len(self))

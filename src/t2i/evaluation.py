@@ -1,15 +1,18 @@
 """What `evaluate.py` does: pictures of a checkpoint or of a folder, held against the rulers of `metrics/`.
 
 Drawn pictures stay under `<out>/drawn`, so that an evaluation that was broken off goes on, and another one of the same
-pictures draws none. Every score carries its protocol; `protocols.py` has the named ones.
+pictures draws none. Every score carries its protocol; `protocols.py` has the named ones. A metric that cannot be had
+costs no other: `missing` says why, before anything is drawn where that can be known. One process at a time evaluates
+into a folder.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +20,15 @@ import torch
 from torch import Tensor
 
 from t2i import checkpoint
-from t2i.composing import Paint, composed, refined, table, world_of
+from t2i.alone import alone
+from t2i.composing import composed, listed, refined, table, world_of
 from t2i.datasets import admit_data
-from t2i.devices import meet, own_device, processes
+from t2i.devices import agreed, meet, own_device, processes
 from t2i.drawing import KINDS, device_of, options_of
-from t2i.drawn import Drawn, largest_batch
+from t2i.drawn import Drawn, Unwritten, largest_batch
 from t2i.exporting import export
 from t2i.judges import involved, open_inception, open_judge
+from t2i.losses.perceptual import LPIPS
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.metrics.composition import READER
 from t2i.metrics.intervals import bootstrap
@@ -31,7 +36,8 @@ from t2i.progress import counter
 from t2i.protocols import BACK, DRAWN, settle
 from t2i.references import Reference
 from t2i.register import trust
-from t2i.scoring import Scores, score_drawn
+from t2i.scoring import Scores, lines, score_drawn, short, without
+from t2i.shown import shown as printable
 from t2i.version import code_version, version
 
 COMPOSITION = {"reader": f"{READER} (no learned weights); GenEval's clause logic, arXiv 2310.11513"}
@@ -48,7 +54,9 @@ class Evaluation:
     """One command's model or folder, protocol and judges, opened and checked before anything is drawn."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self.config, self.seed = config, config["seed"]
+        self.config, self.seed, self.started = config, config["seed"], time.monotonic()
+        self.scores, self.held_open = Scores(), ExitStack()
+        self.composed: dict[str, Any] = {}  # the composition's scores by task
         asked = [key for key in ("ckpt", "images") if config[key] is not None]
         if len(asked) != 1 and config["export"] is None:
             raise ValueError("give ckpt=, a checkpoint that draws, or images=, a folder of pictures; one of the two")
@@ -78,13 +86,46 @@ class Evaluation:
         self.judge = open_judge(config, self.protocol, self.held, self.device) if config["export"] is None else None
         self.inception = open_inception(config, self.protocol, self.device) if config["export"] is None else None
         self.out = place(config)
-        if config["export"] is None:
-            try:
-                self.out.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ValueError(f"out={self.out} cannot be written: {error.strerror}") from error
+        lpips = "lpips" in metrics and config["export"] is None
+        self.distance = LPIPS(config["vgg"]).to(self.device) if lpips else None
         self.size: Any = self.protocol.size or (self.model.image_size if self.model is not None else
                                            node["image_size"] if node is not None else None)
+        self.reference: Any = None
+        if config["export"] is None:
+            self._check()
+            self._take()
+
+    def _check(self) -> None:
+        """What can be had of so many pictures and captions; ValueError where nothing can."""
+        asked = [name for name in self.metrics if name in DRAWN]
+        if asked and self.data is not None:
+            self.reference = Reference(self.data, self.protocol, self.size, self.seed)
+            self.changed += self.reference.short()
+        if self.drawn_by is not None and {"clip_score", "r_precision", "composition"} & set(self.metrics):
+            self.drawn_by.captions()
+        if asked:
+            text = self.reference.text if self.drawn_by is None else self.drawn_by.text
+            n_real = None if self.reference is None else len(self.reference.numbers)
+            self.scores.missing |= short(asked, len(text), n_real, text)
+            self.leave_out()
+            if self.scores.missing and processes()[0] == 0:  # now, so that who cannot do without can stop
+                print(without(self.scores.missing), file=sys.stderr)
+
+    def leave_out(self) -> None:
+        """What is missing is no longer asked for; ValueError where nothing is left."""
+        missing = self.scores.missing
+        self.metrics = tuple(name for name in self.metrics if name not in missing)
+        if not self.metrics:
+            raise ValueError("; ".join(f"{name} cannot be had: {why}" for name, why in missing.items()))
+
+    def _take(self) -> None:
+        """The folder, for this process alone; of several processes the first takes it for all."""
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            if processes()[0] == 0:
+                self.held_open.enter_context(alone(self.out, "evaluation"))
+        except OSError as error:
+            raise ValueError(f"out={printable(self.out)} cannot be written: {error.strerror}") from error
 
     def _open_model(self) -> None:
         config, drawing = self.config, any(name not in BACK for name in self.metrics)
@@ -123,12 +164,17 @@ class Evaluation:
         meet()
         missing = drawn.missing()  # the same for all: nobody draws before everybody knows
         meet()
+        fault = None
         if missing:
-            with counter(f"drawing, {what}", len(text)) as progress:
-                drawn.draw(missing[rank::ranks], self.drawer if guided else self.model, self.seed,
-                           {} if guided else self.options, largest_batch(self.device, self.config["batch_size"]),
-                           progress)
-        meet()
+            try:
+                with counter(f"drawing, {what}", len(text)) as progress:
+                    drawn.draw(missing[rank::ranks], self.drawer if guided else self.model, self.seed,
+                               {} if guided else self.options, largest_batch(self.device, self.config["batch_size"]),
+                               progress)
+            except Unwritten as error:
+                fault = str(error)
+        if (fault := agreed(fault)) is not None:
+            raise ValueError(fault)
         return drawn
 
     def composition(self) -> dict[str, Any]:
@@ -148,12 +194,12 @@ class Evaluation:
     def image_size(self) -> int:
         return int(self.drawn_by.picture(0).shape[0])
 
-    def captioned(self, reference: Reference | None) -> Drawn:
+    def captioned(self) -> Drawn:
         """The pictures that the distances and CLIP's scores are of."""
-        if self.drawn_by is not None or reference is None:
+        if self.drawn_by is not None:
             drawn: Drawn = self.drawn_by
             return drawn
-        return self.pictures("captions", reference.text, "guide" in self.config)
+        return self.pictures("captions", self.reference.text, "guide" in self.config)
 
     def base(self) -> dict[str, Any]:
         return {"protocol": self.protocol.name, "changed": self.changed, "seed": self.seed, "t2i": version(),
@@ -164,106 +210,92 @@ class Evaluation:
                                                    self.drawn_by.guides if self.drawn_by is not None else ())
 
 
-def listed(drawn: Drawn) -> Paint:
-    """Pictures of a folder by their captions; the k-th of equal captions is the k-th picture with it."""
-    places: dict[str, list[int]] = defaultdict(list)
-    for i, text in enumerate(drawn.captions()):
-        places[text].append(i)
-
-    def paint(split: str, text: list[str]) -> Tensor:
-        used: dict[str, int] = defaultdict(int)
-        order = []
-        for caption in text:
-            k = used[caption]
-            used[caption] += 1
-            if k >= len(places[caption]):
-                raise ValueError(f"images={drawn.folder}: none for the caption {caption!r} of composition ({split}):"
-                                 " evaluate.py export=FOLDER metrics=[composition] writes the captions to draw (same"
-                                 " data=, n_per_task=, seed=)")
-            order.append(places[caption][k])
-        return torch.cat([images for _, images in drawn.only(order).batches()])
-
-    return paint
-
-
-def evaluate(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`evaluation.json`'s content: scores, protocols by score, the protocol of all; and what the page shows."""
-    started = time.monotonic()
-    task = Evaluation(config)
-    metrics, scores = task.metrics, Scores()
-    shown: dict[str, Any] = {"composition": {}, "task": task}
-    values: dict[str, Any] = {}
+def measure(task: Evaluation, shown: dict[str, Any]) -> None:
+    """Draws and scores; what is to be seen of it goes into `shown`."""
+    config, metrics, scores = task.config, task.metrics, task.scores
     if "composition" in metrics:
-        found = task.composition()
-        shown["composition"] = {split: found[split].pop("examples") for split in found}
-        values["composition"] = found
-        for split, (_, _, right) in shown["composition"].items():
-            scores.add(f"composition_{split}", bootstrap(torch.tensor(right, dtype=torch.float64), task.seed), "higher",
-                       len(right), {**task.base(), **COMPOSITION, "n_per_task": config["n_per_task"],
-                                    "interval": "bootstrap, 1000"})
+        with scores.trying(["composition"]):
+            found = task.composition()
+            shown["composition"] = {split: found[split].pop("examples") for split in found}
+            task.composed = {"composition": found}
+            for split, (_, _, right) in shown["composition"].items():
+                scores.add(f"composition_{split}", bootstrap(torch.tensor(right, dtype=torch.float64), task.seed),
+                           "higher", len(right), {**task.base(), **COMPOSITION, "n_per_task": config["n_per_task"],
+                                                  "interval": "bootstrap, 1000"})
     if asked := [name for name in metrics if name in DRAWN]:
-        reference = Reference(task.data, task.protocol, task.size, task.seed) if task.data is not None else None
-        task.changed += reference.short() if reference is not None else []
-        drawn = task.captioned(reference)
-        text = drawn.captions() if {"clip_score", "r_precision"} & set(asked) else None
-        with counter("scoring", len(drawn)) as progress:
-            part = score_drawn(drawn.batches(progress=progress), text, reference, asked, task.judge, task.inception,
-                               task.seed, task.how(task.judge), task.base())
-        shown |= {"drawn": drawn, "clip": part.clip}
-        scores.values |= part.values
-        scores.protocols |= part.protocols
-        if drawn.grey:
-            print(f"{drawn.grey} of {len(drawn)} pictures have no colours; they are taken as they are, in three"
-                  " equal channels")
-    if any(name in BACK for name in metrics):
+        with scores.trying(asked):
+            drawn = task.captioned()
+            text = drawn.captions() if {"clip_score", "r_precision"} & set(asked) else None
+            with counter("scoring", len(drawn)) as progress:
+                score_drawn(drawn.batches(progress=progress), text, task.reference, asked, task.judge, task.inception,
+                            task.seed, task.how(task.judge), task.base(), scores)
+            shown |= {"drawn": drawn, "clip": scores.clip}
+            if drawn.grey:
+                print(f"{drawn.grey} of {len(drawn)} pictures have no colours; they are taken as they are, in three"
+                      " equal channels")
+    if asked := [name for name in metrics if name in BACK]:
         from t2i.reconstructing import reconstruction
 
         own = {**task.data, "data": {**task.data["data"], "image_size": task.model.image_size}}
-        part, shown["back"] = reconstruction(
-            task.model.tokenizer, own, config["split"], task.protocol.n, metrics, task.judge, task.inception,
-            config["vgg"], task.base())
-        scores.values |= part.values
-        scores.protocols |= part.protocols
+        with scores.trying(asked):
+            shown["back"] = reconstruction(
+                task.model.tokenizer, own, config["split"], task.protocol.n, metrics, task.judge, task.inception,
+                task.distance, task.base(), scores)
+    task.leave_out()
+
+
+def content(task: Evaluation) -> dict[str, Any]:
+    """What `evaluation.json` holds: scores, protocols by score, the protocol of all, and what could not be had."""
+    config, scores = task.config, task.scores
     protocol = {
         "checkpoint": str(config["ckpt"]) if config["ckpt"] else None, "images": config["images"],
         "hash": task.hash, **task.base(),
-        "metrics": list(metrics), "n_per_task": config["n_per_task"], "size": task.size,
+        "metrics": list(task.metrics), "n_per_task": config["n_per_task"], "size": task.size,
         "image_size": task.model.image_size if task.model is not None else task.image_size(), **COMPOSITION,
         "data": None if task.data is None else task.data["data"], "code": code_version(),
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(time.monotonic() - task.started, 1),
     }
-    return {"scores": {**values, **scores.values}, "protocols": scores.protocols, "protocol": protocol}, shown
+    return {"scores": {**task.composed, **scores.values}, "protocols": scores.protocols, "protocol": protocol,
+            "missing": scores.missing}
 
 
-def lines(scores: Mapping[str, Any]) -> str:
-    """The scores with intervals as a Markdown table."""
-    rows = ["| metric | value | 95 % | n | better |", "| --- | ---: | --- | ---: | --- |"]
-    for name, entry in scores.items():
-        if "value" in entry:
-            between = f"{entry['low']:.4g} to {entry['high']:.4g}" if entry["low"] < entry["high"] else "–"
-            rows.append(f"| {name} | {entry['value']:.4g} | {between} | {entry['n']:,} | {entry['better']} |")
-    return "\n".join(rows)
+def save(task: Evaluation) -> tuple[dict[str, Any], Path]:
+    """Prints the scores and writes `evaluation.json`."""
+    result, path = content(task), task.out / "evaluation.json"
+    if task.composed:
+        print(table(task.composed["composition"]))
+    print(lines(result["scores"], result["missing"]))
+    checkpoint.write_text(path, json.dumps(result, indent=1))
+    return result, path
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
-    """Scores, tables, and `evaluation.json`, `evaluation.html` and grids beside the checkpoint or in `out`."""
+    """Scores, tables, and `evaluation.json`, `evaluation.html` and grids beside the checkpoint or in `out`.
+
+    What breaks off in between leaves an `evaluation.json` of the scores that there are.
+    """
     from t2i.loggers import quiet
 
     quiet()
     trust(config["trust"])
-    processes()
+    first = processes()[0] == 0
+    task = Evaluation(config)
     if config["export"] is not None:
-        return export(config, Evaluation(config))
-    result, shown = evaluate(config)
-    out = shown["task"].out
-    if processes()[0] == 0:
-        from t2i.evaluation_page import write_page
+        return export(config, task)
+    shown: dict[str, Any] = {"composition": {}, "task": task}
+    with task.held_open:
+        try:
+            measure(task, shown)
+        except BaseException as error:
+            if first and task.scores.values:
+                task.scores.lack(task.metrics, f"broken off by {type(error).__name__}")
+                print(f"Written: {printable(save(task)[1])}")
+            raise
+        result = content(task)
+        if first:
+            from t2i.evaluation_page import write_page
 
-        if "composition" in result["scores"]:
-            print(table(result["scores"]["composition"]))
-        print(lines(result["scores"]))
-        path = out / "evaluation.json"
-        checkpoint.write_text(path, json.dumps(result, indent=1))
-        print("\n".join(f"Written: {written}" for written in (path, *write_page(out, result, shown))))
-    meet()  # who goes on may read what was written
-    return {**result, "out": str(out)}
+            result, path = save(task)
+            print("\n".join(f"Written: {printable(file)}" for file in (path, *write_page(task.out, result, shown))))
+        meet()  # who goes on may read what was written
+    return {**result, "out": str(task.out)}

@@ -17,6 +17,7 @@ from t2i.datasets import dataset
 from t2i.nearest import nearest
 from t2i.progress import counter
 from t2i.report import document, picture, score_table, table
+from t2i.shown import shown as printable
 
 SHOWN = 8
 SCANNED = 5000  # training pictures that are looked through for the nearest
@@ -31,7 +32,8 @@ def scores_table(result: Mapping[str, Any]) -> str:
             interval = f"{entry['low']:.4g} to {entry['high']:.4g}" if entry["low"] < entry["high"] else "–"
             rows += (f"<tr><td>{html.escape(name)}</td><td class=score>{entry['value']:.4g}</td><td>{interval}</td>"
                      f"<td>{entry['n']:,}</td><td>{entry['better']}</td></tr>")
-    return f'<div class=wide>{table(head, rows)}</div>'
+    without = "".join(f"<li>{html.escape(f'without {name}: {why}')}</li>" for name, why in result["missing"].items())
+    return f'<div class=wide>{table(head, rows)}</div>' + (f"<ul>{without}</ul>" if without else "")
 
 
 def protocol_lists(result: Mapping[str, Any]) -> str:
@@ -62,7 +64,7 @@ def neighbours(task: Any, drawn: Any) -> Any | None:
     try:
         data = dataset({**task.held, "data": node, "paths": task.config["paths"]}, "train")
     except ValueError as error:
-        print(f"No nearest training pictures on the page: {error}")
+        print(f"No nearest training pictures on the page: {printable(error, 1000)}")
         return None
     some = list(range(min(SHOWN, len(drawn))))
     images = torch.stack([drawn.picture(i) for i in some]).numpy()

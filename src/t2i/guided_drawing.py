@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -26,16 +25,17 @@ from torch import Tensor
 
 from t2i import checkpoint, exported, pictures, register
 from t2i.check import check_node
-from t2i.drawing import OPTIONS, device_of, open_folder, options_of, picture_seed, read_prompts, slug, version
+from t2i.drawing import OPTIONS, device_of, options_of, picture_seed, read_prompts, slug, version
+from t2i.drawing_folder import DrawingFolder
+from t2i.film import film
 from t2i.guides.identity import same_weights
 from t2i.guiding import Drawer, Settings, release, settings_of
 from t2i.interop.tensors import read_tensors
 from t2i.interop.tokenizers import load_tokenizer, read_foreign
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.progress import Line, brief, clock, drawn
-from t2i.shown import shown as printable
+from t2i.shown import shown
 
-FRAME = 120  # milliseconds of a film's frame
 GRID_LIMIT = 16  # columns of grid.png
 # Keys of the config that do not decide what is drawn, or stand elsewhere in drawing.json.
 PLACES = ("out", "device", "debug", "ckpt", "prompt", "prompts", "texts", "hashes", "replay", "trust")
@@ -62,16 +62,16 @@ def replayed(cfg: dict[str, Any]) -> dict[str, Any]:
     known = {**hashes["pictures"], **({ckpt: hashes["checkpoint"]} if ckpt is not None else {})}
     for file, before in known.items():
         if not exported.located(file).is_file():
-            raise ValueError(f"guide.path={path} drew with {printable(file)}, which is gone")
+            raise ValueError(f"guide.path={path} drew with {shown(file)}, which is gone")
         if (now := checkpoint.file_hash(Path(file).expanduser())) != before:
             raise ValueError(f"guide.path={path} drew with another {file}: its hash was {before} and is {now} now")
     if faults := check_node("guide", {**config["guide"], "_target_": SETTINGS}):
         raise ValueError(f"guide.path={path}, which another version of t2i may have written:"
-                         f" {printable('; '.join(faults), 400)}")
+                         f" {shown('; '.join(faults), 400)}")
     clips = config["guide"]["clips"]
     for name in [clips] if isinstance(clips, str) else clips:
         if config["guide"].get("allow_download") and not register.is_trusted_place(name):
-            raise ValueError(f"guide.path={path} would download {printable(name)}: trust=[{printable(name)}] says so if"
+            raise ValueError(f"guide.path={path} would download {shown(name)}: trust=[{shown(name)}] says so if"
                              " it is meant")
     # What is written where, and what is trusted, the command line says.
     config = {key: value for key, value in config.items() if key in cfg and key not in PLACES}
@@ -125,26 +125,6 @@ def show(image: Tensor) -> None:
             print("".join(cells) + "\x1b[0m")
 
 
-def film(frames: list[np.ndarray], path: Path, kind: str) -> Path | None:
-    """The frames as a film that stays on its last; None for kind none."""
-    if kind == "none":
-        return None
-    size = max(1, 256 // min(frames[0].shape[:2]))
-    images = [Image.fromarray(frame.repeat(size, 0).repeat(size, 1)) for frame in frames]
-    if kind == "gif":
-        target = path.with_name(path.name + ".gif")
-        durations = [FRAME] * (len(images) - 1) + [12 * FRAME]
-        images[0].save(target, save_all=True, append_images=images[1:], duration=durations, loop=0)
-        return target
-    target = path.with_name(path.name + ".mp4")
-    height, width = (side // 2 * 2 for side in (images[0].height, images[0].width))
-    command = ["ffmpeg", "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
-               "-r", str(round(1000 / FRAME)), "-i", "-", "-pix_fmt", "yuv420p", str(target)]
-    content = b"".join(image.crop((0, 0, width, height)).tobytes() for image in images + images[-1:] * 11)
-    subprocess.run(command, input=content, check=True)
-    return target
-
-
 class Way:
     """One picture from its start to its end, written as it goes."""
 
@@ -154,6 +134,7 @@ class Way:
         self.frames: list[np.ndarray] = []
         self.similarity = [self.drawing.similarity()]
         self.losses: list[float] = []
+        self.written = False  # whether the picture is there
 
     def frame(self) -> None:
         image = self.drawing.picture()
@@ -188,6 +169,7 @@ class Way:
     def finish(self) -> None:
         image = self.frames[-1]
         pictures.save(Image.fromarray(image), self.path.with_name(self.path.name + ".png"))
+        self.written = True
         film(self.frames, self.path, self.drawer.settings.film)
         notes = {"text": self.text, "shape": self.drawer.shape, "guide": dataclasses.asdict(self.drawer.settings)}
         # One entry: of several, safetensors writes another one first each time.
@@ -262,49 +244,52 @@ def run(cfg: dict[str, Any]) -> dict[str, Any]:
                          f" {cfg['hashes']['guides']} then, {hashes['guides']} now")
     kept = {key: value for key, value in cfg.items() if key not in PLACES}
     request = {"prompts": texts, "config": kept, "checkpoint": cfg["ckpt"], "hashes": hashes}
-    out = open_folder(cfg["out"], request)
     record: dict[str, Any] = {"request": request, "t2i": version(), "torch": torch.__version__,
                               "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "pictures": []}
     line, started = Line(), time.monotonic()
     columns: list[tuple[list[np.ndarray], str]] = []
-    try:
-        for j, text in enumerate(texts):
-            for i in range(1 if cfg["n"] is None else cfg["n"]):
-                seed = picture_seed(cfg["seed"], j, i)
-                columns.append(([], text))
-                for k, rival in enumerate(rivals):
-                    name = f"{j:03}-{slug(text)}-{i}" + ("-versus" if k else "")
-                    way = Way(rival, text, seed, out / name, line, name[:40])
-                    try:
-                        way.go()
-                    finally:
-                        line.end()
-                        entry = way.entry(seed)
-                        record["pictures"].append(entry)
-                        columns[-1][0].extend(way.frames[-1:] if k else way.frames[:1] + way.frames[-1:])
-                    entry |= judged(scorer, way) | others(way, texts)
-                    said = "".join(f"  {kind} {v[0]:.3f} -> {v[1]:.3f}" for kind, v in entry.items()
-                                   if kind.startswith(("similarity", "score")))
-                    said += f"  (other captions {entry['others']:.3f})" if "others" in entry else ""
-                    print(out / entry["file"], said, sep="")
-                    del way
-                    release()
-    finally:  # also when stopped in between
-        record["seconds"] = round(time.monotonic() - started, 2)
-        pictures.write_bytes(out / "drawing.json", json.dumps(record, indent=1, ensure_ascii=False).encode())
-        write_grid(columns, settings, out / "grid.png")
-    print(out / "grid.png", out / "drawing.json", sep="\n")
+    n = 1 if cfg["n"] is None else cfg["n"]
+    coming = [text for text in texts for _ in range(n * len(rivals))]
+    with DrawingFolder(cfg["out"], record, coming, lambda: grid(columns, settings)) as folder:
+        out = folder.path
+        try:
+            for j, text in enumerate(texts):
+                for i in range(n):
+                    seed = picture_seed(cfg["seed"], j, i)
+                    columns.append(([], text))
+                    for k, rival in enumerate(rivals):
+                        name = f"{j:03}-{slug(text)}-{i}" + ("-versus" if k else "")
+                        way = Way(rival, text, seed, out / name, line, name[:40])
+                        try:
+                            way.go()
+                        finally:
+                            line.end()
+                            if way.written:
+                                entry = way.entry(seed)
+                                record["pictures"].append(entry)
+                                folder.done += 1
+                            columns[-1][0].extend(way.frames[-1:] if k else way.frames[:1] + way.frames[-1:])
+                        entry |= judged(scorer, way) | others(way, texts)
+                        said = "".join(f"  {kind} {v[0]:.3f} -> {v[1]:.3f}" for kind, v in entry.items()
+                                       if kind.startswith(("similarity", "score")))
+                        said += f"  (other captions {entry['others']:.3f})" if "others" in entry else ""
+                        print(shown(out / entry["file"], 1000), said, sep="")
+                        del way
+                        release()
+        finally:  # also when stopped in between
+            record["seconds"] = round(time.monotonic() - started, 2)
+    print(*(shown(out / name, 1000) for name in ("grid.png", "drawing.json")), sep="\n")
     return {**record, "out": str(out), "grid": str(out / "grid.png"),
             "files": [str(out / entry["file"]) for entry in record["pictures"]]}
 
 
-def write_grid(columns: list[tuple[list[np.ndarray], str]], settings: Settings, path: Path) -> None:
+def grid(columns: list[tuple[list[np.ndarray], str]], settings: Settings) -> Image.Image | None:
     """Start over end, and over the end by the second settings, a column a picture."""
     rows = max((len(column) for column, _ in columns), default=0)
-    shown = [(column, text) for column, text in columns if rows and len(column) == rows][:GRID_LIMIT]
-    if not shown:
-        return
+    whole = [(column, text) for column, text in columns if rows and len(column) == rows][:GRID_LIMIT]
+    if not whole:
+        return None
     second = ", ".join(f"{key}={value}" for key, value in (settings.versus or {}).items())
     labels = ["start", "end", second][:rows]
-    labelled = [(label, np.stack([column[r] for column, _ in shown])) for r, label in enumerate(labels)]
-    pictures.save(pictures.rows(labelled, [text or "(pictures)" for _, text in shown]), path)
+    labelled = [(label, np.stack([column[r] for column, _ in whole])) for r, label in enumerate(labels)]
+    return pictures.rows(labelled, [text or "(pictures)" for _, text in whole])

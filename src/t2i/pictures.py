@@ -1,7 +1,6 @@
 """Pictures for people: captioned grids and rows for comparison (curves: `t2i.plots`). Files appear whole or not at all.
 
-The letters are matplotlib's DejaVu Sans, which is installed with it and knows accents, Greek and Cyrillic (an emoji
-becomes a box).
+Captions have a length here, whatever theirs is; the letters are those of `t2i.letters`.
 """
 
 from __future__ import annotations
@@ -9,21 +8,25 @@ from __future__ import annotations
 import io
 import math
 import os
+import unicodedata
+from bisect import bisect_right
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
+
+from t2i.letters import JOINERS, TEXT_SIZE, clusters, length, write
+from t2i.shown import shown
 
 SMALLEST = 128  # pixels; smaller pictures are enlarged to at least this side
 MARGIN = 8
 FRAME = "#d8d8d8"  # white pictures on the white page need one
-TEXT_SIZE = 13
 LINES = 4  # of a caption; longer ones end in an ellipsis
+MARKS = 3  # on one letter; more would reach into what is above and below
 
 
 def to_uint8(images: Float[Tensor, "n 3 h w"]) -> np.ndarray:
@@ -33,17 +36,23 @@ def to_uint8(images: Float[Tensor, "n 3 h w"]) -> np.ndarray:
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Writes beside the target, then replaces it: a reader never sees half a file, a full disk leaves the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes beside the target, then replaces it: a reader never sees half a file, a full disk leaves the old one.
+
+    OSError names the file.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except OSError as error:
+        raise OSError(error.errno, f"{shown(path)} cannot be written: {error.strerror or error}") from error
     finally:
-        beside.unlink(missing_ok=True)
+        if beside.exists():
+            beside.unlink()
     return path
 
 
@@ -54,38 +63,48 @@ def save(image: Image.Image, path: Path) -> Path:
     return write_bytes(path, held.getvalue())
 
 
-@lru_cache
-def font(size: int = TEXT_SIZE) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    import matplotlib
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+def legible(text: str, most: int) -> str:
+    """At most `most` letters of a text and an ellipsis, on one line; what cannot be seen is escaped."""
+    line = " ".join(text.split(maxsplit=most))
+    line = line if len(line) <= most else f"{line[:most]}…"
+    kept: list[str] = []
+    marks = 0
+    for letter in line:
+        marks = marks + 1 if unicodedata.category(letter)[0] == "M" else 0
+        if marks <= MARKS:
+            kept.append(letter if letter in JOINERS else shown(letter))
+    return "".join(kept)
 
 
 def wrap(text: str, width: int, lines: int = LINES) -> list[str]:
-    """Breaks `text` at spaces (inside words that are too long) into at most `lines` lines of `width` pixels."""
-    letters = font()
+    """Breaks `text` at spaces (inside words that are too long) into at most `lines` lines of `width` pixels.
+
+    As letters are wider than a pixel, no more than `lines` x `width` of them are looked at.
+    """
     broken: list[str] = []
     line = ""
-    for word in text.split():
-        if line and letters.getlength(f"{line} {word}") <= width:
+    for word in legible(text, lines * width).split(" "):
+        if line and length(f"{line} {word}") <= width:
             line = f"{line} {word}"
             continue
         if line:
             broken.append(line)
-        while letters.getlength(word) > width and len(word) > 1:
-            fits = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or letters.getlength(word[:n]) <= width)
-            broken.append(word[:fits])
-            word = word[fits:]
-        line = word
+        parts = clusters(word)
+        while len(broken) <= lines and (len(parts) > width or length("".join(parts)) > width):
+            upto = range(1, min(len(parts), width) + 1)
+            fits = bisect_right(upto, width, key=lambda n: math.ceil(length("".join(parts[:n]))))
+            broken.append("".join(parts[:fits]) or "…")  # one letter may be wider than all the line
+            parts = parts[max(1, fits) :]
+        line = "".join(parts)
         if len(broken) > lines:
             break
     if line:
         broken.append(line)
     if len(broken) > lines:
-        last = broken[lines - 1]
-        while last and letters.getlength(f"{last}…") > width:
-            last = last[:-1]
-        broken = [*broken[: lines - 1], f"{last}…"]
+        last = clusters(broken[lines - 1].rstrip("…"))
+        while last and length("".join(last) + "…") > width:
+            last.pop()
+        broken = [*broken[: lines - 1], "".join(last) + "…"]
     return broken
 
 
@@ -141,7 +160,7 @@ def grid(
             page.paste(Image.fromarray(pixels[i]), (left, top))
             draw.rectangle((left - 1, top - 1, left + width, top + height), outline=FRAME)
             for k, line in enumerate(texts[i]):
-                draw.text((left, top + height + 2 + k * line_height), line, fill="black", font=font())
+                write(page, left, top + height + 2 + k * line_height, line)
         top += row_height
     return page
 
@@ -167,7 +186,7 @@ def rows(
     largest = max((_enlarged(part, scale) for part in parts), key=lambda part: part.shape[1])
     height, width = largest.shape[1:3]
     labels = [wrap(label, 110, lines=6) for label, _ in labelled]
-    gutter = MARGIN + max((int(font().getlength(line)) + 1 for label in labels for line in label), default=0)
+    gutter = MARGIN + max((int(length(line)) + 1 for label in labels for line in label), default=0)
     texts = [wrap(caption, width) for caption in captions] if captions is not None else [[]]
     line_height = TEXT_SIZE + 4
     foot = line_height * max(len(text) for text in texts)
@@ -178,7 +197,7 @@ def rows(
         top = MARGIN + r * (height + MARGIN)
         middle = top + (height - line_height * len(labels[r])) // 2
         for k, line in enumerate(labels[r]):
-            draw.text((MARGIN // 2, middle + k * line_height), line, fill="black", font=font())
+            write(page, MARGIN // 2, middle + k * line_height, line)
         for i in range(n):
             picture = Image.fromarray(part[i]).resize((width, height), Image.Resampling.NEAREST)
             left = gutter + i * (width + MARGIN)
@@ -186,6 +205,6 @@ def rows(
             draw.rectangle((left - 1, top - 1, left + width, top + height), outline=FRAME)
     for i, text in enumerate(texts):
         for k, line in enumerate(text):
-            place = (gutter + i * (width + MARGIN), len(parts) * (height + MARGIN) + 4 + k * line_height)
-            draw.text(place, line, fill="black", font=font())
+            top = len(parts) * (height + MARGIN) + 4 + k * line_height
+            write(page, gutter + i * (width + MARGIN), top, line)
     return page

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+from t2i.shown import shown
 
 STYLE = 0.5  # weight of a style beside a prompt
 IMAGE = "image:"
@@ -22,6 +25,13 @@ NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 NOT_FINITE = re.compile(r"[+-]?(inf|infinity|nan)", re.IGNORECASE)
 
 Given = str | Mapping[str, Any]
+
+
+def brief(value: object) -> str:
+    """A value as Python writes it, of bounded length, for a message."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 200
+    return short.repr(value)
 
 
 @dataclass(frozen=True)
@@ -37,15 +47,15 @@ class Prompt:
         what = "image" if self.is_image else "text"
         wanted = "the path of a picture is needed" if self.is_image else "write what to draw"
         if not isinstance(self.text, str) or not self.text.strip():
-            raise ValueError(f"{what}={self.text!r} is {'empty' if self.text == '' else 'no text'}: {wanted}")
+            raise ValueError(f"{what}={brief(self.text)} is {'empty' if self.text == '' else 'no text'}: {wanted}")
         for name in ("weight", "stop"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"{name}={value!r} of {what} {self.text!r} is no number")
+                raise ValueError(f"{name}={brief(value)} of {what} {brief(self.text)} is no number")
         if not math.isfinite(self.weight):
-            raise ValueError(f"weight={self.weight} of {what} {self.text!r}: allowed are finite numbers")
+            raise ValueError(f"weight={self.weight} of {what} {brief(self.text)}: allowed are finite numbers")
         if math.isnan(self.stop) or self.stop == math.inf:
-            raise ValueError(f"stop={self.stop} of {what} {self.text!r}: allowed are finite numbers")
+            raise ValueError(f"stop={self.stop} of {what} {brief(self.text)}: allowed are finite numbers")
 
 
 @dataclass(frozen=True)
@@ -80,12 +90,12 @@ def wish(
                          " one other than 0 is needed")
     away = prompts(excluded, "excluded") if excluded else []
     if below := [one for one in away if one.weight < 0]:
-        raise ValueError(f"excluded: weight={below[0].weight} of {below[0].text!r}: what is excluded is pushed away by"
-                         " itself; allowed are numbers from 0")
+        raise ValueError(f"excluded: weight={below[0].weight} of {brief(below[0].text)}: what is excluded is pushed"
+                         " away by itself; allowed are numbers from 0")
     beside = prompts(extras, "extras") if extras else []
     for name, found in (("extras", beside), ("excluded", away)):
         if stopped := [one for one in found if one.stop > -math.inf]:
-            raise ValueError(f"{name}: stop={stopped[0].stop} of {stopped[0].text!r}: only targets have a stop")
+            raise ValueError(f"{name}: stop={stopped[0].stop} of {brief(stopped[0].text)}: only targets have a stop")
     return Wish(tuple(targets), tuple(beside), tuple(away))
 
 
@@ -99,7 +109,7 @@ def prompts(given: str | Sequence[Given], name: str = "prompt", is_image: bool =
             elif isinstance(item, Mapping):
                 found.append(_structured(item))
             else:
-                raise ValueError(f"{item!r} is neither a text nor a mapping of {', '.join(KEYS)}")
+                raise ValueError(f"{brief(item)} is neither a text nor a mapping of {', '.join(KEYS)}")
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     return found
@@ -119,7 +129,7 @@ def _shown(text: str) -> str:
 
 def _structured(item: Mapping[str, Any]) -> Prompt:
     if strange := [key for key in item if key not in KEYS]:
-        raise ValueError(f"{strange[0]}={item[strange[0]]!r}: known are {', '.join(KEYS)}")
+        raise ValueError(f"{strange[0]}={brief(item[strange[0]])}: known are {', '.join(KEYS)}")
     if ("text" in item) == ("image" in item):
         raise ValueError(f"{dict(item)}: either text or image is needed")
     numbers = {key: item[key] for key in ("weight", "stop") if key in item}
@@ -137,14 +147,15 @@ def _part(part: str, is_image: bool) -> Prompt:
         if not NUMBER.fullmatch(tail.strip()) and not NOT_FINITE.fullmatch(tail):
             break
         text, last, numbers = head, tail, [float(tail), *numbers]
+    whole, told = brief(_shown(part)), shown(_shown(text))
     # A time or a ratio ends like a text with a weight.
     if not is_image and text[-1:].isdigit() and last.isdigit():
-        raise ValueError(f"{_shown(part)!r}: is {last} a weight or of the text? For a weight, write a space before its"
-                         f" colon ({_shown(text)} :{last}); for the text, write \\: ({_shown(text)}\\:{last})")
+        raise ValueError(f"{whole}: is {last} a weight or of the text? For a weight, write a space before its colon"
+                         f" ({told} :{last}); for the text, write \\: ({told}\\:{last})")
     head, colon, tail = text.rpartition(":")
     # A path or an address (C:\…, https://…) goes on after its colon with a slash.
     if colon and head.strip() and not re.search(r"\s", tail) and not tail.startswith(("/", "\\")):
-        raise ValueError(f"{_shown(part)!r}: the weight {_shown(tail)!r} is no number; if the colon is of the text,"
-                         " write a space behind it, or \\:")
+        raise ValueError(f"{whole}: the weight {brief(_shown(tail))} is no number; if the colon is of the text, write a"
+                         " space behind it, or \\:")
     weight, stop = [*numbers, *(1.0, -math.inf)[len(numbers) :]]
     return Prompt(_shown(text), weight, stop, is_image)

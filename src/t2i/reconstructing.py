@@ -28,20 +28,21 @@ from t2i.scoring import Scores
 SHOWN = 8
 
 
+def metric_of(net: FeatureNet) -> str:
+    return "rfd_clip" if net.name == "clip" else "rfid"
+
+
 @torch.inference_mode()
 def reconstruction(
     tokenizer: Any, config: dict[str, Any], split: str, limit: int | None, metrics: tuple[str, ...],
-    judge: CLIPScorer | None, inception: FeatureNet | None, vgg: str | None, base: dict[str, Any],
-) -> tuple[Scores, tuple[Tensor, Tensor]]:
-    """The scores of the first `limit` pictures of a split (None: all), and the first of them with what came back.
-
-    `vgg`: the file of VGG16's weights for LPIPS; None looks in torch hub's cache.
-    """
+    judge: CLIPScorer | None, inception: FeatureNet | None, distance: LPIPS | None, base: dict[str, Any],
+    scores: Scores,
+) -> tuple[Tensor, Tensor]:
+    """Adds the scores of the first `limit` pictures of a split (None: all); the first of them, and what came back."""
     made = dataset(config, split)
     data = DataModule(None, made, BATCH, 0, config["seed"])
     total = len(made) if limit is None else min(limit, len(made))
     device = next(tokenizer.parameters()).device
-    distance = LPIPS(vgg).to(device) if "lpips" in metrics else None
     nets: list[FeatureNet] = [inception] if inception is not None and "rfid" in metrics else []
     nets += [ClipFeatures(judge)] if judge is not None and "rfd_clip" in metrics else []
     sets = {net.name: (Statistics(net.dim), Statistics(net.dim)) for net in nets}
@@ -61,8 +62,10 @@ def reconstruction(
             numbers = torch.arange(count, count + len(image))
             for net in nets:
                 fake, real = sets[net.name]
-                fake.update(net(as_bytes(back)), numbers)
-                real.update(net(as_bytes(image)), numbers)
+                with scores.trying([metric_of(net)], part=True):
+                    fake.update(net(as_bytes(back)), numbers)
+                    real.update(net(as_bytes(image)), numbers)
+            nets = [net for net in nets if metric_of(net) not in scores.missing]
             if shown is None:
                 shown = as_bytes(image[:SHOWN]), as_bytes(back[:SHOWN])
             count += len(image)
@@ -71,17 +74,18 @@ def reconstruction(
                 break
     if shown is None:
         raise ValueError(f"split={split} of the data holds no pictures")
-    scores = Scores()
     protocol = {**base, "split": split, "n": count, "interval": "bootstrap, 1000", "data": described(config, made)}
     for name, better in (("psnr", "higher"), ("ssim", "higher"), ("lpips", "lower")):
         if values[name]:
-            scores.add(name, bootstrap(torch.cat(values[name]), config["seed"]), better, count, protocol)
+            with scores.trying([name if name == "lpips" else "reconstruction"], part=name == "psnr"):
+                scores.add(name, bootstrap(torch.cat(values[name]), config["seed"]), better, count, protocol)
     for name, value in usage.compute().items():
         scores.add(f"codebook_{name}", Interval(value, value, value), "higher", count, {**protocol, "interval": "none"})
     for net in nets:
         fake, real = sets[net.name]
         special = "_dfgan" if net.name == "inception_torchvision" else ""
         stem = "rfd_clip" if net.name == "clip" else fid_name(f"rfid{special}", fake.count, real.count)
-        scores.add(stem, frechet(fake, real), "lower", count, {
-            **protocol, "features": net.protocol(), "interval": "jackknife over ten groups of the reconstructions"})
-    return scores, shown
+        with scores.trying([metric_of(net)]):
+            scores.add(stem, frechet(fake, real), "lower", count, {
+                **protocol, "features": net.protocol(), "interval": "jackknife over ten groups of the reconstructions"})
+    return shown

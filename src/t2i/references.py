@@ -7,7 +7,7 @@ listing, the crop, the size and the feature network with its weights.
 from __future__ import annotations
 
 import json
-import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from t2i.data.pictures import Pictures
@@ -24,9 +25,11 @@ from t2i.datasets import dataset, described
 from t2i.drawn import BATCH
 from t2i.metrics.features import FeatureNet
 from t2i.metrics.statistics import Statistics
+from t2i.pictures import write_bytes
 from t2i.progress import counter
 from t2i.protocols import SHAPES, Protocol
 from t2i.scenes import render
+from t2i.shown import shown
 
 LOAD = 304  # DF-GAN's short side before the crop to 256
 
@@ -154,13 +157,17 @@ class Reference:
         held = {"reference": self.described(), "net": net.protocol(), "keep": keep}
         path = self.cache / "statistics" / f"{number(json.dumps(held, sort_keys=True, default=str)):016x}.safetensors"
         if path.is_file():
-            return Statistics.from_state(load_file(path))
+            try:
+                return Statistics.from_state(load_file(path))
+            except (SafetensorError, KeyError, RuntimeError) as error:
+                print(f"{shown(path)} is damaged ({shown(error)}): made anew", file=sys.stderr)
         found = Statistics(net.dim, keep)
         for numbers, pictures in self.batches(label=f"real pictures, {net.name}"):
             found.update(net(pictures), numbers)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(f".{os.getpid()}.part")
-        save_file({key: value.contiguous() for key, value in found.state().items()}, beside)
-        beside.replace(path)
+        try:
+            write_bytes(path, save({key: value.contiguous() for key, value in found.state().items()}))
+        except OSError as error:  # they are of use without being kept
+            print(f"{error.strerror}: the statistics of the real pictures are not kept (paths.cache=… elsewhere)",
+                  file=sys.stderr)
         return found
 

@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
 from t2i import checkpoint
 from t2i.guides.frozen import said
 from t2i.interop.tensors import read_tensors
+from t2i.shown import shown
 
 CHAIN = ("Transformer", "Pooling", "Dense")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -88,7 +89,7 @@ class SBERTText:
             self._warned += 1
             last = " (further cuts are not reported)" if self._warned == MAX_WARNINGS else ""
             warnings.warn(f"the text has {length} tokens, the text tower {self.path} takes {self.max_length}: the end"
-                          f" of {sentence!r} is not seen{last}", stacklevel=5)
+                          f" of '{shown(sentence)}' is not seen{last}", stacklevel=5)
 
 
 def _json(path: Path, wanted: Mapping[str, Any] | None = None) -> Any:

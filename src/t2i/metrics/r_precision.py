@@ -24,7 +24,8 @@ def r_precision(
     """The share of pictures whose caption beats `candidates` - 1 others, drawn by f(seed, picture).
 
     A tie, to 1e-6 of the cosine, is a miss. Rows of `image` and `text` belong together; equal `groups` are equal
-    captions. ValueError where there are fewer than `candidates` different captions, or fewer than two.
+    captions. ValueError where there are fewer than `candidates` different captions, or fewer than two, and for features
+    that are not finite.
     """
     if not len(image) == len(text) == len(groups):
         raise ValueError(f"{len(image)} pictures, {len(text)} captions, {len(groups)} groups: one each is wanted")
@@ -32,6 +33,8 @@ def r_precision(
     if not 2 <= candidates <= len(kinds):
         raise ValueError(f"candidates={candidates}: allowed are 2 to {len(kinds)}, the number of different captions")
     image, text = F.normalize(image.cpu().double(), dim=-1), F.normalize(text.cpu().double(), dim=-1)
+    if wrong := int((~(image.isfinite().all(1) & text.isfinite().all(1))).sum()):
+        raise ValueError(f"features: {wrong} of {len(image)} pictures or captions have some that are not finite")
     hits = torch.zeros(len(image), dtype=torch.float64)
     for i in range(len(image)):
         others = np.flatnonzero(kinds != int(groups[i]))
