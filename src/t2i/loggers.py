@@ -13,6 +13,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -164,10 +165,15 @@ class TensorBoard(TensorBoardLogger):
             self._kwargs["purge_step"] = batches
         self.started = True
 
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Nothing: `finish` closes; on a full disk the parent's closing would hide what went wrong."""
+
     def finish(self, failed: bool = False) -> None:
-        if self._experiment is not None:
-            self._experiment.close()
-            self._experiment = None
+        held, self._experiment = self._experiment, None
+        if held is not None:
+            with suppress(OSError) if failed else nullcontext():
+                held.close()
 
 
 def make_loggers(
