@@ -250,6 +250,7 @@ class Checkpoints(pl.Callback):
             try:
                 os.link(last, kept)
                 os.replace(kept, self.folder / "previous.ckpt")
+                kept.unlink(missing_ok=True)  # left where the two are one file already, after a kill in between
             except OSError as error:  # a file system without hard links keeps one checkpoint, not two
                 print(f"Only last.ckpt is kept: {error}")
         self.write(trainer, last)
