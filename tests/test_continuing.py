@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import socket
@@ -12,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from campaign.interruptions import config, differing, in_child, result
 
-from t2i import checkpoint, engine, loggers, run_lock
+from campaign.interruptions import config, differing, in_child, result, rows
+from t2i import checkpoint, engine, run_lock
 from t2i.callbacks import EarlyStopping
-from t2i.guards import Checkpoints
 from t2i.models.vqgan import VQGAN
 
 STOP = ("callbacks.early_stopping={_target_: t2i.callbacks.EarlyStopping, monitor: val/loss, patience: 3, least: 1}",
@@ -93,9 +93,8 @@ def test_told_to_stop_in_a_validation_it_ends_that_and_adds_nothing(tmp_path: Pa
 
     assert in_child(told, tmp_path / "log") == engine.STOPPED
     assert checkpoint.read(tmp_path / "runs/x/last.ckpt")["global_step"] == 6
-    rows = (tmp_path / "runs/x/metrics.csv").read_text().splitlines()
-    assert rows == (whole / "runs/whole/metrics.csv").read_text().splitlines()[: len(rows)]
-    assert rows[-1].startswith("6,")
+    early = rows(tmp_path / "runs/x")
+    assert early == rows(whole / "runs/whole")[: len(early)] and early[-1]["step"] == "6" and "val/loss" in early[-1]
     engine.run(config(tmp_path, "name=x"))
     assert not differing(result(whole / "runs/whole"), result(tmp_path / "runs/x"))
 
@@ -182,8 +181,7 @@ def test_a_longer_run_begins_from_a_finished_one_and_goes_on_with_itself(tmp_pat
     assert checkpoint.read(tmp_path / "runs/longer/last.ckpt")["global_step"] == 16
     assert in_child(lambda: engine.run(config(tmp_path, *words)), tmp_path / "log") == 0
     assert f"Continuing from {tmp_path / 'runs/longer/last.ckpt'}" in (tmp_path / "log").read_text()
-    rows = (tmp_path / "runs/longer/metrics.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows[1:]] == ["14", "15", "16", "18", "18", "20"]
+    assert [row["step"] for row in rows(tmp_path / "runs/longer")] == ["14", "15", "16", "18", "18", "20"]
     assert (tmp_path / "runs/longer/best.ckpt").is_file()
     assert engine.run(config(tmp_path, *words))["steps"] == 20  # finished: said, and not trained again
 
@@ -205,3 +203,95 @@ def test_damaged_checkpoints_are_told(tmp_path: Path, capsys: Any) -> None:
     assert engine.open_run(made, run_dir) is None
     told = capsys.readouterr().out
     assert "previous.ckpt is empty" in told and "training starts from the beginning (resume=must stops" in told
+
+
+def limited(size: int) -> None:
+    """Files of this process end at `size` bytes, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def test_a_full_disk_is_told_with_what_is_kept_and_the_same_command_goes_on(tmp_path: Path, whole: Path) -> None:
+    def full(step: int) -> None:
+        original = VQGAN.training_step
+
+        def filling(self: VQGAN, *given: Any) -> Any:
+            if self.global_step == step:
+                limited(100_000)
+            return original(self, *given)
+
+        VQGAN.training_step = filling  # type: ignore[method-assign]
+        engine.run(config(tmp_path, "name=x"))
+
+    for step, kept in ((0, "Nothing was saved yet"), (6, r"x/last\.ckpt holds step 4")):
+        assert in_child(lambda step=step: full(step), tmp_path / "log") == 2  # type: ignore[misc]
+        said = (tmp_path / "log").read_text().strip().splitlines()[-1]
+        assert re.fullmatch(rf"error: .*\.ckpt could not be written: File too large\..*{kept};"
+                            " with room on the disk the same command goes on.", said), said
+    assert not (tmp_path / "runs/x/crash.ckpt").exists()
+    engine.run(config(tmp_path, "name=x"))
+    assert not differing(result(whole / "runs/whole"), result(tmp_path / "runs/x"))
+
+
+def test_what_went_wrong_is_told_also_where_its_state_cannot_be_kept(tmp_path: Path) -> None:
+    def broken() -> None:
+        original = VQGAN.training_step
+
+        def breaking(self: VQGAN, *given: Any) -> Any:
+            if self.global_step == 1:
+                limited(100_000)
+                raise RuntimeError("of its own")
+            return original(self, *given)
+
+        VQGAN.training_step = breaking  # type: ignore[method-assign]
+        engine.run(config(tmp_path, "name=x"))
+
+    assert in_child(broken, tmp_path / "log") == 1
+    said = (tmp_path / "log").read_text()
+    assert "The state of step 1 could not be kept in" in said and "File too large" in said
+    assert said.strip().splitlines()[-1] == "RuntimeError: of its own"
+
+
+def test_a_second_process_is_kept_out_of_a_folder_in_which_one_trains(tmp_path: Path) -> None:
+    run_dir = tmp_path / "runs/x"
+    with run_lock.alone_in(run_dir):
+        assert in_child(lambda: engine.run(config(tmp_path, "name=x")), tmp_path / "log") == 2
+        said = (tmp_path / "log").read_text().strip().splitlines()[-1]
+        assert re.fullmatch(rf"error: {run_dir} is being trained by process {os.getpid()} on {socket.gethostname()}"
+                            r" since [-0-9]+ [:0-9]+: wait for it .*\(name=…\)", said), said
+        assert in_child(lambda: engine.run(config(tmp_path, "name=y", "trainer.max_steps=1")), tmp_path / "log") == 0
+        with pytest.raises(ValueError, match="is being trained by another process"):
+            engine.run(config(tmp_path, "name=x"))  # in this very process
+    assert not list((tmp_path / "runs").glob(".*"))
+    with run_lock.alone_in(run_dir):
+        pass
+
+
+def test_a_lock_of_another_machine_says_what_to_delete_unless_its_job_was_moved(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    lock = tmp_path / ".x.lock"
+    held = {"pid": 1, "host": "elsewhere", "since": "2026-11-01 10:00:00", "job": "7"}
+    lock.write_text(json.dumps(held))
+    with (pytest.raises(ValueError, match=rf"process 1 on elsewhere since 2026-11-01 10:00:00.*delete {lock}"),
+          run_lock.alone_in(tmp_path / "x")):
+        pass
+    assert json.loads(lock.read_text()) == held
+    monkeypatch.setenv("SLURM_JOB_ID", "7")  # the scheduler started it again on this one
+    with run_lock.alone_in(tmp_path / "x"):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+    assert not lock.exists()
+
+
+def test_what_killed_processes_left_is_taken_away_and_others_files_stay(tmp_path: Path) -> None:
+    gone, living = os.fork(), os.getpid()
+    if not gone:
+        os._exit(0)
+    os.waitpid(gone, 0)
+    left = {f".last.ckpt.{gone}.tmp", f".best.ckpt.{living}.tmp", ".previous.tmp", f"grids/.a.png.{gone}.part",
+            ".metrics.csv.part", ".hf.abc/model.safetensors", f".evaluation.json.{gone}.tmp"}
+    stays = {f".evaluation.json.{living}.tmp", "last.ckpt", "hf/model.safetensors", f"grids/.b.png.{living}.part"}
+    for name in left | stays:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    run_lock.tidy(tmp_path)
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == stays

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-_held: set[Path] = set()  # this process's own locks, which the system would give it twice
+_held: dict[Path, int] = {}  # locks that this process holds, which the system would give it twice
 
 
 def _refused(folder: Path, who: dict[str, Any]) -> ValueError:
@@ -24,7 +24,8 @@ def _refused(folder: Path, who: dict[str, Any]) -> ValueError:
 
 
 def unwritable(folder: Path, error: OSError) -> ValueError:
-    return ValueError(f"the run folder {folder} cannot be written: {error.strerror}. Choose another with paths.runs=…")
+    why = str(error.strerror).rstrip(".")
+    return ValueError(f"the run folder {folder} cannot be written: {why}. Choose another with paths.runs=…")
 
 
 def _said(file: TextIO) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     is of the same job, which its scheduler started again elsewhere.
     """
     path = folder.resolve().with_name(f".{folder.name}.lock")
-    if path in _held:
+    if _held.get(path) == os.getpid():
         raise _refused(folder, {})
     mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S"),
             "job": os.environ.get("SLURM_JOB_ID")}
@@ -79,11 +80,11 @@ def alone_in(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(json.dumps(mine))
         file.flush()
-        _held.add(path)
+        _held[path] = os.getpid()
         try:
             yield
         finally:
-            _held.discard(path)
+            del _held[path]
             path.unlink(missing_ok=True)
     finally:
         file.close()
