@@ -199,14 +199,14 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
         trainer.fit(model, data, ckpt_path=resume, weights_only=True)
         failed = False
     except NonFiniteLoss as error:
-        crash = f"The state is in {run_dir / 'crash.ckpt'}; " if saver.crashed else ""
-        raise ValueError(f"{error} {crash}{saver.kept()}.") from error
+        state = f"The state is in {run_dir / 'crash.ckpt'}; " if saver.crashed else ""
+        raise ValueError(f"{error} {state}{run_dir / 'last.ckpt'} is as it was.") from error
     except OSError as error:
         if error.errno not in FULL:
             raise
         where = f"{error.filename}: " if error.filename and error.filename not in str(error.strerror) else ""
-        what = f"{where}{str(error.strerror).rstrip('.')}. {saver.kept()}"
-        raise OSError(error.errno, f"{what}; with room on the disk the same command goes on.") from error
+        what = f"{where}{str(error.strerror).rstrip('.')}."
+        raise OSError(error.errno, f"{what} Make room on the disk. {saver.way_on()}") from error
     finally:
         loggers.finish(trainer.loggers, failed)
     if saver.stopped:

@@ -230,8 +230,7 @@ class Checkpoints(pl.Callback):
         if self.due(trainer) or asked or ends or missing:
             self.save(trainer)
         if missing:
-            raise ValueError(f"{self.unmeasured(trainer)} {self.kept()}; the same command with another trainer.monitor="
-                             " (null: none) goes on.")
+            raise ValueError(f"{self.unmeasured(trainer)} Give trainer.monitor= one of them, or null. {self.way_on()}")
         if asked and not ends:
             self.stopped = trainer.should_stop = True
 
@@ -256,10 +255,12 @@ class Checkpoints(pl.Callback):
         self.write(trainer, last)
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
 
-    def kept(self) -> str:
-        """What of the run is safe, for messages."""
+    def way_on(self) -> str:
+        """How a run that ended before its end goes on."""
         last = self.folder / "last.ckpt"
-        return f"{last} holds step {self.saved_step}" if last.is_file() else "Nothing was saved yet"
+        if not last.is_file():
+            return "Nothing was saved yet: the same command begins anew."
+        return f"The same command goes on from {f'step {self.saved_step}, ' if self.saved_step >= 0 else ''}{last}."
 
     def on_validation_end(self, trainer: Any, module: Any) -> None:
         if not self.monitor or trainer.sanity_checking:
@@ -288,7 +289,7 @@ class Checkpoints(pl.Callback):
         self.restore_handlers()
         full = isinstance(exception, OSError) and exception.errno in FULL
         nothing = self.saved_step < 0 or trainer.global_step == self.saved_step
-        if isinstance(exception, KeyboardInterrupt) or full or nothing or is_sharded(trainer):
+        if isinstance(exception, KeyboardInterrupt | SystemExit) or full or nothing or is_sharded(trainer):
             return
         path = self.folder / "crash.ckpt"
         try:
