@@ -17,7 +17,7 @@ from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 
 from t2i import checkpoint
 from t2i.data.seeds import number
-from t2i.devices import is_sharded
+from t2i.models.base import NonFiniteLoss
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # a disk that takes no more
 
@@ -289,7 +289,9 @@ class Checkpoints(pl.Callback):
         self.restore_handlers()
         full = isinstance(exception, OSError) and exception.errno in FULL
         nothing = self.saved_step < 0 or trainer.global_step == self.saved_step
-        if isinstance(exception, KeyboardInterrupt | SystemExit) or full or nothing or is_sharded(trainer):
+        if isinstance(exception, KeyboardInterrupt | SystemExit) or full or nothing:
+            return
+        if trainer.world_size > 1 and not isinstance(exception, NonFiniteLoss):  # others one rank has alone
             return
         path = self.folder / "crash.ckpt"
         try:
