@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from campaign.interruptions import config, differing, in_child, result, rows
+from in_child import config, differing, in_child, result, rows
 from t2i import checkpoint, engine, run_lock
 from t2i.callbacks import EarlyStopping
 from t2i.models.vqgan import VQGAN
