@@ -15,6 +15,7 @@ python train.py experiments=quickstart              nothing -> captioned picture
 python train.py model=vqgan data=shapes             one stage; runs/vqgan-shapes
 python train.py -m model/quantizer=vq,ema,fsq       a sweep
 python train.py experiments=shapes estimate=true    parameters, memory and hours of a recipe, without training
+python train.py … name=b resume=runs/a/last.ckpt trainer.max_steps=20000    a finished run, for longer
 """
 
 

@@ -80,6 +80,15 @@ def test_a_broken_run_counts_on(tmp_path: Path, clock: list[float], monkeypatch:
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
 
 
+def test_a_run_broken_off_after_its_last_checkpoint_trains_no_batch_more(tmp_path: Path, clock: list[float]) -> None:
+    done = engine.run(config(tmp_path, "x"))
+    (tmp_path / "runs/x/finished.json").unlink()
+    before = (tmp_path / "runs/x/metrics.csv").read_bytes()
+    again = engine.run(config(tmp_path, "x"))
+    assert (again["steps"], again["metrics"]) == (6, done["metrics"])
+    assert (tmp_path / "runs/x/metrics.csv").read_bytes() == before
+
+
 def test_steps_that_are_done_first_end_it_too(tmp_path: Path, clock: list[float]) -> None:
     assert engine.run(config(tmp_path, "x", "trainer.max_steps=5"))["steps"] == 5
     assert checkpoint.read(tmp_path / "runs/x/last.ckpt")["callbacks"]["Minutes"] == {"seconds": 5.0}

@@ -86,7 +86,7 @@ def test_what_is_refused(tmp_path: Path, clips: tuple[str, str], capsys: Any) ->
         engine.run(compose([*vq, f"callbacks.scores={{_target_: t2i.watch.Scores, judge: '{clips[1]}'}}", "name=vq",
                             f"paths.runs={tmp_path}", "trainer.max_steps=1", "logger=none"]))
     engine.run(compose([*words(tmp_path, clips, clips[1], steps=2), "trainer.monitor=val/fd_clop"]))
-    assert "No best.ckpt: trainer.monitor=val/fd_clop was not measured" in capsys.readouterr().out
+    assert "No best.ckpt: trainer.monitor=val/fd_clop is not measured at step 2" in capsys.readouterr().out
 
 
 @pytest.mark.slow

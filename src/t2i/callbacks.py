@@ -159,6 +159,12 @@ class PictureGrid(pl.Callback):
         self.batch: Any = None
         self.last_step: int | None = None
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_step": self.last_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.last_step = state["last_step"]
+
     def on_validation_batch_start(
         self, trainer: Any, module: Any, batch: Any, batch_index: int, loader_index: int = 0
     ) -> None:
@@ -205,10 +211,15 @@ class EarlyStopping(pl.Callback):
         self.best, self.since = float("inf"), 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "since": self.since}
+        return {"best": self.best, "since": self.since, "monitor": self.monitor}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best, self.since = state["best"], state["since"]
+        if state.get("monitor", self.monitor) == self.monitor:
+            self.best, self.since = state["best"], state["since"]
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        if self.since >= self.patience:  # broken off between its last checkpoint and its end
+            trainer.should_stop = True
 
     def on_validation_end(self, trainer: Any, module: Any) -> None:
         if trainer.sanity_checking:

@@ -36,6 +36,14 @@ HINTS = {
 }
 
 
+HYDRA = {  # what is said of Hydra's own settings, which are not read here
+    "hydra/launcher": "sweep.launcher= (basic, joblib, submitit) says how -m runs its jobs",
+    "hydra/sweeper": "-m runs every combination of listed values (seed=0,1), and has no other sweeper",
+    "hydra.sweep": "a sweep's folder is paths.runs=FOLDER name=NAME-sweep, by name=NAME",
+    "hydra": "a run's folder is paths.runs=FOLDER name=NAME, and what is printed goes to the terminal alone",
+}
+
+
 class ConfigError(ValueError):
     """A config that cannot be used; the message says why and what is allowed."""
 
@@ -189,11 +197,27 @@ def _not_parsed(error: Exception, overrides: list[str]) -> str:
     return " ".join(str(error).split())
 
 
+def refuse(overrides: list[str]) -> None:
+    """ConfigError for Hydra's own settings, and for taking out what the doors need."""
+    lines = []
+    for word in overrides:
+        key = word.partition("=")[0].lstrip("+~")
+        told = next((text for name, text in HYDRA.items() if re.match(rf"{name}\b", key)), None)
+        if told:
+            lines.append(f"{word}: Hydra's own settings are not read; {told}")
+        elif word.startswith("~") and not key.startswith(("callbacks.", "model.", "text_encoder.")):
+            instead = "logger=none logs nothing" if key == "logger" else f"{key}= takes another value"
+            lines.append(f"{word}: this cannot be taken out; {instead}")
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
 def parse_sweep(overrides: list[str]) -> list[tuple[str, list[str]]]:
     """Each override as its key and the list of its values as whole overrides: one, or several of a sweep."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    refuse(overrides)
     words, _ = set_aside(overrides)
     found = []
     for word, original in zip(words, overrides, strict=True):

@@ -1,8 +1,9 @@
 """One training run: its folder, its parts, and what happens when it is interrupted.
 
-A run lives in a folder of a stable name. The same command again continues from `last.ckpt`, or says that the run
-is finished; another config in the same folder is refused with the difference. Ctrl-C and SIGTERM save and stop
-(exit code 75); a second one aborts. A crash saves beside `last.ckpt`, never over it.
+A run lives in a folder of a stable name, in which one process trains at a time. The same command again continues from
+`last.ckpt`, or says that the run is finished; another config in the same folder is refused with the difference, once
+there is a checkpoint. Ctrl-C and SIGTERM save and stop (exit code 75); a second one aborts. A crash saves beside
+`last.ckpt`, never over it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,16 +20,22 @@ import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from t2i import checkpoint, loggers, register
-from t2i.config import difference
+from t2i.config import difference, flat
 from t2i.datasets import caption_texts, data_module
 from t2i.devices import strategy
-from t2i.guards import Checkpoints, Minutes, SelfDescribing, StepSeed
+from t2i.guards import FULL, AsConfigured, Checkpoints, Minutes, SelfDescribing, StepSeed
 from t2i.models.base import NonFiniteLoss, switch
+from t2i.run_lock import alone_in, tidy, unwritable
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 STOPPED = 75  # exit code of a run that was asked to stop and can be continued
 # What may differ when a run is continued.
-IGNORED = ("resume", "debug", "logger", "stages", "experiments", "estimate", "comparison", "sweep", "trust")
+IGNORED = ("resume", "debug", "logger", "stages", "experiments", "estimate", "evaluation", "comparison", "sweep",
+           "trust")
+# What says where a run lies, and what is written beside it; no weight hangs on it.
+BESIDE = ("paths", "name", "group", "data.workers", "data.pack", "callbacks.pictures", "callbacks.plots",
+          "callbacks.progress", "trainer.log_every_steps", "trainer.checkpoint_every_steps",
+          "trainer.checkpoint_every_minutes", "trainer.monitor", "trainer.monitor_mode")
 
 
 def precision(wanted: Literal["auto"] | Precision, accelerator: str) -> Precision:
@@ -45,6 +53,20 @@ def compared(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in IGNORED}
 
 
+def decisive(config: dict[str, Any]) -> dict[str, Any]:
+    """What a run must share with its folder's, by dotted key; files are named from `paths.` on, wherever that is."""
+    places = {name: str(place).rstrip("/") for name, place in config["paths"].items()}
+
+    def placed(value: Any) -> Any:
+        for name, place in places.items() if isinstance(value, str) else ():
+            if place not in ("", ".") and (value == place or value.startswith(f"{place}/")):
+                return f"<paths.{name}>{value[len(place):]}"
+        return value
+
+    return {key: placed(value) for key, value in flat(compared(config)).items()
+            if not isinstance(value, dict) and not any(f"{key}.".startswith(f"{other}.") for other in BESIDE)}
+
+
 def first_of_all() -> bool:
     """Whether this process is the only one, or the first of several."""
     return getattr(rank_zero_only, "rank", None) in (None, 0)
@@ -54,7 +76,8 @@ def open_run(config: dict[str, Any], run_dir: Path) -> Path | None:
     """Makes or re-opens the run's folder and returns the checkpoint to continue from, if any.
 
     `resume`: auto continues where there is something to continue; must raises where there is not; never starts
-    afresh in an emptied folder; anything else is the path of a checkpoint to continue from.
+    afresh in an emptied folder; anything else is the path of a checkpoint to begin from. A folder without a checkpoint
+    takes any config.
     """
     resume, saved = config["resume"], run_dir / "config.json"
     first = first_of_all()  # of several processes one makes and moves folders
@@ -62,35 +85,44 @@ def open_run(config: dict[str, Any], run_dir: Path) -> Path | None:
         old = run_dir.with_name(f"{run_dir.name}.old{int(time.time())}")
         run_dir.rename(old)
         print(f"The earlier run was moved to {old}")
-    if saved.is_file() and resume != "never":
-        differing = difference(compared(json.loads(saved.read_text())), compared(config))
+    begun = any((run_dir / f"{name}.ckpt").is_file() for name in ("last", "previous", "best"))
+    if begun and saved.is_file() and resume != "never":
+        differing = difference(decisive(json.loads(saved.read_text())), decisive(config))
         if differing:
             lines = "\n  ".join(differing)
             raise ValueError(f"{run_dir} holds a run with another config:\n  {lines}\n"
-                             "Give the new run a name (name=…), or start afresh with resume=never.")
+                             f"On from its checkpoint with these settings: name=NEW resume={run_dir / 'last.ckpt'};"
+                             " from the start: name=NEW, or resume=never, which moves the earlier run away.")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         if first:
             checkpoint.write_text(run_dir / "config.json", json.dumps(config, indent=1, ensure_ascii=False))
     except OSError as error:
-        raise ValueError(f"the run folder {run_dir} cannot be written: {error.strerror}."
-                         " Choose another with paths.runs=…") from error
-    if resume not in ("auto", "must", "never"):
-        return Path(resume)
+        raise unwritable(run_dir, error) from error
     if resume == "never":
         return None
-    for name in ("last.ckpt", "previous.ckpt"):
+    given = None if resume in ("auto", "must") else Path(resume)
+    if given is not None and (given.resolve().parent == run_dir.resolve() or not begun):
+        return given
+    damaged = []
+    for name in ("last.ckpt", "previous.ckpt"):  # its own, also of a run that began from another's
         path = run_dir / name
         if path.is_file():
             try:
                 checkpoint.read(path)
             except ValueError as error:
-                print(f"{error}\nTrying the checkpoint before it.")
+                damaged.append(f"{error}.")
                 continue
+            if damaged and first:
+                print(f"{damaged[0]} The checkpoint before it is taken.")
             return path
     if resume == "must":
-        raise ValueError(f"resume=must, but {run_dir} holds no readable checkpoint (last.ckpt, previous.ckpt)")
-    return None
+        raise ValueError(" ".join([f"resume=must, but {run_dir} holds no readable checkpoint (last.ckpt,"
+                                   " previous.ckpt).", *damaged]))
+    if damaged and first:
+        print("\n".join([*damaged, f"No checkpoint in {run_dir} can be read: training starts "
+                         + (f"from {given}." if given else "from the beginning (resume=must stops instead).")]))
+    return given
 
 
 def make_trainer(config: dict[str, Any], run_dir: Path, callbacks: list[Any], model: Any) -> pl.Trainer:
@@ -125,13 +157,30 @@ def run(config: dict[str, Any], command: str | None = None) -> dict[str, Any]:
     loggers.quiet()
     register.trust(config["trust"])
     run_dir = Path(config["paths"]["runs"]) / config["name"]
-    resume = open_run(config, run_dir)
-    if command is not None and first_of_all() and not (run_dir / "command.txt").is_file():
+    with alone_in(run_dir) if first_of_all() else nullcontext():
+        resume = open_run(config, run_dir)
+        done = finished(run_dir)
+        if done is not None and resume == run_dir / "last.ckpt":
+            print(f"{run_dir} is finished ({done['steps']} steps). For longer: name=NEW resume={resume}"
+                  " trainer.max_steps=…; another run: name=…; from the start: resume=never.")
+            return done
+        if first_of_all():
+            begin(run_dir, resume, command)
+        return train(config, run_dir, resume)
+
+
+def begin(run_dir: Path, resume: Path | None, command: str | None) -> None:
+    """Takes away what an earlier life of the folder left that is no longer so."""
+    tidy(run_dir)
+    (run_dir / "finished.json").unlink(missing_ok=True)
+    anew = resume is None or resume.resolve().parent != run_dir.resolve()
+    if anew:
+        (run_dir / "metrics.csv").unlink(missing_ok=True)
+    if command is not None and (anew or not (run_dir / "command.txt").is_file()):
         checkpoint.write_text(run_dir / "command.txt", command + "\n")
-    done = finished(run_dir)
-    if done is not None and config["resume"] in ("auto", "must"):
-        print(f"{run_dir} is finished ({done['steps']} steps). Another run: name=…; from the start: resume=never.")
-        return done
+
+
+def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[str, Any]:
     started = time.monotonic()
     pl.seed_everything(config["seed"], workers=False, verbose=False)
     model = checkpoint.build(config["model"])
@@ -143,8 +192,9 @@ def run(config: dict[str, Any], command: str | None = None) -> dict[str, Any]:
     saver = Checkpoints(run_dir, every_steps=t["checkpoint_every_steps"], every_minutes=t["checkpoint_every_minutes"],
                         monitor=t["monitor"], mode=t["monitor_mode"])
     extra = [checkpoint.build(node) for node in config["callbacks"].values() if node]
-    own = [Minutes(t["max_minutes"]), SelfDescribing(config), saver]
+    own = [Minutes(t["max_minutes"]), SelfDescribing(config), AsConfigured(config), saver]
     trainer = make_trainer(config, run_dir, [StepSeed(config["seed"]), *extra, *own], model)
+    saver.attach(trainer)
     if resume is not None and first_of_all():
         print(f"Continuing from {resume}")
     failed = True
@@ -152,15 +202,22 @@ def run(config: dict[str, Any], command: str | None = None) -> dict[str, Any]:
         trainer.fit(model, data, ckpt_path=resume, weights_only=True)
         failed = False
     except NonFiniteLoss as error:
-        kept = f"The state is in {run_dir / 'crash.ckpt'}; {run_dir / 'last.ckpt'} is as it was."
-        raise ValueError(f"{error} {kept}") from error
+        state = f"The state is in {run_dir / 'crash.ckpt'}; " if saver.crashed else ""
+        raise ValueError(f"{error} {state}{run_dir / 'last.ckpt'} is as it was.") from error
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = f"{error.filename}: " if error.filename and error.filename not in str(error.strerror) else ""
+        what = f"{where}{str(error.strerror).rstrip('.')}."
+        raise OSError(error.errno, f"{what} Make room on the disk. {saver.way_on()}") from error
     finally:
         loggers.finish(trainer.loggers, failed)
     if saver.stopped:
         if trainer.is_global_zero:
             print(f"Stopped at step {trainer.global_step}; {run_dir / 'last.ckpt'} continues with the same command.")
         raise SystemExit(STOPPED)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    # Of a run that was broken off at its very end, those that came with its checkpoint.
+    metrics = saver.metrics | {name: float(value) for name, value in trainer.callback_metrics.items()}
     result = {"run_dir": str(run_dir), "steps": trainer.global_step, "seconds": round(time.monotonic() - started, 1),
               "metrics": metrics}
     if trainer.is_global_zero:

@@ -140,8 +140,8 @@ def finished(job: Job) -> dict[str, Any] | None:
     from t2i import engine
     from t2i.config import difference
 
-    if not saved.is_file() or difference(engine.compared(json.loads(saved.read_text(encoding="utf-8"))),
-                                         engine.compared(dict(job.config))):
+    if not saved.is_file() or difference(engine.decisive(json.loads(saved.read_text(encoding="utf-8"))),
+                                         engine.decisive(dict(job.config))):
         return None  # the run itself says what differs
     return engine.finished(job.run_dir)
 

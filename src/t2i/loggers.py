@@ -12,7 +12,8 @@ import csv
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ _WARNINGS = (
     ".*Checkpoint directory .* exists.*", ".*Trying to infer the `batch_size`.*", ".*pkg_resources.*",
     ".*was configured without a `logger`.*", ".*Starting from v1.9.0.*", ".*not resume.*dataloader.*",
     ".*The total number of parameters detected may be inaccurate.*",
+    ".*callbacks used to create the checkpoint need to be provided.*",
 )
 
 
@@ -55,6 +57,15 @@ def quiet() -> None:
             logger.addFilter(_says_something)
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Inside, errors of the disk name the file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{path} could not be written: {error.strerror}") from error
 
 
 class MetricsCSV(Logger):
@@ -90,11 +101,12 @@ class MetricsCSV(Logger):
         first = self.columns is None
         known = (self._header() or ["step", "epoch"]) if self.columns is None else self.columns
         columns = list(dict.fromkeys([*known, *row]))
-        if first or columns != known:
-            self._copy(columns, before=batches if first else None)
-        self.columns = columns
-        with open(self.path, "a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow([row.get(name, "") for name in columns])
+        with named(self.path):
+            if first or columns != known:
+                self._copy(columns, before=batches if first else None)
+            self.columns = columns
+            with open(self.path, "a", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerow([row.get(name, "") for name in columns])
 
     def _header(self) -> list[str]:
         if not self.path.is_file():
@@ -133,7 +145,7 @@ class TensorBoard(TensorBoardLogger):
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__(save_dir=Path(run_dir), name="", version="tb", default_hp_metric=False)
-        self.started = False
+        self.started, self.place = False, Path(run_dir) / "tb"
 
     @rank_zero_only
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
@@ -143,18 +155,22 @@ class TensorBoard(TensorBoardLogger):
     def save(self) -> None:
         """Flushes; unlike the parent, writes no hparams.yaml."""
         if self._experiment is not None:
-            self._experiment.flush()
+            with named(self.place):
+                self._experiment.flush()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         batches = 0 if step is None else step + 1
-        self._start(batches)
-        super().log_metrics(dict(metrics), batches)
+        with named(self.place):
+            self._start(batches)
+            for name, value in metrics.items():
+                self.experiment.add_scalar(name, value, batches)
 
     @rank_zero_only
     def log_image(self, name: str, image: Image.Image, step: int) -> None:
-        self._start(step)
-        self.experiment.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        with named(self.place):
+            self._start(step)
+            self.experiment.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def _start(self, batches: int) -> None:
         if not self.started and batches > 1:  # Lightning opened it before anybody knew where the run goes on
@@ -164,10 +180,15 @@ class TensorBoard(TensorBoardLogger):
             self._kwargs["purge_step"] = batches
         self.started = True
 
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Nothing: `finish` closes; on a full disk the parent's closing would hide what went wrong."""
+
     def finish(self, failed: bool = False) -> None:
-        if self._experiment is not None:
-            self._experiment.close()
-            self._experiment = None
+        held, self._experiment = self._experiment, None
+        if held is not None:
+            with suppress(OSError) if failed else nullcontext():
+                held.close()
 
 
 def make_loggers(

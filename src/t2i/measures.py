@@ -28,6 +28,16 @@ class Reconstructions(pl.Callback):
         self.usage = {"train": CodebookUsage(factors), "val": CodebookUsage(factors)}
         self.sums = torch.zeros(3, dtype=torch.float64)
 
+    def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+        if self.active and not trainer.interrupted:  # the codes since the last validation, of all ranks
+            counts = [count.clone().to(module.device) for count in self.usage["train"].counts]
+            counts = [trainer.strategy.reduce(count, reduce_op="sum").cpu() for count in counts]
+            checkpoint["codes_since_validation"] = counts
+
+    def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+        if self.active and "codes_since_validation" in checkpoint and trainer.is_global_zero:
+            self.usage["train"].counts = [count.clone() for count in checkpoint["codes_since_validation"]]
+
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
         if not self.active:
             return
@@ -74,6 +84,16 @@ class Gap(pl.Callback):
         part = "loss/pixel" if module.kind == "vqgan" else "loss"
         self.names = self.train or f"train/{part}", self.val or f"val/{part}"
 
+    def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+        if not trainer.interrupted:  # the mean over the ranks: the others are asked
+            total = torch.as_tensor(self.total, dtype=torch.float64, device=module.device).clone()
+            total = trainer.strategy.reduce(total, reduce_op="mean") if trainer.world_size > 1 else total
+            checkpoint["gap"] = {"total": float(total), "count": self.count}
+
+    def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+        held = checkpoint.get("gap", {"total": 0.0, "count": 0})
+        self.total, self.count = held["total"], held["count"]
+
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
         value = trainer.callback_metrics.get(self.names[0])
         if value is not None:
@@ -93,11 +113,19 @@ class Gap(pl.Callback):
 class Composition(pl.Callback):
     """Composition score of samples at validation, `n_per_task` pictures a task: a rough curve, not the evaluation."""
 
+    now_and_then = "val/composition_"  # what is not measured in each validation
+
     def __init__(self, n_per_task: int = 8, guidance: float = 3.0, every_n_validations: int = 1) -> None:
         if n_per_task < 1:
             raise ValueError(f"n_per_task={n_per_task} must be at least 1")
         self.captions = [caption for task in TASKS for caption in prompts("val", task, n_per_task, seed=1)]
         self.guidance, self.every, self.seen = guidance, every_n_validations, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen = state["seen"]
 
     def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
         self.seen += 1

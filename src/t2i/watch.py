@@ -67,6 +67,12 @@ class Scores(pl.Callback):
         self.last_step: int | None = None
         self.spent, self.since = 0.0, time.monotonic()
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_step": self.last_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.last_step = state["last_step"]
+
     def on_fit_start(self, trainer: Any, module: Any) -> None:
         if not hasattr(module, "sample"):
             raise ValueError(f"callbacks.scores: a {module.kind} draws nothing that could be scored")

@@ -1,0 +1,90 @@
+"""A tiny training in a forked child, which can be killed for real and waits for no imports, and what it ends with."""
+
+from __future__ import annotations
+
+import csv
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from t2i import checkpoint
+from t2i.command import is_for_people, message
+from t2i.config import compose
+
+SETTINGS = ["model=vqgan", "model.autoencoder.channels=8", "model.autoencoder.multipliers=[1]",
+            "model.autoencoder.attention_levels=[]", "model.autoencoder.mid_attention=false",
+            "model.autoencoder.patch_size=8", "model.autoencoder.z_channels=8", "model.autoencoder.num_groups=0",
+            "model.quantizer.codebook_size=16", "model.quantizer.dim=4", "model.discriminator.channels=4",
+            "model.discriminator.num_layers=2", "model.discriminator_start=0.25", "data.image_size=32", "data.size=40",
+            "data.val_size=16", "data.batch_size=8", "trainer=cpu", "trainer.precision=32-true",
+            "trainer.val_every_steps=2", "trainer.limit_val_batches=2", "trainer.checkpoint_every_steps=4",
+            "trainer.log_every_steps=3", "trainer.max_steps=13", "model.learning_rate=0.01", "logger=csv",
+            "trainer.monitor=train/codebook_perplexity", "trainer.monitor_mode=max", "callbacks.plots=null",
+            "callbacks.progress=null", "callbacks.pictures=null",
+            "callbacks.ema={_target_: t2i.callbacks.EMA, modules: [tokenizer], decay: 0.9}"]
+
+
+def config(folder: Path, *more: str) -> dict[str, Any]:
+    return compose([*SETTINGS, f"paths.runs={folder / 'runs'}", f"paths.cache={folder / 'cache'}", *more])
+
+
+def in_child(run: Callable[[], object], log: Path) -> int:
+    """Runs it in a process of its own, its words in `log`; its exit code, negative for a signal."""
+    number = os.fork()
+    if number:
+        return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+    code = 99
+    try:
+        torch.set_num_threads(1)  # threads of the parent's are not there
+        with log.open("w") as words:
+            os.dup2(words.fileno(), 1)
+            os.dup2(words.fileno(), 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+            try:
+                run()
+                code = 0
+            except SystemExit as error:
+                code = error.code if isinstance(error.code, int) else 1
+            except KeyboardInterrupt:
+                code = 130
+            except (ValueError, OSError) as error:
+                code = 2 if is_for_people(error) else 1
+                print(message(error) if code == 2 else traceback.format_exc(), file=sys.stderr)
+            except BaseException:
+                traceback.print_exc()
+                code = 1
+            sys.stdout.flush()
+            sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def result(run_dir: Path) -> dict[str, Any]:
+    """What must be the same: rows of metrics.csv, weights, averaged weights, and where best.ckpt is from."""
+    last, best = (checkpoint.read(run_dir / f"{name}.ckpt") for name in ("last", "best"))
+    return {"rows": dict(enumerate(rows(run_dir))), "steps": [last["global_step"], best["global_step"]],
+            "weights": last["state_dict"], "averages": last["ema"]["weights"], "best": best["state_dict"],
+            "optimisers": {f"{i}/{k}/{name}": value for i, held in enumerate(last["optimizer_states"])
+                           for k, state in held["state"].items() for name, value in state.items()}}
+
+
+def rows(run_dir: Path) -> list[dict[str, str]]:
+    """Of metrics.csv, without empty cells: columns are added as metrics appear."""
+    with (run_dir / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        return [{name: cell for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+
+def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """What of two results is not the same."""
+    def same(x: Any, y: Any) -> bool:
+        if isinstance(x, dict):
+            return x.keys() == y.keys() and all(same(x[name], y[name]) for name in x)
+        return torch.equal(x, y) if isinstance(x, torch.Tensor) else bool(x == y)
+
+    return [name for name in a if not same(a[name], b[name])]
+
