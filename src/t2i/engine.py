@@ -20,9 +20,9 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from t2i import checkpoint, loggers
 from t2i.config import difference
 from t2i.datasets import caption_texts, data_module
-from t2i.devices import strategy
+from t2i.devices import lost, strategy
 from t2i.guards import Checkpoints, Minutes, SelfDescribing, StepSeed
-from t2i.models.base import NonFiniteLoss, switch
+from t2i.models.base import NonFiniteElsewhere, NonFiniteLoss, switch
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 STOPPED = 75  # exit code of a run that was asked to stop and can be continued
@@ -102,7 +102,8 @@ def make_trainer(config: dict[str, Any], run_dir: Path, callbacks: list[Any], mo
         limit_val_batches=t["limit_val_batches"], log_every_n_steps=t["log_every_steps"], num_sanity_val_steps=0,
         default_root_dir=run_dir, callbacks=callbacks, enable_checkpointing=False, enable_model_summary=False,
         logger=loggers.make_loggers(config["logger"]["names"], run_dir, config, config["name"], config["group"]),
-        plugins=[checkpoint.AtomicCheckpointIO()], use_distributed_sampler=False, gradient_clip_val=t["gradient_clip"],
+        plugins=[checkpoint.AtomicCheckpointIO()], use_distributed_sampler=False,
+        gradient_clip_val=t["gradient_clip"] if model.automatic_optimization else None,  # two players have it as theirs
         sync_batchnorm=(t["devices"], t["num_nodes"]) != (1, 1) and on_gpu(t),  # it exists on GPUs alone
     )
 
@@ -147,8 +148,16 @@ def run(config: dict[str, Any], command: str | None = None) -> dict[str, Any]:
         print(f"Continuing from {resume}")
     failed = True
     try:
-        trainer.fit(model, data, ckpt_path=resume, weights_only=True)
+        with saver.signals():
+            trainer.fit(model, data, ckpt_path=resume, weights_only=True)
         failed = False
+    except NonFiniteElsewhere as error:
+        raise SystemExit(2) from error
+    except RuntimeError as error:
+        told = lost(trainer.strategy, error)
+        if told is None:
+            raise
+        raise ValueError(f"{told} {saver.way_on()}") from error
     except NonFiniteLoss as error:
         kept = f"The state is in {run_dir / 'crash.ckpt'}; {run_dir / 'last.ckpt'} is as it was."
         raise ValueError(f"{error} {kept}") from error

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +16,13 @@ import torch
 
 from t2i import checkpoint
 from t2i.data.seeds import number
+from t2i.models.base import NonFiniteLoss
+
+ABORTED = 130  # exit code of a run that was told twice to stop
+
+
+class Aborted(SystemExit):
+    """The second signal. Not KeyboardInterrupt, of which Lightning would make exit code 1 and words of its own."""
 
 
 class StepSeed(pl.Callback):
@@ -87,8 +97,9 @@ class Checkpoints(pl.Callback):
     """`last.ckpt` every so many batches or minutes and at the end, the one before as `previous.ckpt`, and
     `best.ckpt` by the smallest (`mode` max: the largest) `monitor` of validation.
 
-    Counts batches (Lightning's own callback miscounts in manual optimisation). SIGINT and SIGTERM set a flag that
-    all ranks agree on at the next batch: save, stop; `stopped` then is True. A second signal aborts at once.
+    Counts batches (Lightning's own callback miscounts in manual optimisation). Within `signals`, SIGINT and SIGTERM set
+    a flag that all ranks agree on at the next batch: save, stop; `stopped` then is True. A second signal aborts at
+    once, as the first does where no batch will follow.
     """
 
     def __init__(self, folder: Path, every_steps: int | None, every_minutes: float | None, monitor: str | None,
@@ -98,8 +109,8 @@ class Checkpoints(pl.Callback):
         self.best = self.sign * float("inf")
         self.saved_step = -1
         self.saved_at = time.monotonic()
-        self.asked = self.stopped = False
-        self.handlers: dict[int, Any] = {}
+        self.asked = self.stopped = self.training = False
+        self.told = True  # whether this process tells what happens
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
@@ -107,26 +118,42 @@ class Checkpoints(pl.Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best = state["best"]
 
+    @classmethod
+    def of(cls, trainer: Any) -> Checkpoints:
+        return next(callback for callback in trainer.callbacks if isinstance(callback, cls))
+
+    def way_on(self) -> str:
+        """How a run that ended before its end goes on."""
+        last = self.folder / "last.ckpt"
+        if not last.is_file():
+            return "Nothing was saved yet: the same command begins anew."
+        return f"The same command goes on from {f'step {self.saved_step}, ' if self.saved_step >= 0 else ''}{last}."
+
+    def ask(self, number: int, frame: Any) -> None:
+        if self.asked or not self.training:
+            raise Aborted(ABORTED)
+        self.asked = True
+        if self.told:
+            print("\nStopping after this batch, with a checkpoint; once more aborts at once.", flush=True)
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Inside, SIGINT and SIGTERM are ours; in other threads than the main one whoever runs us there has them."""
+        ours = threading.current_thread() is threading.main_thread()
+        before = {which: signal.signal(which, self.ask) for which in (signal.SIGINT, signal.SIGTERM)} if ours else {}
+        try:
+            yield
+        finally:
+            for which, handler in before.items():
+                signal.signal(which, handler)
+
     def on_train_start(self, trainer: Any, module: Any) -> None:
         self.saved_at = time.monotonic()
         self.saved_step = trainer.global_step if trainer.ckpt_path else -1
-
-        def ask(number: int, frame: Any) -> None:
-            if self.asked:
-                raise KeyboardInterrupt
-            self.asked = True
-            print("\nStopping after this batch, with a checkpoint; once more aborts at once.", flush=True)
-
-        for which in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self.handlers[which] = signal.signal(which, ask)
-            except ValueError:  # not in the main thread: whoever runs us there handles signals
-                break
-
-    def restore_handlers(self) -> None:
-        for which, handler in self.handlers.items():
-            signal.signal(which, handler)
-        self.handlers.clear()
+        self.told = trainer.is_global_zero
+        if signal.getsignal(signal.SIGINT) == self.ask:
+            signal.signal(signal.SIGTERM, self.ask)  # Lightning has put a handler of its own before it
+        self.training = True
 
     def due(self, trainer: Any) -> bool:
         step = trainer.global_step
@@ -169,7 +196,7 @@ class Checkpoints(pl.Callback):
             trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=False)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        self.restore_handlers()
+        self.training = False
         self.save(trainer)
         known = sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
         if self.monitor and known and self.monitor not in trainer.callback_metrics and trainer.is_global_zero:
@@ -177,6 +204,8 @@ class Checkpoints(pl.Callback):
                   f" {', '.join(known)}")
 
     def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
-        self.restore_handlers()
-        if not isinstance(exception, KeyboardInterrupt):
+        if isinstance(exception, Aborted):
+            if self.told:
+                print(f"\nAborted at step {trainer.global_step}. {self.way_on()}", flush=True)
+        elif trainer.world_size == 1 or isinstance(exception, NonFiniteLoss):  # which all ranks have; others one alone
             trainer.save_checkpoint(self.folder / "crash.ckpt", weights_only=False)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from t2i import optim
 from t2i.losses.cutmix import consistency, cutmix_masks, mix, pixel_loss_by_mask, ramp
 from t2i.losses.text_gan import Kind, called_fake, discriminator_loss, generator_loss, gradient_penalty
-from t2i.models.base import NonFiniteLoss, TwoPlayers, frozen
-from t2i.models.ranks import Draws, agreed, average_gradients, following, gathered_objects, log_now
+from t2i.models.base import NonFiniteElsewhere, NonFiniteLoss, TwoPlayers, frozen
+from t2i.models.ranks import Draws, agreed, average_gradients, following, gathered_objects, shown
 from t2i.sampling import check_truncation, normals
 from t2i.types import Batch, Drawn, Judged, Seen, TextDiscriminator, TextEncoder
 
@@ -165,9 +165,9 @@ class TextGAN(TwoPlayers):
             fine = self.turn(generator, self.sides()[0], g_loss)
         if not fine:
             self.skip(generator, before, terms, batch.key)
-        shown = {f"train/{name}": value.detach().float() for name, value in {**terms, **named}.items()}
-        shown["train/skipped"] = cast(Tensor, self.skipped).float()
-        self.log_dict(shown, batch_size=size, sync_dist=log_now(self))
+        logged = {f"train/{name}": value.detach().float() for name, value in {**terms, **named}.items()}
+        logged["train/skipped"] = cast(Tensor, self.skipped).float()
+        self.log_dict(shown(self, logged), batch_size=size)
 
     def judgement(
         self, batch: Batch, pooled: Tensor, drawn: Drawn, draws: Draws
@@ -245,6 +245,8 @@ class TextGAN(TwoPlayers):
         generator._on_before_step()  # the batch counts as a step: Lightning counts the generator's
         generator._on_after_step()
         if int(cast(Tensor, self.skipped)) > self.max_skipped:
+            if self.global_rank:
+                raise NonFiniteElsewhere
             listed = ", ".join(f"{name}={float(value.detach()):g}" for name, value in terms.items())
             raise NonFiniteLoss(
                 f"{int(cast(Tensor, self.skipped))} turns had a loss or gradient that is not finite, the last at step"

@@ -42,9 +42,14 @@ def shared_rand(module: Any, count: int) -> Tensor:
     return every[module.trainer.global_rank :: world].to(module.device)
 
 
-def log_now(module: Any) -> bool:
-    """Whether training values are logged at this step, and so are worth adding up over the ranks."""
-    return several() and (module.global_step + 1) % module.trainer.log_every_n_steps == 0
+def shown(module: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a training step logs, without `sync_dist`: means over the ranks in the steps that are written, which one
+    sum over the ranks gives; this rank's own values in all others."""
+    if not several() or not module.trainer._logger_connector.should_update_logs:
+        return values
+    means = torch.stack([value.detach().float() for value in values.values()])
+    dist.all_reduce(means)
+    return dict(zip(values, means / dist.get_world_size(), strict=True))
 
 
 def following(x: Tensor) -> Tensor:
@@ -67,6 +72,15 @@ def average_gradients(parameters: list[Tensor]) -> None:
     flat /= dist.get_world_size()
     for gradient, mean in zip(found, flat.split([g.numel() for g in found]), strict=True):
         gradient.copy_(mean.view_as(gradient))
+
+
+def first_not(fine: Tensor) -> int | None:
+    """The first rank on which it is not so; None where it is so on all. One look at the device, whatever the ranks."""
+    if not several():
+        return None if bool(fine) else 0
+    rank = torch.where(fine, dist.get_world_size(), dist.get_rank())
+    dist.all_reduce(rank, dist.ReduceOp.MIN)
+    return None if int(rank) == dist.get_world_size() else int(rank)
 
 
 def agreed(fine: bool, device: torch.device) -> bool:
