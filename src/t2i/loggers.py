@@ -39,6 +39,7 @@ _WARNINGS = (
     ".*Checkpoint directory .* exists.*", ".*Trying to infer the `batch_size`.*", ".*pkg_resources.*",
     ".*was configured without a `logger`.*", ".*Starting from v1.9.0.*", ".*not resume.*dataloader.*",
     ".*The total number of parameters detected may be inaccurate.*",
+    ".*It is recommended to use `self.log.*sync_dist.*",
 )
 
 

@@ -13,14 +13,26 @@ def several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+class _Rows(torch.autograd.Function):
+    """The rows of all ranks in the order of the global batch."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.stack(parts, 1).flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total[dist.get_rank() :: dist.get_world_size()]
+
+
 def gathered(x: Tensor) -> Tensor:
     """The rows of all ranks in the order of the global batch, with gradients (their sum over the ranks is taken, as
     data-parallel averaging wants of a loss that every rank computes whole)."""
-    if not several():
-        return x
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.stack(all_gather(x.contiguous()), 1).flatten(0, 1)
+    return _Rows.apply(x) if several() else x
 
 
 def gathered_objects(items: list[Any]) -> list[Any]:
@@ -57,9 +69,7 @@ def following(x: Tensor) -> Tensor:
     x = x.detach()
     if not several():
         return x.roll(-1, 0)
-    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.stack(parts, 1).flatten(0, 1).roll(-1, 0)[dist.get_rank() :: len(parts)]
+    return _Rows.apply(x).roll(-1, 0)[dist.get_rank() :: dist.get_world_size()]
 
 
 def average_gradients(parameters: list[Tensor]) -> None:
