@@ -56,13 +56,16 @@ def command(folder: Path, model: str, ranks: int, trainer: str, *more: str) -> l
             f"paths.runs={folder}", f"paths.cache={folder}/cache", f"name={model}", *more]
 
 
-def _one_of(rank: int, ranks: int, port: int, words: list[str], log: str) -> None:
-    """One process of a run, as Lightning's launcher starts it: `train.py` with its rank in the environment."""
+def _one_of(rank: int, ranks: int, port: int, words: list[str], log: str, torchrun: bool) -> None:
+    """One process of a run, as Lightning's launcher or torchrun starts it: `train.py`, its rank in the environment."""
     with open(log, "a") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "LOCAL_RANK": str(rank),
                    "WORLD_SIZE": str(ranks)}
+    if torchrun:
+        os.environ |= {"TORCHELASTIC_RUN_ID": "none", "RANK": str(rank), "GROUP_RANK": "0",
+                       "LOCAL_WORLD_SIZE": str(ranks)}
     import torch
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
@@ -72,11 +75,11 @@ def _one_of(rank: int, ranks: int, port: int, words: list[str], log: str) -> Non
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def start(ranks: int, words: Sequence[str], log: Path) -> list[Any]:
+def start(ranks: int, words: Sequence[str], log: Path, torchrun: bool = False) -> list[Any]:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    processes = [SERVER.Process(target=_one_of, args=(rank, ranks, port, list(words), str(log)))
+    processes = [SERVER.Process(target=_one_of, args=(rank, ranks, port, list(words), str(log), torchrun))
                  for rank in range(ranks)]
     for process in processes:
         process.start()
@@ -94,13 +97,13 @@ def wait(processes: Sequence[Any], log: Path, seconds: float = 240) -> None:
     assert codes == [0] * len(codes), f"exit codes {codes}\n{log.read_text()}"
 
 
-def run(ranks: int, words: Sequence[str], log: Path) -> None:
-    wait(start(ranks, words, log), log)
+def run(ranks: int, words: Sequence[str], log: Path, torchrun: bool = False) -> None:
+    wait(start(ranks, words, log, torchrun), log)
 
 
-def run_broken(ranks: int, words: Sequence[str], run_dir: Path, log: Path) -> None:
+def run_broken(ranks: int, words: Sequence[str], run_dir: Path, log: Path, torchrun: bool = False) -> None:
     """A run of which every process is killed (SIGKILL) after its first checkpoint, and the same command once more."""
-    processes = start(ranks, words, log)
+    processes = start(ranks, words, log, torchrun)
     until = time.monotonic() + 240
     while not (run_dir / "last.ckpt").is_file() and time.monotonic() < until:
         time.sleep(0.01)
@@ -110,7 +113,7 @@ def run_broken(ranks: int, words: Sequence[str], run_dir: Path, log: Path) -> No
         process.join()
     assert [process.exitcode for process in processes] == [-signal.SIGKILL] * ranks, log.read_text()
     assert not (run_dir / "finished.json").exists()
-    run(ranks, words, log)
+    run(ranks, words, log, torchrun)
     assert "Continuing from" in log.read_text()
 
 
@@ -179,9 +182,10 @@ def by_train(folder: Path, name: str) -> tuple[subprocess.Popen[str], int]:
     while not (folder / name / "last.ckpt").is_file():
         assert process.poll() is None and time.monotonic() < until, process.communicate()[0]
         time.sleep(0.05)
-    child = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(child) == 1
-    return process, int(child[0])
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ranks = [child for child in children if b"train.py" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    assert len(ranks) == 1, children
+    return process, int(ranks[0])
 
 
 def one_killed(folder: Path) -> tuple[int, list[str]]:
@@ -194,22 +198,22 @@ def one_killed(folder: Path) -> tuple[int, list[str]]:
 
 def first_killed(folder: Path) -> list[str]:
     """What the second process says when the first is killed."""
-    process, child = by_train(folder, "first-killed")
+    process, _ = by_train(folder, "first-killed")
     os.kill(process.pid, signal.SIGKILL)
-    text = process.communicate(timeout=60)[0]  # ends when nobody has its end of the pipe any more
-    assert not Path(f"/proc/{child}").exists()
-    return lines(text)
+    return lines(process.communicate(timeout=60)[0])  # which ends when nobody has an end of the pipe any more
 
 
 def told_twice(folder: Path) -> tuple[int, list[str]]:
     """Exit code and lines after two SIGINT to all processes, as Ctrl-C in a terminal sends them."""
     process, _ = by_train(folder, "told-twice")
-    os.killpg(process.pid, signal.SIGSTOP)  # so that the second comes before the batch of the first is over
-    for _ in range(2):
-        os.killpg(process.pid, signal.SIGINT)
-        os.killpg(process.pid, signal.SIGCONT)
+    assert process.stdout is not None
+    os.killpg(process.pid, signal.SIGINT)
+    earlier = ""
+    while "Stopping after this batch" not in earlier:
+        earlier += process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)
     text = process.communicate(timeout=60)[0]
-    return process.returncode, lines(text)
+    return process.returncode, lines(earlier + text)
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ from t2i import optim
 from t2i.losses.cutmix import consistency, cutmix_masks, mix, pixel_loss_by_mask, ramp
 from t2i.losses.text_gan import Kind, called_fake, discriminator_loss, generator_loss, gradient_penalty
 from t2i.models.base import NonFiniteElsewhere, NonFiniteLoss, TwoPlayers, frozen
-from t2i.models.ranks import Draws, agreed, average_gradients, following, gathered_objects, shown
+from t2i.models.ranks import Draws, agreed, average_gradients, following, gathered_objects, log
 from t2i.sampling import check_truncation, normals
 from t2i.types import Batch, Drawn, Judged, Seen, TextDiscriminator, TextEncoder
 
@@ -165,9 +165,9 @@ class TextGAN(TwoPlayers):
             fine = self.turn(generator, self.sides()[0], g_loss)
         if not fine:
             self.skip(generator, before, terms, batch.key)
-        logged = {f"train/{name}": value.detach().float() for name, value in {**terms, **named}.items()}
-        logged["train/skipped"] = cast(Tensor, self.skipped).float()
-        self.log_dict(shown(self, logged), batch_size=size)
+        shown = {f"train/{name}": value.detach().float() for name, value in {**terms, **named}.items()}
+        shown["train/skipped"] = cast(Tensor, self.skipped).float()
+        log(self, shown, size)
 
     def judgement(
         self, batch: Batch, pooled: Tensor, drawn: Drawn, draws: Draws

@@ -54,14 +54,17 @@ def shared_rand(module: Any, count: int) -> Tensor:
     return every[module.trainer.global_rank :: world].to(module.device)
 
 
-def shown(module: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a training step logs, without `sync_dist`: means over the ranks in the steps that are written, which one
-    sum over the ranks gives; this rank's own values in all others."""
-    if not several() or not module.trainer._logger_connector.should_update_logs:
-        return values
-    means = torch.stack([value.detach().float() for value in values.values()])
-    dist.all_reduce(means)
-    return dict(zip(values, means / dist.get_world_size(), strict=True))
+def log(module: Any, values: dict[str, Tensor], batch_size: int) -> None:
+    """Logs what a training step worked out: in the steps that are written as means over the ranks, which one sum over
+    them gives. Names that this step has not are forgotten; Lightning would write what an earlier one said."""
+    results, ahead = module.trainer._results, "training_step."
+    for key in [key for key in results if key.startswith(ahead) and key.removeprefix(ahead) not in values]:
+        del results[key]
+    if several() and module.trainer._logger_connector.should_update_logs:
+        means = torch.stack([value.detach().float() for value in values.values()])
+        dist.all_reduce(means)
+        values = dict(zip(values, means / dist.get_world_size(), strict=True))
+    module.log_dict(values, batch_size=batch_size)
 
 
 def following(x: Tensor) -> Tensor:
