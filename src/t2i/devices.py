@@ -88,6 +88,7 @@ class Launcher(_SubprocessScriptLauncher):
                 each.wait(seconds)
             except subprocess.TimeoutExpired:
                 each.kill()
+                each.wait()
 
 
 class Watched:

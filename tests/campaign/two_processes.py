@@ -227,7 +227,7 @@ def main() -> int:
             for trainer in ("ddp", "fsdp") if model == "prior" else ("ddp",):
                 since = time.monotonic()
                 apart_by, equal = compared(folder, model, trainer)
-                fine &= equal and apart_by < 1e-4
+                fine &= equal and apart_by < (1e-3 if model in ("dfgan", "stackgan1") else 1e-5)  # chaos of rounding
                 print(f"| {model} | {trainer} | 60 | {apart_by:.1e} | {'equal' if equal else 'DIFFERENT'} |"
                       f" {time.monotonic() - since:.0f} |", flush=True)
         code, told = one_killed(folder)

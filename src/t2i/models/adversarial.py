@@ -252,8 +252,7 @@ class TextGAN(TwoPlayers):
                 f"{int(cast(Tensor, self.skipped))} turns had a loss or gradient that is not finite, the last at step"
                 f" {self.global_step}: {listed}. The batch: {', '.join(keys[:8])}. model.max_skipped={self.max_skipped}"
                 " are allowed. Try smaller learning rates (model.learning_rate, model.discriminator_learning_rate) or"
-                " trainer.precision=32-true."
-            )
+                " trainer.precision=32-true.")
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Mean logits, and the share of pictures that get a higher one with their own caption than with a wrong one."""
@@ -299,4 +298,3 @@ class TextGAN(TwoPlayers):
         text = batch.text[:8]
         rows = [("real", batch.image[:8]), ("drawn", self.sample(text, seeds=list(range(len(text)))))]
         return {"samples": {"rows": rows, "captions": text}}
-
