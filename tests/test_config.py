@@ -121,6 +121,20 @@ def test_names() -> None:
     assert compose(["model/quantizer=fsq"])["model"]["quantizer"]["_target_"] == "t2i.quantizers.fsq.FSQ"
 
 
+def test_one_key_bounds_the_gradients_of_every_model_and_no_gan_claims_a_best_checkpoint() -> None:
+    text = ["text_encoder.path=x"]
+    needed = {"clip": [], "prior": ["model.tokenizer.path=x", *text], "vqgan": [], "dfgan": text, "stackgan1": text,
+              "stackgan2": ["model.stage1.path=x"]}
+    for name, words in needed.items():
+        found = compose([f"model={name}", *words, "trainer.gradient_clip=3"], files=False)
+        # The others take it as Lightning has it.
+        assert found["model"].get("gradient_clip") == (None if name in ("clip", "prior") else 3)
+        gan = name.startswith(("dfgan", "stackgan"))
+        assert found["trainer"]["monitor"] == (None if gan else "val/loss")
+    named = compose(["model=dfgan", *text, "trainer.monitor=val/fd_clip"], files=False)
+    assert named["trainer"]["monitor"] == "val/fd_clip"
+
+
 def test_unused_text_encoder_needs_no_path() -> None:
     assert compose(["model=clip"])["text_encoder"] is None
 

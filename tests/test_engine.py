@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ import torch
 from PIL import Image
 
 from t2i import checkpoint, engine, pipeline
-from t2i.config import ROOT, compose, plan
+from t2i.command import main
+from t2i.config import ROOT, Stage, compose, plan
 from t2i.data.shapes import HELDOUT_TASKS
 from t2i.guards import Checkpoints
 from t2i.models.vqgan import VQGAN
@@ -87,6 +89,53 @@ def test_stopping_and_continuing_equals_an_unbroken_run(tmp_path: Path, monkeypa
     assert held["global_step"] == at
     engine.run(config(tmp_path, VQ, "name=broken", steps=20))
     assert same(weights(tmp_path / "runs/whole"), weights(tmp_path / "runs/broken"))
+
+
+def interrupted(monkeypatch: Any, hook: str, signals: int) -> None:
+    """In the third batch, or where else `hook` of Checkpoints is called, so many SIGINT arrive."""
+    original = getattr(Checkpoints, hook)
+
+    def interrupting(self: Checkpoints, trainer: Any, *rest: Any) -> None:
+        if hook != "on_train_batch_end" or trainer.global_step == 3:
+            for _ in range(signals):
+                os.kill(os.getpid(), signal.SIGINT)
+        original(self, trainer, *rest)
+
+    monkeypatch.setattr(Checkpoints, hook, interrupting)
+
+
+@pytest.mark.parametrize(("hook", "signals", "told"), [
+    ("on_train_batch_end", 2, r"Stopping after.*\n\nAborted at step 3\. The same command goes on from step 2, "),
+    ("on_fit_start", 1, r"Aborted at step 0\. Nothing was saved yet: the same command begins anew\."),
+    ("on_fit_end", 1, r"Aborted at step 8\. The same command goes on from step 8, "),
+])
+def test_a_second_signal_aborts_with_one_line_as_does_the_first_where_no_batch_follows(
+    tmp_path: Path, monkeypatch: Any, capsys: Any, hook: str, signals: int, told: str
+) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patched:
+        interrupted(patched, hook, signals)
+        with pytest.raises(SystemExit) as end:
+            engine.run(config(tmp_path, VQ, "name=x"))
+    shown = capsys.readouterr()
+    assert end.value.code == 130 and re.search(told, shown.out) and "KeyboardInterrupt" not in shown.out + shown.err
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert not (tmp_path / "runs/x/crash.ckpt").exists() and not (tmp_path / "runs/x/finished.json").exists()
+    if hook == "on_train_batch_end":
+        assert checkpoint.read(tmp_path / "runs/x/last.ckpt")["global_step"] == 2
+
+
+def test_a_second_signal_ends_sweeps_and_pipelines(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    interrupted(monkeypatch, "on_train_batch_end", 2)
+    words = [*VQ, *DATA, *TRAINER, "seed=0,1", *recipe(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", *words])
+    with pytest.raises(SystemExit) as end:
+        main("train", lambda found, overrides: engine.run(found), "")
+    assert end.value.code == 130 and "[2/2]" not in capsys.readouterr().out
+    stage = Stage("quickstart/clip", ["experiments=quickstart/clip", *CLIP[1:], *DATA, *TRAINER, *recipe(tmp_path)], "")
+    with pytest.raises(SystemExit) as end:
+        pipeline.run(compose(["experiments=quickstart", *recipe(tmp_path)], files=False), [stage])
+    assert end.value.code == 130
 
 
 def test_pictures_cropped_and_mirrored_by_chance_come_again_after_a_break(tmp_path: Path, monkeypatch: Any) -> None:

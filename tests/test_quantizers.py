@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from t2i.models.base import NonFiniteLoss, check_finite
 from t2i.quantizers.ema import EMA
 from t2i.quantizers.fsq import FSQ
 from t2i.quantizers.gumbel import Gumbel
@@ -52,6 +53,27 @@ def test_contract(name: str) -> None:
     for wrong in (40, -1):
         with pytest.raises(ValueError, match=rf"code id {wrong} is out of range: .* 40 entries, ids 0\.\.39"):
             quantizer.decode_ids(torch.tensor([[[0, wrong]]]))
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", [*ALL, "warming", "keeping"])
+def test_latents_that_are_not_finite_move_nothing_and_stop_the_training(name: str, wrong: float) -> None:
+    """In the first forward, where k-means would start, and in a later one."""
+    more = {"warming": lambda: EMA(codebook_size=40, dim=4, warmup_steps=9),
+            "keeping": lambda: EMA(codebook_size=40, dim=4, dead_threshold=0.0)}
+    for earlier in (0, 2):
+        torch.manual_seed(0)
+        quantizer = (ALL | more)[name]().train()
+        for _ in range(earlier):
+            quantizer(torch.randn(2, 4, 8, 8))
+        before = copy.deepcopy(quantizer.state_dict())
+        z = torch.randn(2, 4, 8, 8)
+        z[1, 2, 3, 4] = wrong
+        out = quantizer(z)
+        assert all(torch.equal(value, quantizer.state_dict()[key]) for key, value in before.items()
+                   if not key.endswith("step"))
+        with pytest.raises(NonFiniteLoss, match="loss=nan|loss=inf"):
+            check_finite({"loss": out.loss}, 0, ["a"])
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -1,97 +1,124 @@
-"""Several processes against one: the same global batches, losses, metrics, caches and weights. About a minute."""
+"""Several processes against one: the same global batches, losses, metrics, caches and weights, past logs, validations,
+checkpoints and a kill. One to three minutes. `tests/campaign/two_processes.py` has it longer, and by `train.py`."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import os
+import math
+import signal
 import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from pytorch_lightning.plugins.environments import LightningEnvironment
 
+from campaign.two_processes import (
+    MODELS,
+    SERVER,
+    SINCE_VALIDATION,
+    apart,
+    command,
+    lines,
+    run,
+    run_broken,
+    start,
+)
 from t2i import checkpoint
-from t2i.config import ROOT, ConfigError, compose
-from t2i.devices import strategy
+from t2i.config import ConfigError, compose
+from t2i.devices import Launcher, Replicated, lost, strategy
+from t2i.models.base import NonFiniteElsewhere, NonFiniteLoss, check_finite
 from t2i.models.prior import Prior
 
-SMALL = ["data.image_size=32", "data.size=96", "data.val_size=22", "data.batch_size=8", "trainer=cpu",
-         "trainer.precision=32-true", "trainer.val_every_steps=4", "trainer.limit_val_batches=3",
-         "trainer.log_every_steps=1", "trainer.max_steps=8", "logger=csv", "callbacks.plots=null"]
-MODELS = {
-    "clip": ["model=clip", "model.patch_size=8", "model.width=16", "model.num_layers=1", "model.num_heads=2",
-             "model.text_width=16", "model.text_layers=1", "model.text_heads=2", "model.embed_dim=8"],
-    "vqgan": ["model=vqgan", "model.autoencoder.channels=8", "model.autoencoder.multipliers=[1]",
-              "model.autoencoder.attention_levels=[]", "model.autoencoder.mid_attention=false",
-              "model.autoencoder.patch_size=8", "model.autoencoder.z_channels=8", "model.autoencoder.num_groups=0",
-              "model.quantizer.codebook_size=16", "model.quantizer.dim=4", "model.discriminator.channels=4",
-              "model.discriminator.num_layers=2", "model.discriminator.norm=none", "model.discriminator_start=0.25"],
-    "dfgan": ["model=dfgan", "model.generator.channels=2", "model.discriminator.channels=2", "model.text_dim=8",
-              "callbacks=gan"],
-    "stackgan1": ["model=stackgan1", "model/discriminator=unet", "model.generator.channels=4", "model.cutmix_steps=1",
-                  "model.discriminator.channels=2", "model.generator.noise_dim=12", "model.generator.condition_dim=8",
-                  "model.generator.text_dim=8"],
-    "prior": ["model=prior", "model.width=16", "model.num_layers=2", "model.num_heads=2"],
-}
+SHORTER = ["trainer.max_steps=45", "callbacks.pictures=null"]
 
 
-def train(folder: Path, model: str, ranks: int, *more: str, launcher: list[str] | None = None) -> str:
-    parts = [f"model.tokenizer.path={folder}/vqgan/last.ckpt", f"text_encoder.path={folder}/clip/hf"]
-    told = parts if model == "prior" else parts[1:] if "gan" in model and model != "vqgan" else []
-    words = [*MODELS[model], *SMALL, *told, f"paths.runs={folder}",
-             f"paths.cache={folder}/cache", f"name={model}", f"trainer.devices={ranks}",
-             *(["trainer.strategy=ddp"] if ranks > 1 else []), *more]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*(launcher or [sys.executable]), str(ROOT / "train.py"), *words], env=environment,
-                          capture_output=True, text=True, timeout=280, check=False, cwd=folder.parent)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def rows(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def alike(one: Path, two: Path, most: float = 1e-5) -> None:
-    a, b = rows(one), rows(two)
-    assert len(a) == len(b) >= 10
-    for x, y in zip(a, b, strict=True):
-        assert x.keys() == y.keys()
-        for name in x:
-            assert (x[name] == "") == (y[name] == ""), name
-            if x[name]:
-                assert float(x[name]) == pytest.approx(float(y[name]), rel=most, abs=most), (name, x["step"])
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the others need, by one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    for model in ("clip", "vqgan"):
+        run(1, command(folder, model, 1, "cpu", *SHORTER), folder / f"{model}.log")
+    return folder
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_two_ranks_train_as_one(tmp_path: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    for folder in (one, two):
-        folder.mkdir()
-    for model in MODELS:
-        train(one, model, 1)
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        train(two, model, 2, launcher=launcher if model == "vqgan" else None)  # torchrun, and Lightning's own
-        alike(one / model, two / model)
-        a, b = (checkpoint.read(folder / model / "last.ckpt")["state_dict"] for folder in (one, two))
-        if model != "clip":  # Adam makes much of gradients that are nought but for rounding, most without momentum
-            most = 1e-4 if model in ("dfgan", "stackgan1") else 1e-5
-            assert max(float((a[name].float() - b[name].float()).abs().max()) for name in a) < most
-    hashes = [sorted(hashlib.sha256(p.read_bytes()).hexdigest() for p in (folder / "cache").glob("*/*/codes.npy"))
-              for folder in (one, two)]
-    assert len(hashes[0]) == 2 and hashes[0] == hashes[1]
-    # In shares (FSDP): the same again, and a checkpoint that draws by itself.
-    train(two, "prior", 2, "name=sharded", "trainer.strategy=fsdp")
-    alike(one / "prior", two / "sharded")
-    model = checkpoint.load(two / "sharded/last.ckpt", kind="prior")
-    assert model.sample(["a red circle"], seeds=[0]).shape == (1, 3, 32, 32)
-    whole = checkpoint.load(one / "prior/last.ckpt", kind="prior")
-    pairs = zip(model.parameters(), whole.parameters(), strict=True)
-    assert max(float((p - q).detach().abs().max()) for p, q in pairs) < 1e-5
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", [*MODELS, "prior-fsdp"])
+def test_two_ranks_killed_and_continued_train_as_one(alone: Path, kind: str) -> None:
+    model, trainer = kind.removesuffix("-fsdp"), "fsdp" if kind.endswith("-fsdp") else "ddp"
+    one, two = alone / model, alone / f"{model}-{trainer}"
+    if not one.is_dir():
+        run(1, command(alone, model, 1, "cpu", *SHORTER), alone / f"{model}.log")
+    words = command(alone, model, 2, trainer, *SHORTER, f"name={two.name}", f"paths.cache={alone / 'other'}")
+    run_broken(2, words, two, alone / f"{two.name}.log", torchrun=model == "vqgan")
+    # Adam makes much of gradients that are nought but for rounding, most without momentum.
+    assert apart(one, two, *SINCE_VALIDATION) < (1e-3 if model in ("dfgan", "stackgan1") else 1e-5)
+    if model in ("vqgan", "prior"):
+        a, b = (checkpoint.read(folder / "last.ckpt")["state_dict"] for folder in (one, two))
+        assert max(float((a[name].float() - b[name].float()).abs().max()) for name in a) < 1e-5
+    if model == "prior":
+        hashes = [sorted(hashlib.sha256(p.read_bytes()).hexdigest() for p in (alone / name).glob("*/*/codes.npy"))
+                  for name in ("cache", "other")]
+        assert len(hashes[0]) == 2 and hashes[0] == hashes[1]
+    if trainer == "fsdp":
+        drawing = checkpoint.load(two / "last.ckpt", kind="prior")  # a whole file, though kept in shares
+        assert drawing.sample(["a red circle"], seeds=[0]).shape == (1, 3, 32, 32)
+
+
+@pytest.mark.slow
+def test_where_one_of_two_is_lost_the_other_ends_with_one_line(tmp_path: Path) -> None:
+    log, words = tmp_path / "log", command(tmp_path, "vqgan", 2, "ddp", "trainer.max_steps=100000")
+    processes = start(2, words, log)
+    while not (tmp_path / "vqgan/last.ckpt").is_file():
+        assert all(process.is_alive() for process in processes), log.read_text()
+        processes[0].join(0.02)
+    processes[1].kill()
+    processes[0].join(60)
+    assert processes[0].exitcode == 2, log.read_text()
+    told = lines(log.read_text())
+    assert len(told) == 1, told
+    assert told[0].startswith("error: one of 2 processes was lost. The same command goes on from step")
+    assert not (tmp_path / "vqgan/crash.ckpt").exists()
+
+
+def test_a_lost_rank_is_named() -> None:
+    launcher = Launcher(LightningEnvironment(), 3, 1)
+    launcher.procs = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
+    assert launcher.lost() is None
+    launcher.procs[0].send_signal(signal.SIGKILL)
+    assert launcher.lost(wait=10) == "rank 1 (signal 9) of 3 was lost."
+    held = Replicated()
+    held._launcher = launcher
+    held.on_exception(RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"))
+    assert all(process.poll() is not None for process in launcher.procs)  # nobody is left behind
+    assert lost(held, RuntimeError("[gloo] Connection closed by peer")) == "rank 1 (signal 9) of 3 was lost."
+    assert lost(held, RuntimeError("CUDA out of memory")) is None
+
+
+def _meets(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    check_finite({"loss": torch.tensor(1.0)}, 1, ["a"])
+    try:
+        check_finite({"loss": torch.tensor(math.nan if rank else 2.0)}, 7, [f"picture-of-{rank}"])
+    except NonFiniteElsewhere:
+        told = ""
+    except NonFiniteLoss as error:
+        told = str(error)
+    Path(folder, str(rank)).write_text(told)
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_both_and_that_one_tells(tmp_path: Path) -> None:
+    processes: list[Any] = [SERVER.Process(target=_meets, args=(rank, str(tmp_path))) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert (tmp_path / "0").read_text() == ""
+    assert "not finite at step 7: loss=nan. The batch: picture-of-1." in (tmp_path / "1").read_text()
 
 
 def test_what_does_not_go_with_shares_is_told_all_at_once() -> None:
@@ -102,6 +129,6 @@ def test_what_does_not_go_with_shares_is_told_all_at_once() -> None:
         strategy(wrong, Prior.__new__(Prior))
     with pytest.raises(ValueError, match="model=prior is allowed, others take trainer=ddp"):
         strategy(compose([*MODELS["vqgan"], "trainer.strategy=fsdp"]), torch.nn.Linear(1, 1))
-    assert strategy(compose([*MODELS["vqgan"], "trainer.strategy=ddp"]), None) == "ddp"
+    assert strategy(compose([*MODELS["vqgan"], "trainer.strategy=ddp"]), None).__class__ is Replicated
     with pytest.raises(ConfigError, match="strategy"):
         compose([*MODELS["vqgan"], "trainer.strategy=3"])

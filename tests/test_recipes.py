@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = choices("experiments")
 # What a choice needs beside itself before it says anything.
 BASE = {"model/quantizer": ["model=vqgan"], "model/autoencoder": ["model=vqgan"], "text_encoder": ["model=prior"],
-        "model/generator": ["model=dfgan"], "model/discriminator": ["model=dfgan"], "model": []}  # fmt: skip
+        "model/generator": ["model=dfgan"], "model/discriminator": ["model=dfgan"],
+        "model/monitor": ["model=dfgan"], "model": []}  # fmt: skip
 NEEDED = {
     **{f"model={name}": ["model.tokenizer.path=there.ckpt", "text_encoder.path=there"]
        for name in ("prior", "prior_92m", "prior_305m")},

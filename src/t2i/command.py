@@ -9,7 +9,6 @@ import json
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from t2i.check import SOURCE
 from t2i.config import ConfigError, choices, compose, groups, parse_sweep
 from t2i.launchers import STOPPED, Job, Outcome, launch
-from t2i.shown import shown
+from t2i.shown import is_for_people, shown
 from t2i.sweep_results import Mode, best, flat_row, row, table, told, write
 
 Run = Callable[[dict[str, Any], list[str]], Any]
@@ -112,12 +111,6 @@ def keep_freed_memory() -> None:
 
 def wants_traceback(overrides: Sequence[str]) -> bool:
     return os.environ.get("T2I_TRACEBACK") == "1" or "debug=true" in overrides
-
-
-def is_for_people(error: BaseException) -> bool:
-    """Whether our own code raised it: libraries' errors are faults to look at, with their traceback."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).resolve().is_relative_to(SOURCE / "t2i")
 
 
 def message(error: BaseException) -> str:

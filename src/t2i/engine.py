@@ -22,10 +22,11 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from t2i import checkpoint, loggers, register
 from t2i.config import difference, flat
 from t2i.datasets import caption_texts, data_module
-from t2i.devices import strategy
+from t2i.devices import lost, strategy
 from t2i.guards import FULL, AsConfigured, Checkpoints, Minutes, SelfDescribing, StepSeed
-from t2i.models.base import NonFiniteLoss, switch
+from t2i.models.base import NonFiniteElsewhere, NonFiniteLoss, switch
 from t2i.run_lock import alone_in, tidy, unwritable
+from t2i.shown import is_for_people, shown
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 STOPPED = 75  # exit code of a run that was asked to stop and can be continued
@@ -135,7 +136,7 @@ def make_trainer(config: dict[str, Any], run_dir: Path, callbacks: list[Any], mo
         default_root_dir=run_dir, callbacks=callbacks, enable_checkpointing=False, enable_model_summary=False,
         logger=loggers.make_loggers(config["logger"]["names"], run_dir, config, config["name"], config["group"]),
         plugins=[checkpoint.AtomicCheckpointIO(model)], use_distributed_sampler=False,
-        gradient_clip_val=t["gradient_clip"],
+        gradient_clip_val=t["gradient_clip"] if model.automatic_optimization else None,  # two players have it as theirs
         sync_batchnorm=(t["devices"], t["num_nodes"]) != (1, 1) and on_gpu(t),  # it exists on GPUs alone
     )
 
@@ -199,8 +200,18 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
         print(f"Continuing from {resume}")
     failed = True
     try:
-        trainer.fit(model, data, ckpt_path=resume, weights_only=True)
+        with saver.signals():
+            trainer.fit(model, data, ckpt_path=resume, weights_only=True)
         failed = False
+    except NonFiniteElsewhere as error:
+        raise SystemExit(2) from error
+    except RuntimeError as error:
+        told = lost(trainer.strategy, error)
+        if told is None and resume is not None and not saver.began:
+            raise ValueError(unfit(resume, error)) from error
+        if told is None:
+            raise
+        raise ValueError(f"{told} {saver.way_on()}") from error
     except NonFiniteLoss as error:
         state = f"The state is in {run_dir / 'crash.ckpt'}; " if saver.crashed else ""
         raise ValueError(f"{error} {state}{run_dir / 'last.ckpt'} is as it was.") from error
@@ -210,6 +221,10 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
         where = f"{error.filename}: " if error.filename and error.filename not in str(error.strerror) else ""
         what = f"{where}{str(error.strerror).rstrip('.')}."
         raise OSError(error.errno, f"{what} Make room on the disk. {saver.way_on()}") from error
+    except Exception as error:  # a checkpoint from elsewhere can fail to be restored in every way there is
+        if resume is None or saver.began or is_for_people(error):
+            raise
+        raise ValueError(unfit(resume, error)) from error
     finally:
         loggers.finish(trainer.loggers, failed)
     if saver.stopped:
@@ -223,6 +238,11 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
     if trainer.is_global_zero:
         checkpoint.write_text(run_dir / "finished.json", json.dumps(result, indent=1))
     return result
+
+
+def unfit(resume: Path, error: BaseException) -> str:
+    first = str(error).strip().partition("\n")[0]
+    return f"{resume} is no checkpoint that this run can go on from ({type(error).__name__}: {shown(first)})"
 
 
 def peak_memory() -> float:

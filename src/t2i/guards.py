@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,11 @@ from t2i.data.seeds import number
 from t2i.models.base import NonFiniteLoss
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # a disk that takes no more
+ABORTED = 130  # exit code of a run that was told twice to stop
+
+
+class Aborted(SystemExit):
+    """The second signal. Not KeyboardInterrupt, of which Lightning would make exit code 1 and words of its own."""
 
 
 class StepSeed(pl.Callback):
@@ -50,6 +56,7 @@ class AsConfigured(pl.Callback):
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.optimizer = config["model"].get("optimizer")
+        self.states: int | None = None  # optimisers whose state the checkpoint holds
         self.wanted: list[list[dict[str, Any]]] = []
 
     def on_load_checkpoint(self, trainer: Any, module: Any, held: dict[str, Any]) -> None:
@@ -59,7 +66,12 @@ class AsConfigured(pl.Callback):
                              f" {self.optimizer} cannot go on from; model.optimizer={before} is allowed, or a run from"
                              " the start (without resume=)")
 
+        self.states = len(held["optimizer_states"])
+
     def on_fit_start(self, trainer: Any, module: Any) -> None:  # before Lightning restores the optimisers
+        if self.states not in (None, len(trainer.optimizers)):
+            raise ValueError(f"the checkpoint holds the state of {self.states} optimisers; this run has"
+                             f" {len(trainer.optimizers)}")
         self.wanted = [[{key: value for key, value in group.items() if key != "params"}
                         for group in optimizer.param_groups] for optimizer in trainer.optimizers]
 
@@ -157,8 +169,9 @@ class Checkpoints(pl.Callback):
 
     Written when all that a batch brings is done, so that a run that is continued, wherever it was broken off, logs,
     validates and keeps what an unbroken run does. Counts batches (Lightning's own callback miscounts in manual
-    optimisation). SIGINT and SIGTERM set a flag that all ranks agree on after the batch: save, stop; `stopped` then is
-    True. A second signal aborts at once. A `monitor` that the first validation does not measure raises ValueError.
+    optimisation). Within `signals`, SIGINT and SIGTERM set a flag that all ranks agree on after the batch: save, stop;
+    `stopped` then is True. A second signal aborts at once, as the first does where no batch will follow. A `monitor`
+    that the first validation does not measure raises ValueError.
     """
 
     def __init__(self, folder: Path, every_steps: int | None, every_minutes: float | None, monitor: str | None,
@@ -170,8 +183,8 @@ class Checkpoints(pl.Callback):
         self.metrics: dict[str, float] = {}
         self.saved_step = -1
         self.saved_at = time.monotonic()
-        self.asked = self.stopped = False
-        self.handlers: dict[int, Any] = {}
+        self.asked = self.stopped = self.began = self.training = False
+        self.told = True  # whether this process tells what happens
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "monitor": self.monitor, "mode": self.mode, "measured": self.measured,
@@ -187,28 +200,44 @@ class Checkpoints(pl.Callback):
         """To be called before the trainer is given anything to train."""
         trainer.fit_loop.epoch_loop = Batches(self.after_batch, trainer.fit_loop.epoch_loop)
 
+    @classmethod
+    def of(cls, trainer: Any) -> Checkpoints:
+        return next(callback for callback in trainer.callbacks if isinstance(callback, cls))
+
+    def way_on(self) -> str:
+        """How a run that ended before its end goes on."""
+        last = self.folder / "last.ckpt"
+        if not last.is_file():
+            return "Nothing was saved yet: the same command begins anew."
+        return f"The same command goes on from {f'step {self.saved_step}, ' if self.saved_step >= 0 else ''}{last}."
+
+    def ask(self, number: int, frame: Any) -> None:
+        if self.asked or not self.training:
+            raise Aborted(ABORTED)
+        self.asked = True
+        if self.told:
+            print("\nStopping after this batch, with a checkpoint; once more aborts at once.", flush=True)
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Inside, SIGINT and SIGTERM are ours; in other threads than the main one whoever runs us there has them."""
+        ours = threading.current_thread() is threading.main_thread()
+        before = {which: signal.signal(which, self.ask) for which in (signal.SIGINT, signal.SIGTERM)} if ours else {}
+        try:
+            yield
+        finally:
+            for which, handler in before.items():
+                signal.signal(which, handler)
+
     def on_train_start(self, trainer: Any, module: Any) -> None:
         self.saved_at = time.monotonic()
         self.saved_step = trainer.global_step
         if trainer.world_size > 1:  # what they save must not hang on what each sees of the folder
             self.best, self.measured = trainer.strategy.broadcast((self.best, self.measured))
-
-        def ask(number: int, frame: Any) -> None:
-            if self.asked:
-                raise KeyboardInterrupt
-            self.asked = True
-            print("\nStopping after this batch, with a checkpoint; once more aborts at once.", flush=True)
-
-        for which in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self.handlers[which] = signal.signal(which, ask)
-            except ValueError:  # not in the main thread: whoever runs us there handles signals
-                break
-
-    def restore_handlers(self) -> None:
-        for which, handler in self.handlers.items():
-            signal.signal(which, handler)
-        self.handlers.clear()
+        self.told = trainer.is_global_zero
+        if signal.getsignal(signal.SIGINT) == self.ask:
+            signal.signal(signal.SIGTERM, self.ask)  # Lightning has put a handler of its own before it
+        self.began = self.training = True
 
     def due(self, trainer: Any) -> bool:
         step = trainer.global_step
@@ -255,13 +284,6 @@ class Checkpoints(pl.Callback):
         self.write(trainer, last)
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
 
-    def way_on(self) -> str:
-        """How a run that ended before its end goes on."""
-        last = self.folder / "last.ckpt"
-        if not last.is_file():
-            return "Nothing was saved yet: the same command begins anew."
-        return f"The same command goes on from {f'step {self.saved_step}, ' if self.saved_step >= 0 else ''}{last}."
-
     def on_validation_end(self, trainer: Any, module: Any) -> None:
         if not self.monitor or trainer.sanity_checking:
             return
@@ -279,14 +301,17 @@ class Checkpoints(pl.Callback):
                 + (f"this run's validation has {known}." if known else "there was no validation."))
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        self.restore_handlers()
+        self.training = False
         if self.monitor and not self.measured and not self.stopped and trainer.is_global_zero:
             print(f"\nNo best.ckpt: {self.unmeasured(trainer)}")
 
     def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
         """Keeps the state as crash.ckpt where that is possible and there is something to keep; never raises, so that
         what went wrong is told."""
-        self.restore_handlers()
+        if isinstance(exception, Aborted):
+            if self.told:
+                print(f"\nAborted at step {trainer.global_step}. {self.way_on()}", flush=True)
+            return
         full = isinstance(exception, OSError) and exception.errno in FULL
         nothing = self.saved_step < 0 or trainer.global_step == self.saved_step
         if isinstance(exception, KeyboardInterrupt | SystemExit) or full or nothing:

@@ -41,6 +41,7 @@ _WARNINGS = (
     ".*was configured without a `logger`.*", ".*Starting from v1.9.0.*", ".*not resume.*dataloader.*",
     ".*The total number of parameters detected may be inaccurate.*",
     ".*callbacks used to create the checkpoint need to be provided.*",
+    ".*It is recommended to use `self.log.*sync_dist.*",
 )
 
 

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from t2i.command import is_for_people
 from t2i.judges import named
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.metrics.features import ClipFeatures, FeatureNet
@@ -26,7 +25,7 @@ from t2i.metrics.r_precision import r_precision
 from t2i.metrics.statistics import Statistics, frechet
 from t2i.protocols import KEEPS, fid_name
 from t2i.references import Reference
-from t2i.shown import shown
+from t2i.shown import is_for_people, shown
 
 Chunks = Iterable[tuple[Tensor, Tensor]]
 LEAST_KID = 10  # pictures: less says nothing at all

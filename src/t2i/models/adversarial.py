@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from t2i import optim
 from t2i.losses.cutmix import consistency, cutmix_masks, mix, pixel_loss_by_mask, ramp
 from t2i.losses.text_gan import Kind, called_fake, discriminator_loss, generator_loss, gradient_penalty
-from t2i.models.base import NonFiniteLoss, TwoPlayers, frozen
-from t2i.models.ranks import Draws, agreed, average_gradients, following, gathered_objects, log_now
+from t2i.models.base import NonFiniteElsewhere, NonFiniteLoss, TwoPlayers, frozen
+from t2i.models.ranks import Draws, agreed, average_gradients, following, gathered_objects, log
 from t2i.sampling import check_truncation, normals
 from t2i.types import Batch, Drawn, Judged, Seen, TextDiscriminator, TextEncoder
 
@@ -167,7 +167,7 @@ class TextGAN(TwoPlayers):
             self.skip(generator, before, terms, batch.key)
         shown = {f"train/{name}": value.detach().float() for name, value in {**terms, **named}.items()}
         shown["train/skipped"] = cast(Tensor, self.skipped).float()
-        self.log_dict(shown, batch_size=size, sync_dist=log_now(self))
+        log(self, shown, size)
 
     def judgement(
         self, batch: Batch, pooled: Tensor, drawn: Drawn, draws: Draws
@@ -245,13 +245,14 @@ class TextGAN(TwoPlayers):
         generator._on_before_step()  # the batch counts as a step: Lightning counts the generator's
         generator._on_after_step()
         if int(cast(Tensor, self.skipped)) > self.max_skipped:
+            if self.global_rank:
+                raise NonFiniteElsewhere
             listed = ", ".join(f"{name}={float(value.detach()):g}" for name, value in terms.items())
             raise NonFiniteLoss(
                 f"{int(cast(Tensor, self.skipped))} turns had a loss or gradient that is not finite, the last at step"
                 f" {self.global_step}: {listed}. The batch: {', '.join(keys[:8])}. model.max_skipped={self.max_skipped}"
                 " are allowed. Try smaller learning rates (model.learning_rate, model.discriminator_learning_rate) or"
-                " trainer.precision=32-true."
-            )
+                " trainer.precision=32-true.")
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Mean logits, and the share of pictures that get a higher one with their own caption than with a wrong one."""
@@ -297,4 +298,3 @@ class TextGAN(TwoPlayers):
         text = batch.text[:8]
         rows = [("real", batch.image[:8]), ("drawn", self.sample(text, seeds=list(range(len(text)))))]
         return {"samples": {"rows": rows, "captions": text}}
-

@@ -11,17 +11,27 @@ from typing import Any, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+
+from t2i.models.ranks import first_not, several
 
 
 class NonFiniteLoss(ArithmeticError):
-    """A loss was NaN or infinite; the message names the step, the terms and the batch's keys."""
+    """A loss was NaN or infinite; the message names the step, the terms and the batch's keys. All ranks raise it."""
+
+
+class NonFiniteElsewhere(NonFiniteLoss):
+    """The same on a rank that has nothing to say about it: another one tells."""
 
 
 def check_finite(terms: dict[str, Tensor], step: int, keys: list[str]) -> None:
-    """Raises NonFiniteLoss, before any optimiser has stepped, if a term is not finite."""
-    if all(bool(torch.isfinite(value).all()) for value in terms.values()):
+    """Raises NonFiniteLoss, before any optimiser has stepped, if a term is not finite on any rank."""
+    culprit = first_not(torch.stack([torch.isfinite(value.detach()).all() for value in terms.values()]).all())
+    if culprit is None:
         return
+    if several() and culprit != dist.get_rank():
+        raise NonFiniteElsewhere
     listed = ", ".join(f"{name}={float(value.detach()):g}" for name, value in terms.items())
     shown = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
     raise NonFiniteLoss(
@@ -41,9 +51,9 @@ def warmup_cosine(step: int, warmup_steps: int, max_steps: int, floor: float = 0
 def clip_by_norm(
     module: Any, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
 ) -> None:
-    """Bounds the norm over all of an optimiser's gradients. Fused optimisers unscale fp16 gradients themselves, within
-    their step: with them the bound is scaled instead (Lightning's own refuses them)."""
-    if gradient_clip_val is None:
+    """Bounds the norm over all of an optimiser's gradients; None or 0: no bound. Fused optimisers unscale fp16
+    gradients themselves, within their step: with them the bound is scaled instead (Lightning's own refuses them)."""
+    if not gradient_clip_val:
         return
     scaler = getattr(module.trainer.precision_plugin, "scaler", None)
     raw = getattr(optimizer, "_optimizer", optimizer)

@@ -27,7 +27,7 @@ from t2i.clip_folder import SPECIAL, CaptionTokenizer, preprocess, save_folder, 
 from t2i.losses.contrastive import caption_groups, contrastive
 from t2i.metrics.retrieval import retrieval
 from t2i.models.base import check_finite, clip_by_norm, warmup_cosine
-from t2i.models.ranks import gathered, gathered_objects, log_now
+from t2i.models.ranks import gathered, gathered_objects
 from t2i.register import register
 from t2i.types import Batch
 
@@ -192,7 +192,7 @@ class CLIP(pl.LightningModule):
         image, text = gathered(self.encode_image(batch.image)), gathered(self.encode_text(batch.text))
         loss = self._loss(image, text, gathered_objects(batch.text))
         check_finite({"loss": loss}, self.global_step, batch.key)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.text), sync_dist=log_now(self))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.text))
         self.log("train/scale", self.clip.logit_scale.detach().exp(), batch_size=len(batch.text))
         return loss
 

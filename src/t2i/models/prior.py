@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from t2i import optim
 from t2i.losses.cross_entropy import cross_entropy
 from t2i.models.base import OnePlayer, check_finite, warmup_cosine
-from t2i.models.ranks import log_now, shared_rand
+from t2i.models.ranks import log, shared_rand
 from t2i.nets.gpt import GPT
 from t2i.nets.recompute import set_checkpointing
 from t2i.register import register
@@ -179,7 +179,7 @@ class Prior(OnePlayer):
         check_finite({"train/loss": loss}, self.global_step, piece.key)
         self._mean = self._mean + self.share * loss.detach()
         if self.last:
-            self.log("train/loss", self._mean, batch_size=size, sync_dist=log_now(self))
+            log(self, {"train/loss": self._mean}, size)
         return loss * self.share if self.accumulate > 1 else loss
 
     def validation_step(self, batch: CodeBatch, batch_index: int) -> None:

@@ -13,14 +13,26 @@ def several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+class _Rows(torch.autograd.Function):
+    """The rows of all ranks in the order of the global batch."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.stack(parts, 1).flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total[dist.get_rank() :: dist.get_world_size()]
+
+
 def gathered(x: Tensor) -> Tensor:
     """The rows of all ranks in the order of the global batch, with gradients (their sum over the ranks is taken, as
     data-parallel averaging wants of a loss that every rank computes whole)."""
-    if not several():
-        return x
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.stack(all_gather(x.contiguous()), 1).flatten(0, 1)
+    return _Rows.apply(x) if several() else x
 
 
 def gathered_objects(items: list[Any]) -> list[Any]:
@@ -42,9 +54,17 @@ def shared_rand(module: Any, count: int) -> Tensor:
     return every[module.trainer.global_rank :: world].to(module.device)
 
 
-def log_now(module: Any) -> bool:
-    """Whether training values are logged at this step, and so are worth adding up over the ranks."""
-    return several() and (module.global_step + 1) % module.trainer.log_every_n_steps == 0
+def log(module: Any, values: dict[str, Tensor], batch_size: int) -> None:
+    """Logs what a training step worked out: in the steps that are written as means over the ranks, which one sum over
+    them gives. Names that this step has not are forgotten; Lightning would write what an earlier one said."""
+    results, ahead = module.trainer._results, "training_step."
+    for key in [key for key in results if key.startswith(ahead) and key.removeprefix(ahead) not in values]:
+        del results[key]
+    if several() and module.trainer._logger_connector.should_update_logs:
+        means = torch.stack([value.detach().float() for value in values.values()])
+        dist.all_reduce(means)
+        values = dict(zip(values, means / dist.get_world_size(), strict=True))
+    module.log_dict(values, batch_size=batch_size)
 
 
 def following(x: Tensor) -> Tensor:
@@ -52,9 +72,7 @@ def following(x: Tensor) -> Tensor:
     x = x.detach()
     if not several():
         return x.roll(-1, 0)
-    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.stack(parts, 1).flatten(0, 1).roll(-1, 0)[dist.get_rank() :: len(parts)]
+    return _Rows.apply(x).roll(-1, 0)[dist.get_rank() :: dist.get_world_size()]
 
 
 def average_gradients(parameters: list[Tensor]) -> None:
@@ -67,6 +85,15 @@ def average_gradients(parameters: list[Tensor]) -> None:
     flat /= dist.get_world_size()
     for gradient, mean in zip(found, flat.split([g.numel() for g in found]), strict=True):
         gradient.copy_(mean.view_as(gradient))
+
+
+def first_not(fine: Tensor) -> int | None:
+    """The first rank on which it is not so; None where it is so on all. One look at the device, whatever the ranks."""
+    if not several():
+        return None if bool(fine) else 0
+    rank = torch.where(fine, dist.get_world_size(), dist.get_rank())
+    dist.all_reduce(rank, dist.ReduceOp.MIN)
+    return None if int(rank) == dist.get_world_size() else int(rank)
 
 
 def agreed(fine: bool, device: torch.device) -> bool:

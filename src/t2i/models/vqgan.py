@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from t2i import checkpoint, optim
 from t2i.losses.gan import adaptive_weight, hinge_d, hinge_g, vanilla_d, vanilla_g
 from t2i.models.base import TwoPlayers, check_finite, frozen_call
-from t2i.models.ranks import log_now
+from t2i.models.ranks import log
 from t2i.nets.levels import Level, Middle
 from t2i.nets.recompute import set_checkpointing
 from t2i.nets.tokenizer import ImageTokenizer
@@ -138,7 +138,7 @@ class VQGAN(TwoPlayers):
             found, codes = self.piece_step(piece)
             ids.append(codes)
             named = {name: named.get(name, 0) + self.share * value for name, value in found.items()}
-        self.log_dict(named, batch_size=len(batch.text), sync_dist=log_now(self))
+        log(self, named, len(batch.text))
         return {"ids": torch.cat(ids)}
 
     def piece_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:

@@ -10,7 +10,7 @@ sigmoid.
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,20 @@ from torch import Tensor, nn
 
 from t2i.register import register
 from t2i.types import Drawn, Judged, Seen
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all ranks, as often differentiable as one likes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Sum.apply(gradient)
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -32,14 +46,11 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(x)
-        from torch.distributed.nn.functional import all_reduce
-
         self._check_input_dim(x)
         dims = [d for d in range(x.ndim) if d != 1]
         count = x.numel() // x.shape[1]
         wide = x.float()
-        sums = torch.cat([wide.sum(dims), wide.square().sum(dims), wide.new_full((1,), count)])
-        sums = all_reduce(sums)
+        sums = _Sum.apply(torch.cat([wide.sum(dims), wide.square().sum(dims), wide.new_full((1,), count)]))
         total = sums[-1].detach()
         mean, square = (sums[:-1] / total).chunk(2)
         var = square - mean.square()

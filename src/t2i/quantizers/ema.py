@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from t2i.quantizers.nearest import check_ids, nearest, straight_through
+from t2i.quantizers.nearest import check_ids, nearest, refused, straight_through
 from t2i.register import register
 from t2i.types import Quantized
 
@@ -30,7 +30,8 @@ class EMA(nn.Module):
     replaced by a latent of the batch, drawn in proportion to its squared error; 0 never replaces. warmup_steps: so
     many training forwards pass the latents on as they are, before k-means starts from the next batch: an autoencoder
     learns faster with no quantiser in its way, and its latents are worth clustering then.
-    The codebook moves only in training mode, once a forward.
+    The codebook moves only in training mode, once a forward, and not on latents that are not finite: then the loss is
+    not finite either, and training stops.
     """
 
     codebook: Tensor
@@ -129,7 +130,7 @@ class EMA(nn.Module):
         b, _, h, w = z.shape
         zero = x.new_zeros(())
         ids = nearest(x.detach(), self.codebook).view(b, h, w)
-        return Quantized(z.float(), ids, zero, {"restarted": zero, "commitment": zero})
+        return Quantized(z.float(), ids, refused(x), {"restarted": zero, "commitment": zero})
 
     @torch.no_grad()
     def _start(self, x: Float[Tensor, "n d"]) -> None:
@@ -139,6 +140,8 @@ class EMA(nn.Module):
             return
         # Lloyd's iterations; a centre that loses all its vectors stays where it is.
         every = self._every(x)
+        if not bool(every.isfinite().all()):
+            return
         centres = self._candidates(every, (every - every.mean(0)).square().sum(1))
         for _ in range(self.kmeans_steps):
             counts, sums = self._totals(x, nearest(x, centres))
@@ -157,9 +160,11 @@ class EMA(nn.Module):
     ) -> Float[Tensor, ""]:
         """Moves counts, sums and codebook; returns how many dead codes were restarted."""
         counts, sums = self._totals(x, ids)
+        every_error = self._every(error) if self.dead_threshold > 0 else error.new_zeros(())
+        fine = sums.isfinite().all() & every_error.isfinite().all()  # on the device, and the same on all ranks
         total = counts.sum()
-        self.counts.lerp_(counts, 1 - self.decay)
-        self.sums.lerp_(sums, 1 - self.decay)
+        self.counts.lerp_(torch.where(fine, counts, self.counts), 1 - self.decay)
+        self.sums.lerp_(torch.where(fine, sums, self.sums), 1 - self.decay)
         restarted = total.new_zeros(())
         if self.dead_threshold > 0:
             share = total / self.codebook_size
@@ -167,12 +172,13 @@ class EMA(nn.Module):
             if self._step % REVIEW == 0:
                 dead = dead | self._spare(self._over_ranks(error.sum()))
             # The draws are in order of likelihood: the first ones for the dead.
-            candidates = self._candidates(self._every(x), self._every(error))[(dead.cumsum(0) - 1).clamp_min(0)]
+            dead = dead & fine
+            candidates = self._candidates(self._every(x), every_error)[(dead.cumsum(0) - 1).clamp_min(0)]
             trial = min(1.0, 2 * self.dead_threshold) * share  # unused, it is dead again after ln 2 / (1 - decay) steps
             self.counts.copy_(torch.where(dead, trial, self.counts))
             self.sums.copy_(torch.where(dead[:, None], candidates * trial, self.sums))
             restarted = dead.sum().float()
-        self.codebook.copy_(self.sums / self.counts.clamp_min(1e-5)[:, None])
+        self.codebook.copy_(torch.where(fine, self.sums / self.counts.clamp_min(1e-5)[:, None], self.codebook))
         self._step += 1
         self.step.add_(1)
         return restarted
@@ -218,7 +224,8 @@ class EMA(nn.Module):
         """One latent for each code, drawn from the whole batch in proportion to `weights`; the same on every rank."""
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self._step) * 1_000_003 % 2**63)
         enough = x.shape[0] >= self.codebook_size
-        weights = weights.double().cpu() + 1e-12 + 1e-6 * weights.double().mean().cpu()
+        weights = weights.double().cpu().nan_to_num(0.0, 0.0, 0.0)  # what is not finite restarts nothing
+        weights = weights + 1e-12 + 1e-6 * weights.mean()
         draw = torch.multinomial(weights, self.codebook_size, replacement=not enough, generator=generator)
         chosen = x[draw.to(x.device)]
         if not enough:

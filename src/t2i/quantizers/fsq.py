@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from t2i.quantizers.nearest import check_ids, straight_through
+from t2i.quantizers.nearest import check_ids, refused, straight_through
 from t2i.register import register
 from t2i.types import Quantized
 
@@ -56,7 +56,7 @@ class FSQ(nn.Module):
             ids = ((rounded + half_width).long() * self._basis).sum(1)
             passed = straight_through(bounded, rounded) / half_width
         return Quantized(
-            z_q=passed.view(b, h, w, d).permute(0, 3, 1, 2), ids=ids.view(b, h, w), loss=passed.new_zeros(())
+            z_q=passed.view(b, h, w, d).permute(0, 3, 1, 2), ids=ids.view(b, h, w), loss=refused(z.float())
         )
 
     def unrounded(self, z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:

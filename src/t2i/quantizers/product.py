@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from t2i.quantizers.nearest import check_ids
+from t2i.quantizers.nearest import check_ids, refused
 from t2i.register import register
 from t2i.types import Quantized, Quantizer, digits, number_of
 
@@ -46,6 +46,8 @@ class Product(nn.Module):
     def forward(self, z: Float[Tensor, "b d h w"]) -> Quantized:
         if z.shape[1] != self.dim:
             raise ValueError(f"latent of {z.shape[1]} channels: the parts quantise {self.dim}")
+        if self.training:
+            z = z + refused(z)  # what is not finite in one part moves none
         found = {name: part(x) for (name, part), x in zip(self.parts.items(), self.cut(z), strict=True)}
         each = torch.cat([digits(q.ids, self.parts[name].factors) for name, q in found.items()], -1)
         return Quantized(
