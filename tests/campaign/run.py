@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -47,6 +47,7 @@ class Group:
     module: str
     least: dict[str, int]
     parts: int = 1
+    row: str = ""  # one of the table for all its results; by default each group of them has its own
 
 
 GROUPS = {
@@ -55,7 +56,7 @@ GROUPS = {
     "checkpoints": Group("checkpoints", {"checkpoint files": 150}, 4),
     "disks": Group("disks_training", {"disks, training": 12}),
     "data": Group("data", {"pictures": 100, "metadata and shards": 60}),
-    "prompts": Group("prompts", {ALL: 1000}),
+    "prompts": Group("prompts", {ALL: 1000}, row="prompts"),
     "disks_drawing": Group("disks_drawing", {}),
 }
 
@@ -70,6 +71,8 @@ def one(name: str, folder: Path, part: int, every: int) -> tuple[str, float, lis
         results = module.run(folder / name, module.short())
     else:
         results = module.run(folder / name)
+    if group.row:
+        results = [replace(result, group=group.row, name=f"{result.group}, {result.name}") for result in results]
     return name, time.monotonic() - started, results
 
 
