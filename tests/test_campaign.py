@@ -12,11 +12,12 @@ from campaign.common import Result, table
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of each model."""
+    """Checkpoints of a CLIP, a VQGAN and a prior."""
     forked.warm()
-    return made.make(tmp_path_factory.mktemp("made"))
+    return made.make(tmp_path_factory.mktemp("made"), ("clip", "vqgan", "prior"))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, of tensors that are odd on purpose
 def test_hostile_checkpoints_are_refused_in_one_line_and_run_nothing(tiny: Path, tmp_path: Path) -> None:
     found = checkpoints.short(tmp_path / "attacks", tiny)
     assert len(found) == len(checkpoints.SHORT)

@@ -117,6 +117,11 @@ def changed(content: dict[str, Any], place: Sequence[Any], value: Any) -> dict[s
 DELETE = object()
 
 
+def spoilt(made: Path, model: str, place: Sequence[Any], value: Any) -> Callable[[Path], None]:
+    """Writes a tiny model's checkpoint with another value at a place; nothing is read before it is called."""
+    return lambda path: save(changed(held(made, model), place, value), path)
+
+
 class Raw:
     """What becomes `opcodes` of a pickle where it stands in a dictionary that is saved."""
 

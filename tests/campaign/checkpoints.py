@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from campaign import damaged, foreign, hostile
@@ -46,13 +47,17 @@ def run(folder: Path, part: int = 0, parts: int = 1, every: int = 1) -> list[Res
 
 
 SHORT = ("a shell command (run_alone) as", "a file written (write_text) as", "a folder moved (open_run) as",
-         "a sound prior", "a pickle that calls os.system", "weights cut at", "model.num_layers 10000000", "a web page")
+         "a sound prior", "a pickle that calls os.system", "prior cut at", "flipped", "model.num_layers 10000000",
+         "an encoder by hub name", "a web page")
 
 
 def short(folder: Path, made: Path) -> list[Result]:
-    """A handful of attacks through `sample.py` and the tokenizer's door, one of each of `SHORT`."""
+    """A handful of attacks through `sample.py` and the tokenizer's door, one of each of `SHORT`, on CLIP, VQGAN, prior.
+    """
+    listed = chain(*(of(made) for of in (hostile.targets, hostile.paths, hostile.pickles, damaged.sound, damaged.sizes,
+                                         damaged.bytes_of_it)))
     first: dict[str, Attack] = {}
-    for attack in attacks(made):
+    for attack in listed:
         for piece in SHORT:
             if piece in attack.name and attack.name.startswith(("sample", "tokenizer")):
                 first.setdefault(piece, attack)

@@ -26,6 +26,7 @@ from campaign.attack import (
     file,
     held,
     save,
+    spoilt,
     through,
     tree,
     unzipped,
@@ -45,8 +46,7 @@ def sound(made: Path) -> Iterator[Attack]:
                         ("vqgan", "reconstruct"), ("vqgan", "inspect"), ("prior", "export"), ("vqgan", "convert"),
                         ("vqgan", "tokenizer"), ("vqgan", "evaluate vqgan"), ("prior", "compare"),
                         ("prior", "nearest")):
-        content = held(made, model)
-        yield file(f"a sound {model}", door, made, lambda path, c=content: save(c, path), "works")
+        yield file(f"a sound {model}", door, made, spoilt(made, model, ("sound",), True), "works")
     for model, door in (("prior", "sample"), ("vqgan", "reconstruct")):
         def link(folder: Path, model: str = model, door: str = door) -> Line:
             os.symlink(made / f"export/{model}", folder / "evil")
@@ -173,39 +173,38 @@ def weights(made: Path) -> Iterator[Attack]:
 
 def sizes(made: Path) -> Iterator[Attack]:
     """Numbers that would take all memory or time, and numbers that are none."""
-    prior, dfgan, stack = held(made, "prior"), held(made, "dfgan"), held(made, "stackgan1")
+    prior = held(made, "prior")
     auto, quant = (*PART, "config", "autoencoder"), (*PART, "config", "quantizer")
-    vast: list[tuple[Any, tuple[Any, ...], list[Any]]] = [
-        (prior, (*MODEL, "num_layers"), [10**9, -1, 0, "1", 1.5, None, True, [1], 10**400]),
-        (prior, (*MODEL, "width"), [10**7, 10**12, -16, 0, "16", math.nan, math.inf]),
-        (prior, (*MODEL, "num_heads"), [10**9, 0, -2, 3, "x"]),
-        (prior, (*MODEL, "dropout"), [math.nan, -1, 2, "x", 1e308]),
-        (prior, (*PART, "config", "image_size"), [2**62, 10**6, 0, -16, 17, "16", math.nan]),
-        (prior, (*quant, "codebook_size"), [10**12, 10**9, 0, -1, "x"]),
-        (prior, (*quant, "dim"), [10**9, 0, -4]),
-        (prior, quant, [{"_target_": "t2i.quantizers.fsq.FSQ", "levels": [8] * 10**6},
+    vast: list[tuple[str, tuple[Any, ...], list[Any]]] = [
+        ("prior", (*MODEL, "num_layers"), [10**9, -1, 0, "1", 1.5, None, True, [1], 10**400]),
+        ("prior", (*MODEL, "width"), [10**7, 10**12, -16, 0, "16", math.nan, math.inf]),
+        ("prior", (*MODEL, "num_heads"), [10**9, 0, -2, 3, "x"]),
+        ("prior", (*MODEL, "dropout"), [math.nan, -1, 2, "x", 1e308]),
+        ("prior", (*PART, "config", "image_size"), [2**62, 10**6, 0, -16, 17, "16", math.nan]),
+        ("prior", (*quant, "codebook_size"), [10**12, 10**9, 0, -1, "x"]),
+        ("prior", (*quant, "dim"), [10**9, 0, -4]),
+        ("prior", quant, [{"_target_": "t2i.quantizers.fsq.FSQ", "levels": [8] * 10**6},
                         {"_target_": "t2i.quantizers.fsq.FSQ", "levels": [10**9] * 8},
                         {"_target_": "t2i.quantizers.vq.VQ", "codebook_size": 10**12, "dim": 10**6}]),
-        (prior, (*auto, "multipliers"), [[1] * 10**6, [10**9], [], [0], "x", [-1]]),
-        (prior, (*auto, "channels"), [10**8, 0, -8]),
-        (prior, (*auto, "num_res_blocks"), [10**9, -1]),
-        (prior, (*auto, "patch_size"), [2**40, 0, 3]),
-        (prior, (*auto, "attention_levels"), [[10**9], list(range(10**6)), [5]]),
-        (prior, (*auto, "z_channels"), [10**9]),
-        (dfgan, (*MODEL, "generator", "channels"), [10**8, 0, "x"]),
-        (dfgan, (*MODEL, "generator", "image_size"), [2**62, 2**20, 15, 0]),
-        (dfgan, (*MODEL, "generator", "noise_dim"), [10**12, -1]),
-        (dfgan, (*MODEL, "text_dim"), [10**12, 0]),
-        (stack, (*MODEL, "generator", "channels"), [10**8]),
-        (stack, (*MODEL, "generator", "condition_dim"), [10**10]),
+        ("prior", (*auto, "multipliers"), [[1] * 10**6, [10**9], [], [0], "x", [-1]]),
+        ("prior", (*auto, "channels"), [10**8, 0, -8]),
+        ("prior", (*auto, "num_res_blocks"), [10**9, -1]),
+        ("prior", (*auto, "patch_size"), [2**40, 0, 3]),
+        ("prior", (*auto, "attention_levels"), [[10**9], list(range(10**6)), [5]]),
+        ("prior", (*auto, "z_channels"), [10**9]),
+        ("dfgan", (*MODEL, "generator", "channels"), [10**8, 0, "x"]),
+        ("dfgan", (*MODEL, "generator", "image_size"), [2**62, 2**20, 15, 0]),
+        ("dfgan", (*MODEL, "generator", "noise_dim"), [10**12, -1]),
+        ("dfgan", (*MODEL, "text_dim"), [10**12, 0]),
+        ("stackgan1", (*MODEL, "generator", "channels"), [10**8]),
+        ("stackgan1", (*MODEL, "generator", "condition_dim"), [10**10]),
     ]
-    for turn, (content, place, values) in enumerate(vast):
+    for turn, (model, place, values) in enumerate(vast):
         for value in values:
-            made_content = changed(content, place, value)
             # A head count, a rate that drawing does not use: a file may say what it likes.
             fits: Expect = "either" if place[-1] == "dropout" or value is True or value == 1.5 else "refused"
-            yield file(f"{'.'.join(map(str, place[2:]))} {repr(value)[:30]}", ("sample", "evaluate")[turn % 2],
-                       made, lambda path, c=made_content: save(c, path), fits)
+            yield file(f"{model}: {'.'.join(map(str, place[2:]))} {repr(value)[:30]}",
+                       ("sample", "evaluate")[turn % 2], made, spoilt(made, model, place, value), fits)
     config = json.loads(prior["t2i"]["parts"]["text_encoder"]["files"]["config.json"])
     for key, value in (("hidden_size", 10**8), ("num_hidden_layers", 10**9), ("vocab_size", 10**12),
                        ("max_position_embeddings", 10**10), ("intermediate_size", 10**11), ("hidden_size", "x"),

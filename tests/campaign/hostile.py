@@ -23,6 +23,7 @@ from campaign.attack import (
     file,
     held,
     save,
+    spoilt,
     through,
     unzipped,
     zipped,
@@ -139,7 +140,6 @@ def strange() -> dict[str, Any]:
 
 def targets(made: Path) -> Iterator[Attack]:
     """Every payload in two places, every strange target in one, through the doors in turn."""
-    contents = {model: held(made, model) for model in ("prior", "dfgan", "stackgan1", "vqgan")}
     listed = [(what, node, k) for k, (what, node) in enumerate(payloads().items())]
     chosen = [(what, node, place) for what, node, k in listed for place in (2 * k, 2 * k + 7)]
     chosen += [(what, node, 5 * k + 3) for k, (what, node) in enumerate(strange().items())]
@@ -148,13 +148,13 @@ def targets(made: Path) -> Iterator[Attack]:
         name = names[place % len(names)]
         model, where = PLACES[name]
         door = DOORS[model][turn % len(DOORS[model])]
-        content = changed(contents[model], where, {"config": node} if name == "another part" else node)
-        yield file(f"{what} as {name}", door, made, lambda path, c=content: save(c, path))
+        node = {"config": node} if name == "another part" else node
+        yield file(f"{what} as {name}", door, made, spoilt(made, model, where, node))
     for name in sorted(UNREAD):  # nothing needs them: they may be passed over, never built
         model, where = PLACES[name]
         for what in ("a file written (write_text)", "a shell command (run_alone)"):
-            content = changed(contents[model], where, payloads()[what])
-            yield file(f"{what} as {name}", DOORS[model][0], made, lambda path, c=content: save(c, path), "either")
+            write = spoilt(made, model, where, payloads()[what])
+            yield file(f"{what} as {name}", DOORS[model][0], made, write, "either")
 
 
 def paths(made: Path) -> Iterator[Attack]:

@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -33,16 +33,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: sums 
 from campaign.common import Result, table  # noqa: E402
 
 QUICK = 10
+ALL = "all of them"
+
+
+Found = dict[str, list[Result]]  # by the names of GROUPS
 
 
 @dataclass(frozen=True)
 class Group:
     """`module.run(folder)` gives the results; `parts`: into how many it is cut to run side by side; `least`: by group
-    of its results, how many cases there must be."""
+    of its results, how many cases there must be. Of a module with `short()`, that is what --quick runs."""
 
     module: str
     least: dict[str, int]
     parts: int = 1
+    row: str = ""  # one of the table for all its results; by default each group of them has its own
 
 
 GROUPS = {
@@ -50,8 +55,8 @@ GROUPS = {
     "signals": Group("interrupts", {"signals": 24}, 2),
     "checkpoints": Group("checkpoints", {"checkpoint files": 150}, 4),
     "disks": Group("disks_training", {"disks, training": 12}),
-    "data": Group("data", {}),
-    "prompts": Group("prompts", {}),
+    "data": Group("data", {"pictures": 100, "metadata and shards": 60}),
+    "prompts": Group("prompts", {ALL: 1000}, row="prompts"),
     "disks_drawing": Group("disks_drawing", {}),
 }
 
@@ -59,15 +64,20 @@ GROUPS = {
 def one(name: str, folder: Path, part: int, every: int) -> tuple[str, float, list[Result]]:
     """A part of a group, its seconds and results."""
     group, started = GROUPS[name], time.monotonic()
-    run = importlib.import_module(f"campaign.{group.module}").run
-    cut = {"part": part, "parts": group.parts, "every": every}
-    options = {key: value for key, value in cut.items() if key in inspect.signature(run).parameters}
-    results = run(folder / name, **options)
+    module = importlib.import_module(f"campaign.{group.module}")
+    if "every" in inspect.signature(module.run).parameters:
+        results = module.run(folder / name, part, group.parts, every)
+    elif every > 1 and hasattr(module, "short"):
+        results = module.run(folder / name, module.short())
+    else:
+        results = module.run(folder / name)
+    if group.row:
+        results = [replace(result, group=group.row, name=f"{result.group}, {result.name}") for result in results]
     return name, time.monotonic() - started, results
 
 
-def campaign(names: Sequence[str], folder: Path, every: int, jobs: int) -> tuple[list[Result], dict[str, float]]:
-    """All results, in the order of the groups, and the seconds that each group of results took."""
+def campaign(names: Sequence[str], folder: Path, every: int, jobs: int) -> tuple[Found, dict[str, float]]:
+    """The results of each group, and the seconds that each group of results took."""
     from campaign import forked, made
 
     forked.warm()
@@ -78,7 +88,7 @@ def campaign(names: Sequence[str], folder: Path, every: int, jobs: int) -> tuple
         (folder / name).mkdir()
         (folder / name / "made").symlink_to(folder / "made")
     parts = [(name, part) for name in names for part in range(GROUPS[name].parts)]
-    found: dict[str, list[Result]] = {name: [] for name in names}
+    found: Found = {name: [] for name in names}
     seconds: Counter[str] = Counter()
     with ProcessPoolExecutor(jobs, mp_context=get_context("fork")) as pool:
         begun = {pool.submit(one, name, folder, part, every): name for name, part in parts}
@@ -93,7 +103,7 @@ def campaign(names: Sequence[str], folder: Path, every: int, jobs: int) -> tuple
                 seconds[group] += took * count / len(results)
             wrong = sum(result.outcome not in ("right", "skipped") for result in results)
             print(f"{name}: {len(results)} cases in {took:.0f} s, {wrong} not right", file=sys.stderr, flush=True)
-    return [result for name in names for result in found[name]], dict(seconds)
+    return found, dict(seconds)
 
 
 def listed(results: Sequence[Result]) -> list[str]:
@@ -102,10 +112,13 @@ def listed(results: Sequence[Result]) -> list[str]:
             for result in results if result.outcome != "right"]
 
 
-def too_few(names: Sequence[str], results: Sequence[Result]) -> list[str]:
-    counted = Counter(result.group for result in results if result.outcome != "skipped")
-    return [f"- {group}: {counted[group]} cases were tried, {least} are wanted"
-            for name in names for group, least in GROUPS[name].least.items() if counted[group] < least]
+def too_few(found: Found) -> list[str]:
+    faults = []
+    for name, results in found.items():
+        counted = Counter(group for r in results if r.outcome != "skipped" for group in (r.group, ALL))
+        faults += [f"- {name}, {group}: {counted[group]} cases were tried, {least} are wanted"
+                   for group, least in GROUPS[name].least.items() if counted[group] < least]
+    return faults
 
 
 def main(words: list[str] | None = None) -> int:
@@ -119,15 +132,16 @@ def main(words: list[str] | None = None) -> int:
     names = [name for name in GROUPS if asked.only is None or name in asked.only]
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="campaign") as folder:
-        results, seconds = campaign(names, Path(folder), QUICK if asked.quick else 1, asked.jobs)
-    faults = listed(results) + ([] if asked.quick else too_few(names, results))
+        found, seconds = campaign(names, Path(folder), QUICK if asked.quick else 1, asked.jobs)
+    results = [result for name in names for result in found[name]]
+    few = [] if asked.quick else too_few(found)
+    faults = listed(results) + few
     took = f"{len(results):,} cases in {time.monotonic() - started:.0f} s, {asked.jobs} processes."
     text = "\n".join([table(results, seconds), "", took, *(["", *faults] if faults else [])]) + "\n"
     print(text)
     if asked.out is not None:
         asked.out.write_text(text, encoding="utf-8")
-    return int(any(result.outcome not in ("right", "skipped") for result in results)
-               or (not asked.quick and bool(too_few(names, results))))
+    return int(bool(few) or any(result.outcome not in ("right", "skipped") for result in results))
 
 
 if __name__ == "__main__":
