@@ -17,8 +17,6 @@ import hashlib
 import importlib
 import io
 import os
-import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -165,33 +163,6 @@ def file_hash(path: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_file(path: Path) -> Any:
-    """The content of a torch file, without executing anything; ValueError says what it is instead.
-
-    Checks every file that comes from outside: `read` is for checkpoints of ours, `t2i.interop.tensors` for others'.
-    """
-    files.check(path)
-    if files.is_safetensors(path):
-        raise ValueError(f"{path} is a safetensors file, not a checkpoint of this project")
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of pickle protocols; what is unreadable raises
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch raise a dozen types on damaged files; all become one message
-        raise ValueError(_why_unreadable(path, error)) from error
-
-
-def _why_unreadable(path: Path, error: Exception) -> str:
-    try:
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # the same dozen: then the file is damaged, or of the old format, whose error names the first
-        foreign = re.findall(r"GLOBAL (\S+) was not an allowed global", str(error))
-    if foreign:
-        named = shown(", ".join(sorted(foreign)), 400)
-        return f"{path} was written by another program: reading it would need {named}. Nothing in it was executed."
-    first = (str(error).strip() or type(error).__name__).partition("\n")[0]
-    return f"{path} cannot be read; it is damaged or no checkpoint ({shown(first)})"
-
-
 def read(path: str | Path, kind: str | tuple[str, ...] | None = None) -> dict[str, Any]:
     """The whole dictionary of a checkpoint of ours, tensors on the CPU; ValueError says what is wrong with the file.
 
@@ -199,7 +170,7 @@ def read(path: str | Path, kind: str | tuple[str, ...] | None = None) -> dict[st
     """
     path = exported.located(path)
     held = exported.read(path) if path.is_file() and files.is_safetensors(path) else {}
-    held = held if exported.KEY in held else load_file(path)
+    held = held if exported.KEY in held else files.load(path)
     section = held.get("t2i") if isinstance(held, dict) else None
     if not isinstance(section, dict) or not isinstance(held.get("state_dict"), dict):
         keys = ", ".join(sorted(map(str, held))[:8]) if isinstance(held, dict) else type(held).__name__
@@ -247,12 +218,15 @@ def _section(section: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], found)
 
 
-def weights(held: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights of a checkpoint that was read: averaged ones where it has them, the last ones elsewhere."""
+def weights(held: Mapping[str, Any], path: str | Path = "the checkpoint") -> dict[str, Tensor]:
+    """The weights of a checkpoint that was read: averaged ones where it has them, the last ones elsewhere; ValueError
+    where averages are of something else."""
     last = held["state_dict"]
     averaged = held["ema"]["weights"] if "ema" in held else {}
     if unknown := [shown(name) for name in averaged if name not in last]:
-        raise ValueError(f"the checkpoint averages weights that it does not hold: {', '.join(unknown[:8])}")
+        raise ValueError(f"{path} averages weights that it does not hold: {', '.join(unknown[:8])}")
+    if odd := [shown(name) for name, value in averaged.items() if value.dtype != torch.float32]:
+        raise ValueError(f"{path} has averages that are no float32 numbers: {', '.join(odd[:8])}")
     return last | {name: value.to(last[name].dtype) for name, value in averaged.items()}
 
 
@@ -302,7 +276,11 @@ def build_part(part: Mapping[str, Any], path: str | Path, name: str) -> Any:
         admit(config, where, path, role, told)
         try:
             return cls.from_part(part, path)
-        except (KeyError, TypeError) as error:
+        except ValueError as error:
+            if str(path) in str(error):
+                raise
+            raise ValueError(f"{path}: t2i.parts.{name}: {error}") from error
+        except (KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path}: t2i.parts.{name} is not whole ({type(error).__name__}: {shown(error)})"
                              ) from error
     if "state_dict" not in part:
@@ -336,7 +314,7 @@ def load(path: str | Path, kind: str | tuple[str, ...] | None = None, ema: bool 
         raise ValueError(f"{path} calls itself a {section['kind']} and holds a {kind_of(cls)}")
     given = {name: build_part(part, path, name) for name, part in section["parts"].items()}
     given |= {name: None for name in getattr(cls, "training_only", ())}
-    model = build_checked(node, weights(held) if ema else held["state_dict"], path, "t2i.config.model",
+    model = build_checked(node, weights(held, path) if ema else held["state_dict"], path, "t2i.config.model",
                           cast(register.Role, role), **given)
     if hasattr(model, "on_load_checkpoint"):
         try:

@@ -20,12 +20,15 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from t2i import files
+from t2i.from_file import counted, said
 from t2i.shown import shown
 
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
@@ -55,7 +58,10 @@ class CaptionTokenizer:
     @classmethod
     def from_json(cls, text: str, max_length: int) -> CaptionTokenizer:
         """From the text of a tokenizer.json."""
-        tokenizer = Tokenizer.from_str(text)
+        try:
+            tokenizer = Tokenizer.from_str(text)
+        except Exception as error:  # tokenizers raises nothing more special
+            raise ValueError(f"the tokenizer.json is damaged ({shown(error)})") from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
         start, end, pad = (tokenizer.token_to_id(token) for token in SPECIAL)
@@ -129,15 +135,43 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
-    """Without transformers' bars for weights that are read in a blink."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+def _no_bars(local: bool = True) -> Iterator[None]:
+    """Without transformers' bars, for weights that are read in a blink, and its warnings, for what is said below."""
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    if local:
+        transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
-        if shown:
+        transformers_logging.set_verbosity(level)
+        if bars:
             transformers_logging.enable_progress_bar()
+
+
+def _tensors_of(folder: Path) -> int:
+    """How many weights a CLIP's folder holds; ValueError where it is another model's, or its files are damaged."""
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ValueError("it has no config.json, as a Hugging Face folder of a CLIP has")
+    held = json.loads(config.read_text(encoding="utf-8"))
+    if not isinstance(held, dict) or held.get("model_type") != "clip":
+        what = said(held.get("model_type")) if isinstance(held, dict) else f"a {type(held).__name__}"
+        raise ValueError(f"its config.json is of a model of type {what}; 'clip' is wanted")
+    weights = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if not weights:
+        raise ValueError(f"it has no weights: {' or '.join(WEIGHTS)} is wanted")
+    files.check(weights[0])
+    if not files.is_safetensors(weights[0]):
+        return len(files.load(weights[0]))
+    try:
+        with safe_open(weights[0], "pt") as opened:
+            return len(list(opened.keys()))
+    except SafetensorError as error:
+        raise ValueError(f"{weights[0].name} is a damaged safetensors file ({error})") from error
+
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def load_clip(path: str, allow_download: bool = False) -> tuple[CLIPModel, CaptionTokenizer]:
@@ -146,19 +180,18 @@ def load_clip(path: str, allow_download: bool = False) -> tuple[CLIPModel, Capti
     ValueError where it is not there, is incomplete, or its tokenizer is another's.
     """
     is_folder = Path(path).is_dir()
-    if is_folder and not (Path(path) / "config.json").is_file():
-        raise ValueError(f"path={path!r} has no config.json: it is no Hugging Face folder of a CLIP")
     local_only = is_folder or not allow_download
     try:
-        with nullcontext() if not local_only else _no_bars():
+        with counted(_tensors_of(Path(path))) if is_folder else nullcontext(), _no_bars(local_only):
             loaded = CLIPModel.from_pretrained(
                 path, local_files_only=local_only, output_loading_info=True, dtype=torch.float32
             )
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local_only)
         model, report = cast(tuple[CLIPModel, dict[str, Any]], loaded)  # typed as if there were no report
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local_only)
-    except (OSError, ValueError) as error:
-        if is_folder:
-            raise ValueError(f"path={path!r} could not be read as a CLIP folder: {error}") from error
+    except Exception as error:  # transformers, tokenizers and torch raise a dozen types on damaged folders
+        if is_folder or not isinstance(error, OSError | ValueError):
+            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise ValueError(f"path={path!r} could not be read as a CLIP folder: {shown(first, 300)}") from error
         how = (
             "the download failed"
             if allow_download

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import struct
+import warnings
 import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from t2i.shown import shown
 
@@ -64,3 +69,40 @@ def check_archive(path: Path) -> None:
                                          " checksum that was written with it") from error
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OverflowError, struct.error, UnicodeError) as error:
         raise ValueError(f"{path} is damaged: its directory cannot be read ({shown(error)})") from error
+
+
+def load(path: Path) -> Any:
+    """The content of a torch file, without executing anything; ValueError says what it is instead.
+
+    Checks every file that comes from outside: `read` is for checkpoints of ours, `t2i.interop.tensors` for others'.
+    """
+    check(path)
+    if is_safetensors(path):
+        raise ValueError(f"{path} is a safetensors file, not one that torch wrote")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of pickle protocols; what is unreadable raises
+            held = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch raise a dozen types on damaged files; all become one message
+        raise ValueError(_why_unreadable(path, error)) from error
+    if name := _without_numbers(held):
+        raise ValueError(f"{path}: {shown(name)} has no numbers: it is a tensor of the meta device")
+    return held
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    try:
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # the same dozen: then the file is damaged, or of the old format, whose error names the first
+        foreign = re.findall(r"GLOBAL (\S+) was not an allowed global", str(error))
+    if foreign:
+        named = shown(", ".join(sorted(foreign)), 400)
+        return f"{path} was written by another program: reading it would need {named}. Nothing in it was executed."
+    first = (str(error).strip() or type(error).__name__).partition("\n")[0]
+    return f"{path} cannot be read; it is damaged or no checkpoint ({shown(first)})"
+
+
+def _without_numbers(held: Any) -> str | None:
+    """The name of a tensor on the meta device, in the file's table or one in it; None where there is none."""
+    tables = [held, *held.values()] if isinstance(held, dict) else []
+    return next((str(name) for table in tables if isinstance(table, dict) for name, value in table.items()
+                 if isinstance(value, torch.Tensor) and value.is_meta), None)

@@ -154,7 +154,7 @@ class _TooMany(Exception):
 
 
 @contextmanager
-def _counted(tensors: int) -> Iterator[None]:
+def counted(tensors: int) -> Iterator[None]:
     """Inside, nets of more parameters, buffers or modules than so many tensors can fill are not made."""
     counts = {"tensors": 0, "modules": 0}
     most = {"tensors": 10 * tensors + 200, "modules": 50 * tensors + 2000}
@@ -163,7 +163,7 @@ def _counted(tensors: int) -> Iterator[None]:
         def hook(module: nn.Module, name: str, value: Any) -> None:
             counts[what] += 1
             if counts[what] > most[what]:
-                raise _TooMany
+                raise _TooMany(f"it asks for more weights than the file's {tensors:,}")
 
         return hook
 
@@ -188,8 +188,7 @@ def misfits(module: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
             continue
         if given.shape != value.shape:
             found.append(f"{name} has shape {tuple(given.shape)}, {tuple(value.shape)} is wanted")
-        elif given.is_floating_point() != value.is_floating_point() or given.is_complex() != value.is_complex() or (
-                not value.is_floating_point() and (given.dtype == torch.bool) != (value.dtype == torch.bool)):
+        elif given.dtype != value.dtype:
             found.append(f"{name} holds {given.dtype}, {value.dtype} is wanted".replace("torch.", ""))
     return found
 
@@ -226,7 +225,7 @@ def bounded(make: Callable[[], M], weights: Mapping[str, Tensor], source: Any, w
                              f" {shown(error)})") from error
 
     # Sizes of 0 and the like are refused below, not warned of.
-    with torch.device("meta"), _Outline(), _counted(len(weights)), warnings.catch_warnings(action="ignore"):
+    with torch.device("meta"), _Outline(), counted(len(weights)), warnings.catch_warnings(action="ignore"):
         outline = tried()
     refuse(misfits(outline, weights), source, outline)
     numbers = sum(value.numel() for value in weights.values())

@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import CLIPModel
 
-from t2i.clip_folder import CaptionTokenizer, image_normalisation, image_size, load_clip
+from t2i.clip_folder import image_normalisation, image_size, load_clip
 from t2i.guides.frozen import Precision, checked, said, seen, weights_hash
-from t2i.interop.tensors import read_tensors
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -39,7 +34,7 @@ class CLIPGuide:
         self.name, self.precision = path, checked(precision)
         if problem := _other_than_clip(Path(path)):
             raise ValueError(f"path={path!r} {problem}")
-        model, self.tokenizer = _loaded(path, allow_download)
+        model, self.tokenizer = load_clip(path, allow_download)
         self.model: Any = model  # transformers types its modules' `to` as one without self
         try:
             self.mean, self.std = image_normalisation(path, allow_download)
@@ -77,19 +72,6 @@ class CLIPGuide:
         """Sixteen hex digits over the weights."""
         self._hash = self._hash or weights_hash(self.model)
         return self._hash
-
-
-def _loaded(path: str, allow_download: bool) -> tuple[CLIPModel, CaptionTokenizer]:
-    """`load_clip`, with a ValueError for damaged and foreign files of weights too."""
-    try:
-        return load_clip(path, allow_download)
-    except (SafetensorError, UnpicklingError, StrictDataclassError, RuntimeError) as error:
-        for file in (Path(path) / name for name in WEIGHTS):
-            if file.is_file():
-                read_tensors(file)  # says what the file is, where it is no file of weights
-        reason = next(line for line in (*str(error).splitlines(), type(error).__name__) if line.strip())
-        raise ValueError(f"path={path!r} could not be read as a CLIP: its config and its weights do not fit ({reason})"
-                         ) from error
 
 
 def _other_than_clip(path: Path) -> str:

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from t2i.command import module
+from t2i.register import trust
 
 ABOUT = """Looks at model files, others' and ours, and writes them in our own format. Nothing in a file is run."""
 EXAMPLES = """
@@ -19,6 +20,9 @@ python -m t2i.interop export runs/quickstart/prior/last.ckpt prior
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser("python -m t2i.interop", description=ABOUT, epilog=EXAMPLES,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--trust", action="append", default=[], metavar="WORD",
+                      help="a package whose classes a checkpoint may build, or a folder, file or hub name that it may"
+                      " open; may be given several times")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     one = commands.add_parser("inspect", help="what a file is, its sizes, and what in it is not a tensor")
     one.add_argument("file")
@@ -38,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(asked: argparse.Namespace) -> None:
+    trust(asked.trust)
     if asked.command == "inspect":
         from t2i.interop.inspection import inspected
 

@@ -22,6 +22,7 @@ def held_of(path: str | Path, image_size: int | None = None) -> dict[str, Any]:
         if image_size is not None:
             raise ValueError(f"--image-size {image_size}: {path} is of this project and knows its size; the option is"
                              " for other projects' files")
+        checkpoint.load(found)  # what is copied on is what can be built
         return checkpoint.read(found)
     tokenizer = read_foreign(held, path, image_size)
     section = checkpoint.pack(tokenizer, {"model": tokenizer.config})
@@ -39,7 +40,7 @@ def convert(path: str | Path, out: str | Path, image_size: int | None = None) ->
     if out.suffix == ".safetensors":
         return checkpoint.export(_whole(held, path), out)
     section = held[exported.KEY]
-    checkpoint.save_atomic({"state_dict": checkpoint.weights(_whole(held, path)), exported.KEY: section}, out)
+    checkpoint.save_atomic({"state_dict": checkpoint.weights(_whole(held, path), path), exported.KEY: section}, out)
     return out
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from t2i import checkpoint
+from t2i import files
 from t2i.bilstm_folder import END, BiLSTM, WordTokenizer, from_weights
 from t2i.data.plain_pickle import read_plain
 from t2i.text.bilstm import BiLSTMText
@@ -46,7 +46,7 @@ def read_damsm(weights: str | Path, vocabulary: str | Path, max_length: int = MA
     ValueError names the file that cannot be read, foreign or missing weights, and a vocabulary of another data set.
     """
     weights, vocabulary = Path(weights).expanduser(), Path(vocabulary).expanduser()
-    held = checkpoint.load_file(weights)  # its messages, for web pages and pointers under the name of weights
+    held = files.load(weights)  # its messages, for web pages and pointers under the name of weights
     if not isinstance(held, dict):
         raise ValueError(f"{weights} holds a {type(held).__name__}; a state dict is wanted")
     model = from_weights({str(name): value for name, value in held.items()}, weights)

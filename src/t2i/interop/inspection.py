@@ -17,6 +17,7 @@ from t2i.interop.outline import Content, Named, flat, outline
 from t2i.interop.stackgan import read_stage1, read_stage2
 from t2i.interop.tensors import STANDINS, first, shape, size
 from t2i.interop.tokenizers import READERS
+from t2i.shown import shown
 
 LISTED = 24  # values that are not tensors, and names
 MANY = 4  # of them under one key
@@ -151,10 +152,16 @@ def inspected(path: str | Path) -> str:
     """The report on a file or an exported folder; ValueError where it is no such file, or damaged."""
     found = exported.located(path)
     content = outline(found)
-    whose, sizes = _whose(content, found)
-    blocks = {"sizes": sizes, "tensors": _groups(content.held), "not tensors": _others(content.held),
-              "names of code": _names(content)}
+    try:
+        for _ in flat(content.held):
+            pass  # that there is an end to it, before anything goes through it
+        whose, sizes = _whose(content, found)
+        blocks = {"sizes": sizes, "tensors": _groups(content.held), "not tensors": _others(content.held),
+                  "names of code": _names(content)}
+    except (ValueError, RecursionError) as error:
+        what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ValueError(f"{found} cannot be looked through: {what}") from error
     lines = [str(found), f"what: {whose}", f"file: {content.form}, {found.stat().st_size:,} bytes"]
     for title, rows in blocks.items():
         lines += [f"{title}:", *(f"  {row}" for row in rows)] if rows else [f"{title}: none"]
-    return "\n".join(lines)
+    return "\n".join(shown(line, 400) for line in lines)

@@ -23,6 +23,7 @@ from torch import Tensor
 from t2i import exported, files
 from t2i.interop.tensors import Dtype, scalar
 
+MANY = 200_000  # values of a file
 DEEP = 20  # containers in containers; a pickle may hold itself
 MAGIC = 0x1950A86A20F9469CFC6C  # begins torch's files from before 1.6
 STORAGES = {"Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16,
@@ -189,15 +190,24 @@ def outline(path: Path) -> Content:
         raise ValueError(f"{path} cannot be read; it is damaged ({type(error).__name__}: {error})") from error
 
 
-def flat(held: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every value that is no container, with its keys; lists of plain values whole."""
-    inner: list[tuple[Any, Any]] = []
-    if len(path) < DEEP and isinstance(held, Mapping):
-        inner = list(held.items())
-    elif len(path) < DEEP and isinstance(held, list | tuple):
-        inner = list(enumerate(held)) if any(isinstance(x, Mapping | list | tuple | Tensor) for x in held) else []
-    for key, value in inner:
-        name = getattr(key, "name", None)
-        yield from flat(value, (*path, str(key) if name is None else f"<{name}>"))
-    if not inner:
-        yield path, held
+def flat(held: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every value that is no container, with its keys; lists of plain values whole. ValueError for containers that hold
+    one another, or are held so often that there is no end to it."""
+    left = [MANY]
+
+    def within(held: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+        left[0] -= 1
+        if not left[0]:
+            raise ValueError(f"more than {MANY:,} values, or containers that hold themselves")
+        inner: list[tuple[Any, Any]] = []
+        if len(path) < DEEP and isinstance(held, Mapping):
+            inner = list(held.items())
+        elif len(path) < DEEP and isinstance(held, list | tuple):
+            inner = list(enumerate(held)) if any(isinstance(x, Mapping | list | tuple | Tensor) for x in held) else []
+        for key, value in inner:
+            name = getattr(key, "name", None)
+            yield from within(value, (*path, str(key) if name is None else f"<{name}>"))
+        if not inner:
+            yield path, held
+
+    return within(held, ())

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from t2i import checkpoint, exported, files
+from t2i import exported, files
 from t2i.from_file import not_finite, tensors
 
 Source = str | Path | Mapping[str, Any]
@@ -89,7 +89,7 @@ def read_tensors(path: str | Path) -> Any:
     if path.is_file() and files.is_safetensors(path):
         return exported.read(path)
     with torch.serialization.safe_globals(STANDINS):
-        return checkpoint.load_file(path)
+        return files.load(path)
 
 
 def opened(source: Source, label: str | None = None) -> tuple[Any, str]:

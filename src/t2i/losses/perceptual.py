@@ -10,7 +10,6 @@ is finite where every feature is zero.
 from __future__ import annotations
 
 import importlib.util
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from t2i import files
 
 _VGG_FILE = "vgg16-397923af.pth"
 _OFF = "(or train without it: model.perceptual=null)"
@@ -124,10 +125,7 @@ def _find_heads(path: str | None) -> Path:
 
 
 def _load(path: Path) -> Mapping[str, Tensor]:
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable weights file (truncated, or not one at all): {error}") from error
+    loaded = files.load(path)
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, not named weights")
     return loaded

@@ -16,7 +16,6 @@ default since torchvision 0.17: their code gives other figures there.
 from __future__ import annotations
 
 import hashlib
-import pickle
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +26,8 @@ import torchvision
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
+
+from t2i import files
 
 SIDE = 299
 ROWS = 32
@@ -101,10 +102,7 @@ class Inception:
         self.net = self._build().to(self.device).eval().requires_grad_(False)
 
     def _build(self) -> nn.Module:
-        try:  # the hash is known; that nothing but tensors is in it is held all the same
-            weights = torch.load(self.file, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError) as error:
-            raise ValueError(f"{self.file} is not a readable file of weights: {error}") from error
+        weights = files.load(Path(self.file))  # the hash is known; that tensors alone are in it is held all the same
         if self.kind == "fidelity":
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 

@@ -147,7 +147,7 @@ def load_stage1(path: str | Path) -> Coarse:
     config = {"_target_": "t2i.models.stackgan.Coarse", "pooled_dim": encoder.pooled_dim}
     config |= {key: model[key] for key in ("generator", "projection") if key in model}
     own = ("generator.", "generator_text.")
-    weights = {name: value for name, value in checkpoint.weights(held).items() if name.startswith(own)}
+    weights = {name: value for name, value in checkpoint.weights(held, path).items() if name.startswith(own)}
     made = checkpoint.build_checked(config, weights, path, "t2i.config.model", "stage1", text_encoder=encoder)
     made.config = config
     return made.eval().requires_grad_(False)

@@ -202,7 +202,7 @@ def load_tokenizer(path: str | Path, image_size: int | None = None) -> ImageToke
     """
     held = checkpoint.read(path, kind=("vqgan", "tokenizer"))
     model = held["t2i"]["config"]["model"]
-    weights = checkpoint.weights(held)
+    weights = checkpoint.weights(held, path)
     if held["t2i"]["kind"] == "vqgan":
         config: dict[str, Any] = {"_target_": "t2i.nets.tokenizer.ImageTokenizer"}
         config |= {key: model[key] for key in ("autoencoder", "quantizer", "image_size") if key in model}
