@@ -234,7 +234,7 @@ def cut(folder: Path) -> None:
 @pytest.mark.parametrize(
     "spoil, says",
     [
-        (without_weights, "no file named model.safetensors"),
+        (without_weights, "no weights: model.safetensors or pytorch_model.bin"),
         (hostile, "pytorch_model.bin was written by another program: reading it would need print"),
         (page, "pytorch_model.bin is a web page"),
         (cut, "model.safetensors is a damaged safetensors file"),

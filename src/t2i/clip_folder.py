@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,12 +23,12 @@ from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from t2i import files
-from t2i.from_file import counted, said
+from t2i.from_file import outlined, said
 from t2i.shown import shown
 
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
@@ -149,8 +149,9 @@ def _no_bars(local: bool = True) -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _tensors_of(folder: Path) -> int:
-    """How many weights a CLIP's folder holds; ValueError where it is another model's, or its files are damaged."""
+def _check_folder(folder: Path) -> None:
+    """ValueError where a folder is another model's, or its config and its weights are damaged or do not fit; tried
+    without memory."""
     config = folder / "config.json"
     if not config.is_file():
         raise ValueError("it has no config.json, as a Hugging Face folder of a CLIP has")
@@ -158,17 +159,32 @@ def _tensors_of(folder: Path) -> int:
     if not isinstance(held, dict) or held.get("model_type") != "clip":
         what = said(held.get("model_type")) if isinstance(held, dict) else f"a {type(held).__name__}"
         raise ValueError(f"its config.json is of a model of type {what}; 'clip' is wanted")
-    weights = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    if not weights:
+    shapes = _shapes(folder)
+    with outlined(len(shapes)):
+        try:
+            own = CLIPModel(CLIPConfig(**held)).state_dict()
+        except Exception as error:  # a config can make transformers fail in every way there is
+            last = [line.strip() for line in str(error).splitlines() if line.strip()][-1:] or [type(error).__name__]
+            raise ValueError(f"its config and its weights do not fit ({shown(last[0])})") from error
+    wrong = [name for name, value in own.items() if name in shapes and shapes[name] != tuple(value.shape)]
+    if wrong:
+        raise ValueError(f"its config and its weights do not fit: {wrong[0]} has shape {shapes[wrong[0]]},"
+                         f" {tuple(own[wrong[0]].shape)} is wanted")
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Of the weights in a folder; ValueError where there are none, or they cannot be read."""
+    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if found is None:
         raise ValueError(f"it has no weights: {' or '.join(WEIGHTS)} is wanted")
-    files.check(weights[0])
-    if not files.is_safetensors(weights[0]):
-        return len(files.load(weights[0]))
+    files.check(found)
+    if not files.is_safetensors(found):
+        return {str(name): tuple(value.shape) for name, value in files.load(found).items() if isinstance(value, Tensor)}
     try:
-        with safe_open(weights[0], "pt") as opened:
-            return len(list(opened.keys()))
+        with safe_open(found, "pt") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{weights[0].name} is a damaged safetensors file ({error})") from error
+        raise ValueError(f"{found.name} is a damaged safetensors file ({error})") from error
 
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -182,7 +198,9 @@ def load_clip(path: str, allow_download: bool = False) -> tuple[CLIPModel, Capti
     is_folder = Path(path).is_dir()
     local_only = is_folder or not allow_download
     try:
-        with counted(_tensors_of(Path(path))) if is_folder else nullcontext(), _no_bars(local_only):
+        with _no_bars(local_only):
+            if is_folder:
+                _check_folder(Path(path))
             loaded = CLIPModel.from_pretrained(
                 path, local_files_only=local_only, output_loading_info=True, dtype=torch.float32
             )

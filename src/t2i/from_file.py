@@ -154,8 +154,9 @@ class _TooMany(Exception):
 
 
 @contextmanager
-def counted(tensors: int) -> Iterator[None]:
-    """Inside, nets of more parameters, buffers or modules than so many tensors can fill are not made."""
+def outlined(tensors: int) -> Iterator[None]:
+    """Inside, nets are made without memory, and those of more parameters, buffers or modules than so many tensors can
+    fill are not made."""
     counts = {"tensors": 0, "modules": 0}
     most = {"tensors": 10 * tensors + 200, "modules": 50 * tensors + 2000}
 
@@ -171,7 +172,9 @@ def counted(tensors: int) -> Iterator[None]:
                registration.register_module_buffer_registration_hook(count("tensors")),
                registration.register_module_module_registration_hook(count("modules"))]
     try:
-        yield
+        # Sizes of 0 and the like are refused by their shapes, not warned of.
+        with torch.device("meta"), _Outline(), warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         for handle in handles:
             handle.remove()
@@ -224,8 +227,7 @@ def bounded(make: Callable[[], M], weights: Mapping[str, Tensor], source: Any, w
             raise ValueError(f"{source}: {what} cannot be built ({type(error).__name__}:"
                              f" {shown(error)})") from error
 
-    # Sizes of 0 and the like are refused below, not warned of.
-    with torch.device("meta"), _Outline(), counted(len(weights)), warnings.catch_warnings(action="ignore"):
+    with outlined(len(weights)):
         outline = tried()
     refuse(misfits(outline, weights), source, outline)
     numbers = sum(value.numel() for value in weights.values())
