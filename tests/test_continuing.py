@@ -197,6 +197,9 @@ def test_damaged_checkpoints_are_told(tmp_path: Path, capsys: Any) -> None:
     assert engine.open_run(made, run_dir) == run_dir / "previous.ckpt"
     told = capsys.readouterr().out
     assert "last.ckpt" in told and "The checkpoint before it is taken." in told
+    engine.begin(run_dir, run_dir / "previous.ckpt", None)
+    assert (run_dir / "damaged.ckpt").read_bytes() == b"PK nothing" and not (run_dir / "last.ckpt").exists()
+    (run_dir / "damaged.ckpt").rename(run_dir / "last.ckpt")
     (run_dir / "previous.ckpt").write_bytes(b"")
     with pytest.raises(ValueError, match=r"resume=must, but .* no readable .*last\.ckpt.*previous\.ckpt is empty"):
         engine.open_run(made | {"resume": "must"}, run_dir)
@@ -295,3 +298,12 @@ def test_what_killed_processes_left_is_taken_away_and_others_files_stay(tmp_path
         (tmp_path / name).write_text("")
     run_lock.tidy(tmp_path)
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == stays
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{"])
+def test_a_damaged_config_is_named(tmp_path: Path, content: str) -> None:
+    made = config(tmp_path, "name=x")
+    (tmp_path / "last.ckpt").write_bytes(b"")
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json is damaged .*: delete it, and the run goes on under this"):
+        engine.open_run(made, tmp_path)

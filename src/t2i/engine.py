@@ -88,7 +88,7 @@ def open_run(config: dict[str, Any], run_dir: Path) -> Path | None:
         print(f"The earlier run was moved to {old}")
     begun = any((run_dir / f"{name}.ckpt").is_file() for name in ("last", "previous", "best"))
     if begun and saved.is_file() and resume != "never":
-        differing = difference(decisive(json.loads(saved.read_text())), decisive(config))
+        differing = difference(decisive(_held(saved, "goes on under this command's settings")), decisive(config))
         if differing:
             lines = "\n  ".join(differing)
             raise ValueError(f"{run_dir} holds a run with another config:\n  {lines}\n"
@@ -126,6 +126,16 @@ def open_run(config: dict[str, Any], run_dir: Path) -> Path | None:
     return given
 
 
+def _held(path: Path, then: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and the run {then}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged (it holds no settings): delete it, and the run {then}")
+    return found
+
+
 def make_trainer(config: dict[str, Any], run_dir: Path, callbacks: list[Any], model: Any) -> pl.Trainer:
     t = config["trainer"]
     return pl.Trainer(
@@ -147,7 +157,8 @@ def on_gpu(t: dict[str, Any]) -> bool:
 
 def finished(run_dir: Path) -> dict[str, Any] | None:
     path = run_dir / "finished.json"
-    return json.loads(path.read_text()) if path.is_file() and (run_dir / "last.ckpt").is_file() else None
+    there = path.is_file() and (run_dir / "last.ckpt").is_file()
+    return _held(path, "goes on from its checkpoint") if there else None
 
 
 def run(config: dict[str, Any], command: str | None = None) -> dict[str, Any]:
@@ -166,7 +177,10 @@ def run(config: dict[str, Any], command: str | None = None) -> dict[str, Any]:
                   " trainer.max_steps=…; another run: name=…; from the start: resume=never.")
             return done
         if first_of_all():
-            begin(run_dir, resume, command)
+            try:
+                begin(run_dir, resume, command)
+            except OSError as error:
+                raise unwritable(run_dir, error) from error
         return train(config, run_dir, resume)
 
 
@@ -174,6 +188,8 @@ def begin(run_dir: Path, resume: Path | None, command: str | None) -> None:
     """Takes away what an earlier life of the folder left that is no longer so."""
     tidy(run_dir)
     (run_dir / "finished.json").unlink(missing_ok=True)
+    if resume == run_dir / "previous.ckpt" and (run_dir / "last.ckpt").is_file():
+        (run_dir / "last.ckpt").replace(run_dir / "damaged.ckpt")  # else it takes the place of the one that is whole
     anew = resume is None or resume.resolve().parent != run_dir.resolve()
     if anew:
         (run_dir / "metrics.csv").unlink(missing_ok=True)

@@ -13,7 +13,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +188,7 @@ class TensorBoard(TensorBoardLogger):
     def finish(self, failed: bool = False) -> None:
         held, self._experiment = self._experiment, None
         if held is not None:
-            with suppress(OSError) if failed else nullcontext():
+            with suppress(OSError) if failed else named(self.place):
                 held.close()
 
 

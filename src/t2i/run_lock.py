@@ -10,9 +10,9 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, cast
 
 _held: dict[Path, int] = {}  # locks that this process holds, which the system would give it twice
 
@@ -28,7 +28,7 @@ def unwritable(folder: Path, error: OSError) -> ValueError:
     return ValueError(f"the run folder {folder} cannot be written: {why}. Choose another with paths.runs=…")
 
 
-def _said(file: TextIO) -> dict[str, Any]:
+def _said(file: BinaryIO) -> dict[str, Any]:
     """What the holder wrote into a lock; {} if it wrote nothing yet."""
     file.seek(0)
     try:
@@ -38,9 +38,9 @@ def _said(file: TextIO) -> dict[str, Any]:
     return found if isinstance(found, dict) and {"pid", "host", "since", "job"} <= found.keys() else {}
 
 
-def _locked(path: Path, folder: Path) -> TextIO:
+def _locked(path: Path, folder: Path) -> BinaryIO:
     while True:
-        file = path.open("a+", encoding="utf-8")
+        file = cast(BinaryIO, path.open("a+b", buffering=0))  # closing must not try to write again
         try:
             # A record lock: it ends with the process however that ends, and processes that it started do not share it.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,15 +77,18 @@ def alone_in(folder: Path) -> Iterator[None]:
         if who and who["host"] != mine["host"] and (who["job"] is None or who["job"] != mine["job"]):
             raise ValueError(f"{folder} was being trained by process {who['pid']} on {who['host']} since"
                              f" {who['since']}, and never said that it ended: if it is gone, delete {path}")
-        file.truncate(0)
-        file.write(json.dumps(mine))
-        file.flush()
+        try:
+            file.truncate(0)
+            file.write(json.dumps(mine).encode())
+        except OSError as error:
+            raise unwritable(folder, error) from error
         _held[path] = os.getpid()
         try:
             yield
         finally:
             del _held[path]
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # on a disk that went wrong, of which the caller tells; the next takes what is left
+                path.unlink(missing_ok=True)
     finally:
         file.close()
 
