@@ -135,7 +135,7 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 @contextmanager
-def _no_bars(local: bool = True) -> Iterator[None]:
+def quietly(local: bool = True) -> Iterator[None]:
     """Without transformers' bars, for weights that are read in a blink, and its warnings, for what is said below."""
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     if local:
@@ -198,7 +198,7 @@ def load_clip(path: str, allow_download: bool = False) -> tuple[CLIPModel, Capti
     is_folder = Path(path).is_dir()
     local_only = is_folder or not allow_download
     try:
-        with _no_bars(local_only):
+        with quietly(local_only):
             if is_folder:
                 _check_folder(Path(path))
             loaded = CLIPModel.from_pretrained(
@@ -283,7 +283,7 @@ def save_folder(
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        with _no_bars():
+        with quietly():
             model.save_pretrained(beside)
         tokenizer = Tokenizer.from_str(tokenizer_json)
         PreTrainedTokenizerFast(

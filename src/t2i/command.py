@@ -20,7 +20,7 @@ from t2i.shown import is_for_people, shown
 from t2i.sweep_results import Mode, best, flat_row, row, table, told, write
 
 Run = Callable[[dict[str, Any], list[str]], Any]
-LONGEST = 2000  # letters of a line of a message
+LONGEST = 1000  # letters of a line of a message
 HELP = """
 Settings are key=value; any key can be set (data.batch_size=64), `--cfg` shows them all. -m runs every combination of
 settings with several values (model/quantizer=vq,ema seed=0,1). Mistakes give a message; debug=true gives a traceback.

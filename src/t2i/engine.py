@@ -238,7 +238,8 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
         what = f"{where}{str(error.strerror).rstrip('.')}."
         raise OSError(error.errno, f"{what} Make room on the disk. {saver.way_on()}") from error
     except Exception as error:  # a checkpoint from elsewhere can fail to be restored in every way there is
-        if resume is None or saver.began or is_for_people(error):
+        ours = isinstance(error, ValueError | OSError) and is_for_people(error)
+        if resume is None or saver.began or ours:
             raise
         raise ValueError(unfit(resume, error)) from error
     finally:

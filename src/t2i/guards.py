@@ -70,7 +70,7 @@ class AsConfigured(pl.Callback):
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:  # before Lightning restores the optimisers
         if self.states not in (None, len(trainer.optimizers)):
-            raise ValueError(f"the checkpoint holds the state of {self.states} optimisers; this run has"
+            raise ValueError(f"{trainer.ckpt_path} holds the state of {self.states} optimisers; this run has"
                              f" {len(trainer.optimizers)}")
         self.wanted = [[{key: value for key, value in group.items() if key != "params"}
                         for group in optimizer.param_groups] for optimizer in trainer.optimizers]

@@ -171,6 +171,8 @@ class GPT(nn.Module):
     def start_from(self, codebooks: Sequence[Float[Tensor, "k d"]]) -> None:
         """Initialises embedding and head by one random projection of each codebook's vectors, so that codes which
         look alike start alike and what is learned of one holds for the others."""
+        if self.codes.weight.is_meta:
+            return  # only shapes are asked for
         for i, (vectors, head) in enumerate(zip(codebooks, self.predict.matrices(), strict=True)):
             vectors = (vectors - vectors.mean(0)) / vectors.std(0).clamp_min(1e-6)
             projection = torch.randn(vectors.shape[1], head.in_features) * vectors.shape[1] ** -0.5

@@ -16,7 +16,7 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from transformers.activations import ACT2FN
 
-from t2i.clip_folder import CaptionTokenizer, check_end_token, load_clip, text_config
+from t2i.clip_folder import CaptionTokenizer, check_end_token, load_clip, quietly, text_config
 from t2i.from_file import bounded, load_weights, said
 from t2i.register import register
 from t2i.types import TextEmbedding
@@ -134,8 +134,9 @@ class CLIPText:
         if "files" not in part:
             return cls(**arguments)
         text, weights = part["files"]["config.json"], part["state_dict"]
-        tower = bounded(lambda: CLIPTextModelWithProjection(_tower_config(text)), weights, source,
-                        "t2i.parts.text_encoder.files.config.json")
+        with quietly():
+            tower = bounded(lambda: CLIPTextModelWithProjection(_tower_config(text)), weights, source,
+                            "t2i.parts.text_encoder.files.config.json")
         load_weights(tower, weights, source)
         config = tower.config
         tokenizer = CaptionTokenizer.from_json(part["files"]["tokenizer.json"], config.max_position_embeddings)
