@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -193,6 +194,19 @@ def begin(run_dir: Path, resume: Path | None, command: str | None) -> None:
         checkpoint.write_text(run_dir / "command.txt", command + "\n")
 
 
+@contextmanager
+def on_a_full_disk(saver: Checkpoints) -> Iterator[None]:
+    """Inside, an error of the disk says what is kept and how the run goes on, as one OSError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = f"{error.filename}: " if error.filename and error.filename not in str(error.strerror) else ""
+        what = f"{where}{str(error.strerror).rstrip('.')}."
+        raise OSError(error.errno, f"{what} Make room on the disk. {saver.way_on()}") from error
+
+
 def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[str, Any]:
     started = time.monotonic()
     pl.seed_everything(config["seed"], workers=False, verbose=False)
@@ -212,17 +226,12 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
         print(f"Continuing from {resume}")
     failed = True
     try:
-        trainer.fit(model, data, ckpt_path=resume, weights_only=True)
+        with on_a_full_disk(saver):
+            trainer.fit(model, data, ckpt_path=resume, weights_only=True)
         failed = False
     except NonFiniteLoss as error:
         state = f"The state is in {run_dir / 'crash.ckpt'}; " if saver.crashed else ""
         raise ValueError(f"{error} {state}{run_dir / 'last.ckpt'} is as it was.") from error
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        where = f"{error.filename}: " if error.filename and error.filename not in str(error.strerror) else ""
-        what = f"{where}{str(error.strerror).rstrip('.')}."
-        raise OSError(error.errno, f"{what} Make room on the disk. {saver.way_on()}") from error
     finally:
         loggers.finish(trainer.loggers, failed)
     if saver.stopped:
@@ -234,7 +243,8 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
     result = {"run_dir": str(run_dir), "steps": trainer.global_step, "seconds": round(time.monotonic() - started, 1),
               "metrics": metrics}
     if trainer.is_global_zero:
-        checkpoint.write_text(run_dir / "finished.json", json.dumps(result, indent=1))
+        with on_a_full_disk(saver):
+            checkpoint.write_text(run_dir / "finished.json", json.dumps(result, indent=1))
     return result
 
 
