@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from t2i import loggers
 from t2i.callbacks import EMA, LossPlots, PictureGrid, undisturbed
-from t2i.progress import Progress, clock, counter, pictures_in
+from t2i.progress import Line, Progress, clock, counter, pictures_in
 
 
 class Tiny(pl.LightningModule):
@@ -174,6 +174,15 @@ def test_counter_is_silent_when_nothing_was_done_and_takes_a_late_total() -> Non
     with counter("drawing", 0, stream) as progress:
         progress(4, 4)
     assert "drawing  4/4  done in 0:00" in stream.getvalue()
+
+
+def test_progress_that_nobody_takes_ends_no_work() -> None:
+    full = open("/dev/full", "w")  # noqa: SIM115 -- closing it fails
+    line = Line(full)
+    line.show("1/2")
+    line.show("2/2")
+    with pytest.raises(OSError, match="No space left"):
+        full.close()
 
 
 def test_small_things() -> None:

@@ -1,4 +1,5 @@
 import json
+import resource
 import warnings
 
 import pytest
@@ -80,6 +81,17 @@ def test_exporting_again_replaces_the_folder_and_leaves_nothing_beside(tmp_path)
     model.export(tmp_path / "hf")
     assert load_clip(str(tmp_path / "hf"))[0].logit_scale.item() == 1.0
     assert [p.name for p in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_beside(tmp_path):
+    model, (soft, hard) = small(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"hf could not be written: File too large"):
+            model.export(tmp_path / "hf")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
 
 
 def test_captions_differ_and_do_not_depend_on_their_batch(folder):

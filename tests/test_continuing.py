@@ -225,12 +225,26 @@ def test_a_full_disk_is_told_with_what_is_kept_and_the_same_command_goes_on(tmp_
         VQGAN.training_step = filling  # type: ignore[method-assign]
         engine.run(config(tmp_path, "name=x"))
 
+    def at_the_end() -> None:
+        original = checkpoint.write_text
+
+        def filling(path: Path, text: str) -> None:
+            if path.name == "finished.json":
+                limited(len(text) - 1)
+            original(path, text)
+
+        checkpoint.write_text = filling  # type: ignore[assignment]
+        engine.run(config(tmp_path, "name=x"))
+
     for step, kept in ((0, "Nothing was saved yet: the same command begins anew"),
                        (6, r"The same command goes on from step 4, .*/x/last\.ckpt")):
         assert in_child(lambda step=step: full(step), tmp_path / "log") == 2  # type: ignore[misc]
         said = (tmp_path / "log").read_text().strip().splitlines()[-1]
         assert re.fullmatch(rf"error: .*\.ckpt could not be written: File too large\..* Make room .*\. {kept}\.", said)
     assert not (tmp_path / "runs/x/crash.ckpt").exists()
+    assert in_child(at_the_end, tmp_path / "log") == 2
+    said = (tmp_path / "log").read_text().strip().splitlines()[-1]
+    assert "finished.json could not be written: File too large" in said and "goes on from step 13" in said
     engine.run(config(tmp_path, "name=x"))
     assert not differing(result(whole / "runs/whole"), result(tmp_path / "runs/x"))
 

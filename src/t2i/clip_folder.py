@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -284,7 +285,14 @@ def save_folder(
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         with quietly():
-            model.save_pretrained(beside)
+            try:
+                model.save_pretrained(beside)
+            except SafetensorError as error:  # which has the system's own only as words
+                number = re.search(r"os error (\d+)", str(error))
+                if number is None:
+                    raise
+                why = os.strerror(int(number[1]))
+                raise OSError(int(number[1]), f"{folder} could not be written: {why}") from error
         tokenizer = Tokenizer.from_str(tokenizer_json)
         PreTrainedTokenizerFast(
             tokenizer_object=tokenizer,

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +35,7 @@ STOPPED = 75  # exit code of a run that was asked to stop and can be continued
 IGNORED = ("resume", "debug", "logger", "stages", "experiments", "estimate", "evaluation", "comparison", "sweep",
            "trust")
 # What says where a run lies, and what is written beside it; no weight hangs on it.
-BESIDE = ("paths", "name", "group", "data.workers", "data.pack", "callbacks.pictures", "callbacks.plots",
+BESIDE = ("paths", "name", "group", "usual_monitor", "data.workers", "data.pack", "callbacks.pictures", "callbacks.plots",
           "callbacks.progress", "trainer.log_every_steps", "trainer.checkpoint_every_steps",
           "trainer.checkpoint_every_minutes", "trainer.monitor", "trainer.monitor_mode")
 
@@ -197,6 +198,19 @@ def begin(run_dir: Path, resume: Path | None, command: str | None) -> None:
         checkpoint.write_text(run_dir / "command.txt", command + "\n")
 
 
+@contextmanager
+def on_a_full_disk(saver: Checkpoints) -> Iterator[None]:
+    """Inside, an error of the disk says what is kept and how the run goes on, as one OSError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = f"{error.filename}: " if error.filename and error.filename not in str(error.strerror) else ""
+        what = f"{where}{str(error.strerror).rstrip('.')}."
+        raise OSError(error.errno, f"{what} Make room on the disk. {saver.way_on()}") from error
+
+
 def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[str, Any]:
     started = time.monotonic()
     pl.seed_everything(config["seed"], workers=False, verbose=False)
@@ -216,7 +230,7 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
         print(f"Continuing from {resume}")
     failed = True
     try:
-        with saver.signals():
+        with saver.signals(), on_a_full_disk(saver):
             trainer.fit(model, data, ckpt_path=resume, weights_only=True)
         failed = False
     except NonFiniteElsewhere as error:
@@ -231,12 +245,6 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
     except NonFiniteLoss as error:
         state = f"The state is in {run_dir / 'crash.ckpt'}; " if saver.crashed else ""
         raise ValueError(f"{error} {state}{run_dir / 'last.ckpt'} is as it was.") from error
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        where = f"{error.filename}: " if error.filename and error.filename not in str(error.strerror) else ""
-        what = f"{where}{str(error.strerror).rstrip('.')}."
-        raise OSError(error.errno, f"{what} Make room on the disk. {saver.way_on()}") from error
     except Exception as error:  # a checkpoint from elsewhere can fail to be restored in every way there is
         ours = isinstance(error, ValueError | OSError) and is_for_people(error)
         if resume is None or saver.began or ours:
@@ -253,7 +261,8 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
     result = {"run_dir": str(run_dir), "steps": trainer.global_step, "seconds": round(time.monotonic() - started, 1),
               "metrics": metrics}
     if trainer.is_global_zero:
-        checkpoint.write_text(run_dir / "finished.json", json.dumps(result, indent=1))
+        with on_a_full_disk(saver):
+            checkpoint.write_text(run_dir / "finished.json", json.dumps(result, indent=1))
     return result
 
 

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -51,16 +51,19 @@ class Line:
         self.last = time.monotonic()
         if self.terminal:
             text = text[: max(20, os.get_terminal_size(self.stream.fileno()).columns - 1)]
-            self.stream.write("\r" + text.ljust(self.width))
+            self.write("\r" + text.ljust(self.width))
             self.width = len(text)
         else:
-            self.stream.write(text + "\n")
-        self.stream.flush()
+            self.write(text + "\n")
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):  # a log on a full disk, a terminal that is gone: the work is worth more
+            self.stream.write(text)
+            self.stream.flush()
 
     def end(self) -> None:
         if self.terminal and self.width:
-            self.stream.write("\n")
-            self.stream.flush()
+            self.write("\n")
             self.width = 0
 
 
