@@ -35,8 +35,8 @@ STOPPED = 75  # exit code of a run that was asked to stop and can be continued
 IGNORED = ("resume", "debug", "logger", "stages", "experiments", "estimate", "evaluation", "comparison", "sweep",
            "trust")
 # What says where a run lies, and what is written beside it; no weight hangs on it.
-BESIDE = ("paths", "name", "group", "usual_monitor", "data.workers", "data.pack", "callbacks.pictures", "callbacks.plots",
-          "callbacks.progress", "trainer.log_every_steps", "trainer.checkpoint_every_steps",
+BESIDE = ("paths", "name", "group", "usual_monitor", "data.workers", "data.pack", "callbacks.pictures",
+          "callbacks.plots", "callbacks.progress", "trainer.log_every_steps", "trainer.checkpoint_every_steps",
           "trainer.checkpoint_every_minutes", "trainer.monitor", "trainer.monitor_mode")
 
 
