@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from t2i import command
-from t2i.check import allowed, check, constructor, fits
+from t2i.check import allowed, check, check_names, constructor, fits
 from t2i.config import ConfigError, compose, difference, plan, set_aside
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -292,3 +292,20 @@ def test_paths_are_relative_to_the_users_folder(tmp_path: Path, monkeypatch: pyt
 def test_a_typo_in_the_name_of_a_needed_group_is_told() -> None:
     with pytest.raises(ConfigError, match=r"modle: there is no such key \(did you mean model\?\)"):
         compose(["modle=vqgan"])
+
+
+@pytest.mark.parametrize("name", ["..", ".", "/abs", "a/../b", "a//b", "a/", "", "a\nb", "*", "a*", ".hidden", "a/.b",
+                                  "a:b", 'a"b', "a<b", "a|b", "a\\b", "a ", "a.", "\x1b[2J", "é" * 101, "x" * 201, "~"])
+@pytest.mark.parametrize("key", ["name", "group"])
+def test_names_stay_below_the_runs(key: str, name: str) -> None:
+    if name == "" or (name == "~" and key == "x"):
+        assert check_names({key: name}) != []
+        return
+    with pytest.raises(ConfigError, match=f"^{key}=.*a folder's name is needed") as caught:
+        compose(["model=vqgan", "data=shapes", f"{key}={name}"], files=False)
+    assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a", "a/b/c", "été-2", "run_1.5", "a b", "_x", "x=1,y=2", "日本", "x" * 200, "1"])
+def test_names_that_are_taken(name: str) -> None:
+    assert compose(["model=vqgan", "data=shapes", f"name={name}"], files=False)["name"] == name

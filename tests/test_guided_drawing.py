@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -383,3 +384,23 @@ def test_refused_before_anything_is_drawn(
 def test_clips_are_needed() -> None:
     with pytest.raises(ValueError, match=r"guide\.clips= is needed: the CLIP that guides"):
         compose(["guide=clip", "prompt=a dog"], "sample")
+
+
+def test_a_drawing_json_says_neither_where_to_write_nor_what_to_fetch(drawn: SimpleNamespace) -> None:
+    root, held = drawn.root, json.loads(drawn.json.read_text())
+    config = held["request"]["config"]
+    config |= {"out": str(root / "elsewhere"), "trust": ["os"], "paths": {"runs": "/", "cache": "/"}, "unknown": 1}
+    config["guide"]["_target_"] = "t2i.checkpoint.write_text"  # it is what it is: the settings of a drawing
+    drawn.json.write_text(json.dumps(held))
+    again = replay(drawn.json, root / "again")
+    assert Path(again["out"]) == root / "again" and not (root / "elsewhere").exists()
+    config["guide"]["allow_download"] = True
+    drawn.json.write_text(json.dumps(held))
+    with pytest.raises(ValueError, match=r"would download .*clip: trust=\["):
+        replay(drawn.json, root / "third")
+    config["guide"]["allow_download"] = False
+    drawn.json.write_text(json.dumps(held))
+    (root / "picture.png").unlink()
+    os.mkfifo(root / "picture.png")  # reading it would never end
+    with pytest.raises(ValueError, match=r"drew with .*picture\.png, which is gone"):
+        replay(drawn.json, root / "third")
