@@ -39,10 +39,10 @@ def test_the_second_is_refused_while_the_first_lives(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_lock_that_says_nothing(tmp_path: Path) -> None:
+def test_a_lock_that_says_nothing_and_one_of_this_process(tmp_path: Path) -> None:
     (tmp_path / ".work.lock").write_text("[")
-    with alone(tmp_path, "work"):
-        (tmp_path / ".work.lock").write_text("{}")
-        with pytest.raises(Taken, match="is being written by another process: wait"):
+    with alone(tmp_path, "work", "mine"):
+        with pytest.raises(Taken, match=f"is being written by process {os.getpid()} on .*: wait") as taken:
             with alone(tmp_path, "work"):
                 pass
+        assert taken.value.holder["work"] == "mine"

@@ -2,56 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 import re
 import shutil
 import socket
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
-_held: dict[Path, int] = {}  # locks that this process holds, which the system would give it twice
-
-
-def _refused(folder: Path, who: dict[str, Any]) -> ValueError:
-    named = f"process {who['pid']} on {who['host']} since {who['since']}" if who else "another process"
-    return ValueError(f"{folder} is being trained by {named}: wait for it or stop it, or give this run a name of its"
-                      " own (name=…)")
+from t2i.alone import locked
 
 
 def unwritable(folder: Path, error: OSError) -> ValueError:
     why = str(error.strerror).rstrip(".")
     return ValueError(f"the run folder {folder} cannot be written: {why}. Choose another with paths.runs=…")
-
-
-def _said(file: BinaryIO) -> dict[str, Any]:
-    """What the holder wrote into a lock; {} if it wrote nothing yet."""
-    file.seek(0)
-    try:
-        found = json.loads(file.read())
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) and {"pid", "host", "since", "job"} <= found.keys() else {}
-
-
-def _locked(path: Path, folder: Path) -> BinaryIO:
-    while True:
-        file = cast(BinaryIO, path.open("a+b", buffering=0))  # closing must not try to write again
-        try:
-            # A record lock: it ends with the process however that ends, and processes that it started do not share it.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            with file:
-                raise _refused(folder, _said(file)) from error
-        except OSError as error:
-            print(f"{path} cannot be locked ({error.strerror}): nothing keeps a second process out of {folder}")
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            return file
-        file.close()  # its holder ended, and took it away, between the two lines above
 
 
 @contextmanager
@@ -62,35 +27,24 @@ def alone_in(folder: Path) -> Iterator[None]:
     was killed is free. One of another machine may not be seen by this one's system: it says what to delete, unless it
     is of the same job, which its scheduler started again elsewhere.
     """
-    path = folder.resolve().with_name(f".{folder.name}.lock")
-    if _held.get(path) == os.getpid():
-        raise _refused(folder, {})
-    mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "job": os.environ.get("SLURM_JOB_ID")}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = _locked(path, folder)
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    try:
-        who = _said(file)
-        if who and who["host"] != mine["host"] and (who["job"] is None or who["job"] != mine["job"]):
+    path, job = folder.resolve().with_name(f".{folder.name}.lock"), os.environ.get("SLURM_JOB_ID")
+
+    def left(who: dict[str, Any]) -> None:
+        if who and who["host"] != socket.gethostname() and (who.get("job") is None or who["job"] != job):
             raise ValueError(f"{folder} was being trained by process {who['pid']} on {who['host']} since"
                              f" {who['since']}, and never said that it ended: if it is gone, delete {path}")
+
+    def busy(who: str) -> str:
+        return (f"{folder} is being trained by {who}: wait for it or stop it, or give this run a name of its own"
+                " (name=…)")
+
+    with ExitStack() as held:
         try:
-            file.truncate(0)
-            file.write(json.dumps(mine).encode())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(path, busy, {"job": job}, left))
         except OSError as error:
             raise unwritable(folder, error) from error
-        _held[path] = os.getpid()
-        try:
-            yield
-        finally:
-            del _held[path]
-            with suppress(OSError):  # on a disk that went wrong, of which the caller tells; the next takes what is left
-                path.unlink(missing_ok=True)
-    finally:
-        file.close()
+        yield
 
 
 def alive(pid: int) -> bool:
