@@ -119,11 +119,12 @@ def _written_whole(path: str | Path) -> Iterator[BinaryIO]:
 
 
 class _Sink(io.RawIOBase):
-    """Passes bytes on and keeps the first OSError, which torch's zip writer would replace by its own words."""
+    """Passes bytes on and keeps the first OSError or interruption, which torch's zip writer would replace by its own
+    words."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
 
     def writable(self) -> bool:
         return True
@@ -131,7 +132,7 @@ class _Sink(io.RawIOBase):
     def write(self, data: Any) -> int:
         try:
             return self.file.write(data)
-        except OSError as error:
+        except (OSError, SystemExit, KeyboardInterrupt) as error:
             self.error = self.error or error
             raise
 
@@ -143,9 +144,12 @@ def save_atomic(held: Any, path: str | Path) -> None:
         try:
             torch.save(held, cast(BinaryIO, sink))  # of a file it needs `write` alone
         except RuntimeError as error:
-            if sink.error is None:
+            came: BaseException | None = sink.error or error.__context__
+            while came is not None and not isinstance(came, OSError | SystemExit | KeyboardInterrupt):
+                came = came.__context__
+            if came is None:
                 raise
-            raise sink.error from error
+            raise came from error
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -54,13 +54,13 @@ def image(width: int = 24, height: int = 20, seed: int = 0) -> Image.Image:
 @cache
 def encoded(kind: str = "PNG", seed: int = 0, **options: Any) -> bytes:
     held = io.BytesIO()
-    image(seed=seed).save(held, kind, **options)
+    image(seed=seed).copy().save(held, kind, **options)  # saving as JPEG leaves its settings in a picture
     return held.getvalue()
 
 
 def written(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     held = io.BytesIO()
-    picture.save(held, kind, **options)
+    picture.copy().save(held, kind, **options)
     return held.getvalue()
 
 
@@ -153,7 +153,7 @@ def modes() -> Iterator[tuple[str, str, bytes]]:
     yield "jpeg CMYK", "odd.jpg", written(whole.convert("CMYK"), "JPEG")
     yield "tiff CMYK", "odd.tif", written(whole.convert("CMYK"), "TIFF")
     yield "tiff of 16 bits", "odd.tif", written(Image.fromarray(np.full((9, 9), 4000, np.uint16)), "TIFF")
-    more = [image(seed=i) for i in (1, 2)]
+    more = [image(seed=i).copy() for i in (1, 2)]
     for kind, file in (("GIF", "odd.gif"), ("WEBP", "odd.webp"), ("PNG", "odd.png"), ("TIFF", "odd.tif")):
         yield f"{kind} of three frames", file, written(whole, kind, save_all=True, append_images=more)
     yield "MPO", "odd.jpg", written(whole, "MPO", save_all=True, append_images=more)
