@@ -368,3 +368,26 @@ def test_a_run_goes_on_from_its_own_kind_and_sizes_alone(path: Path) -> None:
     checkpoint.save_atomic(held(model) | lightning | {"loops": 3, "callbacks": None}, path)
     with pytest.raises(ValueError, match="loops, callbacks missing or damaged"):
         checkpoint.AtomicCheckpointIO(model).load_checkpoint(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_makes_no_memory_out_of_nothing(path: Path, zipped: bool) -> None:
+    """torch allows bytearray in what it reads; fifty bytes would make gigabytes."""
+    torch.save({"state_dict": {}, "t2i": bytearray(10)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match="would need bytearray"):
+        checkpoint.read(path)
+
+
+def test_what_is_no_file(path: Path) -> None:
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=r"last\.ckpt is no ordinary file"):
+        checkpoint.read(path)
+
+
+def test_functions_are_not_built_of_the_users_config_either(tmp_path: Path) -> None:
+    """But for those that load what the user gives."""
+    with pytest.raises(ValueError, match="defines no such class"):
+        checkpoint.build({"_target_": "t2i.checkpoint.write_text", "path": str(tmp_path / "made"), "text": "x"})
+    with pytest.raises(ValueError, match="nowhere"):
+        checkpoint.build({"_target_": "t2i.interop.tokenizers.load_tokenizer", "path": "nowhere"})
+    assert not list(tmp_path.iterdir())

@@ -288,3 +288,32 @@ def test_a_lightning_run_validates_and_leaves_the_folder(tmp_path):
     assert 0 <= metrics["val/batch_text_to_image"] <= 1
     assert len(CLIPText(str(tmp_path / "hf"))(["red"]).pooled[0]) == SMALL["embed_dim"]
     assert trainer.global_step == 2
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda held: held["normalizer"]["normalizers"].append(
+        {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 16}), "more than one letter"),
+    (lambda held: held.update(normalizer={"type": "Prepend", "prepend": "x" * 1000}), "normalizer 'Prepend'"),
+    (lambda held: held["model"]["vocab"].update(zebra=10**6), "has the id 1000000, the text tower"),
+    (lambda held: held.pop("model"), "cannot be taken|is damaged"),
+])  # fmt: skip
+def test_tokenizers_that_a_part_may_not_have(tmp_path, change, words):
+    small().export(tmp_path / "hf")
+    part = CLIPText(str(tmp_path / "hf")).part()
+    held = json.loads(part["files"]["tokenizer.json"])
+    change(held)
+    part["files"]["tokenizer.json"] = json.dumps(held)
+    with pytest.raises(ValueError, match=words):
+        CLIPText.from_part(part, "x.ckpt")
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"_attn_implementation": "somebody/kernels"}, "asks for _attn_implementation='somebody/kernels'"),
+    ({"quantization_config": {"quant_method": "x"}}, "asks for quantization_config"),
+])  # fmt: skip
+def test_folders_that_ask_for_code(tmp_path, change, words):
+    small().export(tmp_path / "hf")
+    file = tmp_path / "hf/config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(ValueError, match=words):
+        CLIPText(str(tmp_path / "hf"))

@@ -343,3 +343,16 @@ def test_a_priors_samples_before_and_after_guided_drawing(tmp_path: Path) -> Non
     assert result["protocols"]["clip_score_by_own_clip"]["judge_had_a_hand"] == "guided"
     requests = [json.loads(path.read_text()) for path in (tmp_path / "out/drawn").glob("*/request.json")]
     assert sorted("guide" in request for request in requests) == [False, False, True, True, True]
+
+
+def test_the_data_that_a_checkpoint_names_are_looked_over_for_the_page_too(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With data= given the checkpoint's own serve for its nearest training pictures alone."""
+    held = torch.load(place / "runs/gan/last.ckpt", weights_only=True)
+    held["t2i"]["config"]["data"] |= {"lattice": {"_target_": "t2i.checkpoint.write_text", "text": "x",
+                                                  "path": str(tmp_path / "made")}}
+    torch.save(held, tmp_path / "evil.ckpt")
+    evaluation.run(config(place, f"ckpt={tmp_path / 'evil.ckpt'}", "data=shapes", "data.image_size=16",
+                          "metrics=[clip_score]", f"judge={place / 'judge'}", f"out={tmp_path / 'out'}"))
+    assert "t2i.config.data.lattice" in capsys.readouterr().out and not (tmp_path / "made").exists()

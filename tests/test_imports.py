@@ -9,7 +9,8 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 FILES = sorted(p.relative_to(SOURCE).as_posix() for p in SOURCE.glob("t2i/**/*.py"))
-SHARED = {"t2i.types", "t2i.scenes", "t2i.clip_folder", "t2i.bilstm_folder", "t2i.register", "t2i.shown", "t2i.files"}
+SHARED = {"t2i.types", "t2i.scenes", "t2i.clip_folder", "t2i.bilstm_folder", "t2i.register", "t2i.shown", "t2i.files",
+          "t2i.json_file"}
 # Room -> what of t2i it may import beside itself; "checkpoint" is the format, which a tokenizer's loader reads;
 # guides read others' files by it and by "interop.tensors".
 ROOMS: dict[str, set[str]] = {
@@ -29,12 +30,13 @@ ALONE = {
     "t2i/views.py": SHARED,
     "t2i/prompts.py": {"t2i.shown"},
     "t2i/shown.py": set(),
+    "t2i/json_file.py": {"t2i.shown"},
     "t2i/alone.py": {"t2i.shown"},
     "t2i/types.py": set(),
     "t2i/register.py": set(),
     "t2i/from_file.py": {"t2i.check", "t2i.register", "t2i.shown"},
     "t2i/scenes.py": set(),
-    "t2i/clip_folder.py": {"t2i.files", "t2i.from_file", "t2i.shown"},
+    "t2i/clip_folder.py": {"t2i.files", "t2i.from_file", "t2i.json_file", "t2i.shown"},
     "t2i/limits.py": set(),
     "t2i/check.py": {"t2i.limits", "t2i.shown"},
     "t2i/config.py": {"t2i.check"},
@@ -51,7 +53,7 @@ ALONE = {
 HYDRA = {"t2i/config.py", "t2i/checkpoint.py"}
 LIGHT = {"t2i/limits.py", "t2i/check.py", "t2i/config.py", "t2i/command.py", "t2i/prompts.py",
          "t2i/launchers.py", "t2i/sweep_results.py", "t2i/protocols.py",
-         "t2i/machine.py", "t2i/version.py", "t2i/register.py", "t2i/shown.py", "t2i/alone.py"}
+         "t2i/machine.py", "t2i/version.py", "t2i/register.py", "t2i/shown.py", "t2i/alone.py", "t2i/json_file.py"}
 HEAVY = {"torch", "torchvision", "pytorch_lightning", "transformers", "numpy", "matplotlib", "hydra", "omegaconf"}
 
 

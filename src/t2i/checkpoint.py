@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ from t2i.shown import shown
 
 FORMAT = 1
 PACKAGE = "t2i."
+LOADERS = ("t2i.interop.tokenizers.load_tokenizer", "t2i.models.vqgan.load_tokenizer",
+           "t2i.models.stackgan.load_stage1")
 
 
 def target(name: Any) -> Callable[..., Any]:
@@ -48,9 +51,10 @@ def target(name: Any) -> Callable[..., Any]:
             raise
         raise ValueError(f"_target_={name!r}: there is no module {module_name}") from error
     found = vars(module).get(attribute)
-    # What a module of ours merely imported (os, torch.load) is not ours to call.
-    if not callable(found) or getattr(found, "__module__", None) != module_name:
-        raise ValueError(f"_target_={name!r}: {module_name} defines no such class or function")
+    # What a module of ours merely imported (os, torch.load) is not ours to call; of functions those that load alone.
+    if not callable(found) or getattr(found, "__module__", None) != module_name or (
+            not isinstance(found, type) and name not in LOADERS):
+        raise ValueError(f"_target_={name!r}: {module_name} defines no such class")
     return found
 
 
@@ -220,6 +224,17 @@ def _section(section: Mapping[str, Any], path: Path) -> dict[str, Any]:
         if "state_dict" in part:
             found["parts"][name]["state_dict"] = tensors(part["state_dict"], f"{where}.state_dict", path)
     return cast(dict[str, Any], found)
+
+
+def progress(held: Mapping[str, Any], path: str | Path) -> tuple[int, float]:
+    """The steps and the minutes that a checkpoint of training was trained for."""
+    steps, callbacks = held.get("global_step"), held.get("callbacks")
+    minutes = callbacks.get("Minutes") if isinstance(callbacks, Mapping) else None
+    seconds = minutes.get("seconds") if isinstance(minutes, Mapping) else None
+    if type(steps) is not int or type(seconds) not in (int, float) or not math.isfinite(cast(float, seconds)):
+        raise ValueError(f"{path} does not say how long it was trained: global_step or callbacks.Minutes is missing or"
+                         " damaged")
+    return steps, cast(float, seconds) / 60
 
 
 def weights(held: Mapping[str, Any], path: str | Path = "the checkpoint") -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from t2i import files
 from t2i.from_file import outlined, said
+from t2i.json_file import read_json
 from t2i.shown import shown
 
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
@@ -60,7 +61,10 @@ class CaptionTokenizer:
     def from_json(cls, text: str, max_length: int) -> CaptionTokenizer:
         """From the text of a tokenizer.json."""
         try:
+            _check_normalizers(json.loads(text))
             tokenizer = Tokenizer.from_str(text)
+        except ValueError as error:
+            raise ValueError(f"the tokenizer.json cannot be taken: {shown(error)}") from error
         except Exception as error:  # tokenizers raises nothing more special
             raise ValueError(f"the tokenizer.json is damaged ({shown(error)})") from error
         tokenizer.no_truncation()
@@ -105,6 +109,30 @@ class CaptionTokenizer:
         ids = torch.tensor([row + [self.pad] * (longest - len(row)) for row in rows]).view(len(rows), longest)
         lengths = torch.tensor([len(row) for row in rows])
         return ids.long(), torch.arange(longest) < lengths[:, None]
+
+
+# What changes a text before it is parted, and lets it grow by no more than Unicode's own forms do.
+NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents", "Replace", "Sequence")
+
+
+def _check_normalizers(node: Any, key: str = "") -> None:
+    """ValueError where a tokenizer.json would make long texts out of short ones."""
+    if isinstance(node, dict) and key == "normalizer":
+        if node.get("type") not in NORMALIZERS:
+            raise ValueError(f"normalizer {said(node.get('type'))}; {', '.join(NORMALIZERS)} are taken")
+        if node.get("type") == "Replace" and len(str(node.get("content", ""))) > 1:
+            raise ValueError("a normalizer that replaces by more than one letter")
+        for inner in node.get("normalizers") or []:
+            _check_normalizers(inner, "normalizer")
+    elif isinstance(node, dict) and not key:
+        _check_normalizers(node.get("normalizer"), "normalizer")
+
+
+def check_ids(captions: CaptionTokenizer, words: int, path: str) -> None:
+    """ValueError where a tokenizer has ids that the embedding of so many words lacks."""
+    highest = max(captions.tokenizer.get_vocab().values(), default=0)
+    if highest >= words:
+        raise ValueError(f"path={path!r}: the tokenizer has the id {highest}, the text tower {words} words")
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -156,7 +184,9 @@ def _check_folder(folder: Path) -> None:
     config = folder / "config.json"
     if not config.is_file():
         raise ValueError("it has no config.json, as a Hugging Face folder of a CLIP has")
-    held = json.loads(config.read_text(encoding="utf-8"))
+    held = read_json(config)
+    if isinstance(held, dict) and (code := _asks_for_code(held)):
+        raise ValueError(f"its config.json asks for {code}, which would be fetched and run")
     if not isinstance(held, dict) or held.get("model_type") != "clip":
         what = said(held.get("model_type")) if isinstance(held, dict) else f"a {type(held).__name__}"
         raise ValueError(f"its config.json is of a model of type {what}; 'clip' is wanted")
@@ -171,6 +201,18 @@ def _check_folder(folder: Path) -> None:
     if wrong:
         raise ValueError(f"its config and its weights do not fit: {wrong[0]} has shape {shapes[wrong[0]]},"
                          f" {tuple(own[wrong[0]].shape)} is wanted")
+
+
+def _asks_for_code(held: dict[str, Any]) -> str | None:
+    """What of a config, or of one in it, transformers would look up elsewhere: kernels and quantisation."""
+    for key, value in held.items():
+        if key == "quantization_config" and value is not None:
+            return key
+        if key.lstrip("_").startswith("attn_implementation") and value not in (None, "eager", "sdpa"):
+            return f"{key}={said(value)}"
+        if isinstance(value, dict) and (found := _asks_for_code(value)):
+            return found
+    return None
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -228,6 +270,7 @@ def load_clip(path: str, allow_download: bool = False) -> tuple[CLIPModel, Capti
     text = text_config(model)
     captions = CaptionTokenizer.from_json(tokenizer.backend_tokenizer.to_str(), text.max_position_embeddings)
     check_end_token(text.eos_token_id, captions, path)
+    check_ids(captions, text.vocab_size, path)
     return model.eval().requires_grad_(False), captions
 
 

@@ -47,7 +47,7 @@ def validation(run: Run, n: int, size: int | None = None) -> tuple[Tensor, list[
     captions ("" where there is none)."""
     config, source = run.config, run.folder / "config.json"
     data = config["data"] if size is None else {**config["data"], "image_size": size}
-    admit_data({"data": data}, source)
+    admit_data(data, source)
     made = checkpoint.build(node_of({**config, "data": data}), split="val")
     examples = [made[(i, 0)] for i in range(min(n, len(made)))]
     return (torch.stack([one.image for one in examples]),

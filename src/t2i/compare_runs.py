@@ -12,11 +12,15 @@ from typing import Any
 from t2i import checkpoint
 from t2i.config import flat
 from t2i.engine import compared
+from t2i.json_file import read_table
 from t2i.plots import read_metrics
 
 CHECKPOINTS = ("last", "best")
 ABSENT = "–"
-SECTIONS = ("model", "data", "trainer", "seed")  # what every run's config.json has
+# What every run's config.json has, and the files beside it.
+SECTIONS: dict[str, Any] = {"model": dict, "data": dict, "trainer": dict, "seed": int}
+BESIDE: dict[str, dict[str, Any]] = {"finished": {"metrics": dict, "steps": int},
+                                     "evaluation": {"scores": dict, "protocol": dict}}
 UNTOLD = ("name", "group", "paths")  # where a run lies says nothing of what it does
 WIDE = 8  # settings as columns of the table; more stand in a table of their own
 
@@ -57,13 +61,6 @@ def labels(named: Sequence[tuple[Path, Path | None]]) -> list[str]:
     return tails([path.parts for path in paths], "/")
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-
-
 def _found(word: str, which: str) -> tuple[Path, Path | None, Path | None]:
     """The run folder that a word of the command line names, its checkpoint, and the same if the word named it."""
     path = Path(word).expanduser()
@@ -87,19 +84,18 @@ def _found(word: str, which: str) -> tuple[Path, Path | None, Path | None]:
 
 def read_run(folder: Path, path: Path | None, label: str) -> Run:
     """A run with its curves, its last result and its evaluation, where there are some; ValueError for damaged files."""
-    config = _json(folder / "config.json")
-    if not isinstance(config, dict) or any(key not in config for key in SECTIONS):
-        raise ValueError(f"{folder / 'config.json'} is no run's config: it needs {', '.join(SECTIONS)}")
-    held: dict[str, Any] = {name: _json(folder / f"{name}.json") if (folder / f"{name}.json").is_file() else None
-                            for name in ("finished", "evaluation")}
+    config = read_table(folder / "config.json", **SECTIONS)
+    held: dict[str, Any] = {name: read_table(path_of, **kinds) if path_of.is_file() else None
+                            for name, kinds in BESIDE.items() if (path_of := folder / f"{name}.json")}
     metrics = folder / "metrics.csv"
     began = folder / "command.txt"
-    run = Run(folder, label, path, config, read_metrics(metrics) if metrics.is_file() else {}, **held,
-              command=began.read_text(encoding="utf-8").strip() if began.is_file() else None)
+    run = Run(folder, label, path, config, read_metrics(metrics) if metrics.exists() else {}, **held,
+              command=began.read_text(encoding="utf-8", errors="backslashreplace").strip() if began.is_file() else None)
     if path is not None:
         read = checkpoint.read(path)
-        run.facts = {"kind": read["t2i"]["kind"], "steps": read["global_step"], "hash": checkpoint.file_hash(path),
-                     "minutes": read["callbacks"]["Minutes"]["seconds"] / 60, "averaged": "ema" in read}
+        steps, minutes = checkpoint.progress(read, path)
+        run.facts = {"kind": read["t2i"]["kind"], "steps": steps, "hash": checkpoint.file_hash(path),
+                     "minutes": minutes, "averaged": "ema" in read}
         del read
         gc.collect()
     elif run.series:

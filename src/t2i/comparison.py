@@ -71,9 +71,9 @@ def times(label: str, settings: Mapping[str, Any], stages: Mapping[str, Mapping[
     """Minutes of training, as `guards.Minutes` counted them, and steps."""
     found = {}
     for name in (settings["models"][label], *(settings["includes"] or {}).get(label, [])):
-        held = checkpoint.read(Path(stages[name]["run_dir"]) / "last.ckpt")
-        seconds = held["callbacks"]["Minutes"]["seconds"]
-        found[name] = {"minutes": seconds / 60, "command_minutes": stages[name]["seconds"] / 60,
+        last = Path(stages[name]["run_dir"]) / "last.ckpt"
+        _, minutes = checkpoint.progress(checkpoint.read(last), last)
+        found[name] = {"minutes": minutes, "command_minutes": stages[name]["seconds"] / 60,
                        "steps": stages[name]["steps"]}
     return {"minutes": sum(stage["minutes"] for stage in found.values()),
             "steps": stages[settings["models"][label]]["steps"], "stages": found}

@@ -31,10 +31,12 @@ def node_of(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config["data"].items() if key not in LOOP}
 
 
-def admit_data(config: dict[str, Any], source: Any) -> None:
+def admit_data(node: Any, source: Any) -> None:
     """ValueError where the `data` node of a config out of the file `source` is not to be built, or opens a place that
     the user did not name."""
-    from_file.admit(node_of(config), "t2i.config.data", source, "data", ("split",))
+    if not isinstance(node, dict):
+        raise ValueError(f"{source}: t2i.config.data is {from_file.said(node)}; a node with _target_ is wanted")
+    from_file.admit(node_of({"data": node}), "t2i.config.data", source, "data", ("split",))
 
 
 def dataset(config: dict[str, Any], split: str) -> Any:

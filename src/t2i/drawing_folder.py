@@ -19,6 +19,7 @@ from PIL import Image
 
 from t2i import pictures
 from t2i.alone import Taken, alone
+from t2i.json_file import read_json
 from t2i.shown import shown
 
 RECORD = "drawing.json"
@@ -30,7 +31,7 @@ def holds(path: Path) -> Any:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["request"]
+        return read_json(path)["request"]
     except (ValueError, KeyError, TypeError):
         return {}  # not one of ours, or cut off: not to be overwritten either
 

@@ -22,6 +22,8 @@ from t2i import checkpoint
 from t2i.data.decode import fit, read_pixels
 from t2i.data.folder import read_folder
 from t2i.data.seeds import number
+from t2i.from_file import said
+from t2i.json_file import read_json
 from t2i.pictures import to_uint8, write_bytes
 
 BATCH = 64
@@ -107,8 +109,12 @@ class Drawn:
     def _of_record(cls, root: Path, size: int | None) -> Drawn:
         """What sample.py drew: pictures and captions of its drawing.json."""
         try:
-            record = json.loads((root / RECORD).read_text(encoding="utf-8"))
+            record = read_json(root / RECORD)
             listed = [(entry["file"], entry.get("prompt")) for entry in record["pictures"]]
+            odd = [name for name, text in listed if not isinstance(name, str) or Path(name).name != name
+                   or not isinstance(text, str | None)]
+            if odd:
+                raise ValueError(f"a picture's file {said(odd[0])}; names in the folder and captions are wanted")
             guides = list(record["request"].get("hashes", {}).get("guides", {}).values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{root / RECORD} is not as sample.py writes it ({type(error).__name__}:"

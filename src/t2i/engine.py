@@ -25,6 +25,7 @@ from t2i.config import difference, flat
 from t2i.datasets import caption_texts, data_module
 from t2i.devices import lost, strategy
 from t2i.guards import FULL, AsConfigured, Checkpoints, Minutes, SelfDescribing, StepSeed
+from t2i.json_file import read_table
 from t2i.models.base import NonFiniteElsewhere, NonFiniteLoss, switch
 from t2i.run_lock import alone_in, tidy, unwritable
 from t2i.shown import is_for_people, shown
@@ -89,7 +90,8 @@ def open_run(config: dict[str, Any], run_dir: Path) -> Path | None:
         print(f"The earlier run was moved to {old}")
     begun = any((run_dir / f"{name}.ckpt").is_file() for name in ("last", "previous", "best"))
     if begun and saved.is_file() and resume != "never":
-        differing = difference(decisive(_held(saved, "goes on under this command's settings")), decisive(config))
+        before = _held(saved, "goes on under this command's settings", paths=dict)
+        differing = difference(decisive(before), decisive(config))
         if differing:
             lines = "\n  ".join(differing)
             raise ValueError(f"{run_dir} holds a run with another config:\n  {lines}\n"
@@ -127,14 +129,11 @@ def open_run(config: dict[str, Any], run_dir: Path) -> Path | None:
     return given
 
 
-def _held(path: Path, then: str) -> dict[str, Any]:
+def _held(path: Path, then: str, **kinds: Any) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return read_table(path, **kinds)
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it, and the run {then}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged (it holds no settings): delete it, and the run {then}")
-    return found
+        raise ValueError(f"{error}: delete it, and the run {then}") from error
 
 
 def make_trainer(config: dict[str, Any], run_dir: Path, callbacks: list[Any], model: Any) -> pl.Trainer:
@@ -159,7 +158,7 @@ def on_gpu(t: dict[str, Any]) -> bool:
 def finished(run_dir: Path) -> dict[str, Any] | None:
     path = run_dir / "finished.json"
     there = path.is_file() and (run_dir / "last.ckpt").is_file()
-    return _held(path, "goes on from its checkpoint") if there else None
+    return _held(path, "goes on from its checkpoint", steps=int, metrics=dict) if there else None
 
 
 def run(config: dict[str, Any], command: str | None = None) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Evaluation:
         self.hash = checkpoint.file_hash(config["ckpt"]) if config["ckpt"] is not None else None
         node = config["data"] if "data" in config else (self.held or {}).get("data")
         if node is not None and "data" not in config:
-            admit_data({"data": node}, config["ckpt"])
+            admit_data(node, config["ckpt"])
         self.protocol, self.changed = settle(config, node["_target_"] if node is not None else None)
         metrics = self.metrics = self.protocol.metrics
         if config["n_per_task"] < 2:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from t2i import pictures
-from t2i.datasets import dataset
+from t2i.datasets import admit_data, dataset
 from t2i.nearest import nearest
 from t2i.progress import counter
 from t2i.report import document, picture, score_table, table
@@ -60,9 +60,10 @@ def neighbours(task: Any, drawn: Any) -> Any | None:
     if task.held is None or "data" not in task.held:
         return None
     node = task.held["data"]
-    node = {**node, "pack": False} if "pack" in node else node  # to look at some is no reason to pack all
     try:
-        data = dataset({**task.held, "data": node, "paths": task.config["paths"]}, "train")
+        admit_data(node, task.config["ckpt"])
+        node = {**node, "pack": False} if "pack" in node else node  # to look at some is no reason to pack all
+        data = dataset({"data": node, "paths": task.config["paths"]}, "train")
     except ValueError as error:
         print(f"No nearest training pictures on the page: {printable(error, 1000)}")
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 import struct
 import warnings
@@ -14,6 +15,8 @@ import torch
 
 from t2i.shown import shown
 
+BYTES = b"bytearray"  # torch lets a pickle make them; no checkpoint does
+
 
 def is_safetensors(path: Path) -> bool:
     """By its content; a file that is named so and begins like one counts too, so that its damage is told."""
@@ -25,7 +28,8 @@ def is_safetensors(path: Path) -> bool:
 def check(path: Path) -> None:
     """ValueError says what a file is instead of a checkpoint, as far as its first bytes and its end tell."""
     if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "does not exist"
+        what = ("is a folder, not a file" if path.is_dir() else "is no ordinary file" if path.exists() else
+                "does not exist")
         others = ", ".join(sorted(p.name for p in path.parent.glob("*.ckpt"))[:8]) if path.parent.is_dir() else ""
         raise ValueError(f"the checkpoint {path} {what}" + (f"; beside it there is {others}" if others else ""))
     size = path.stat().st_size
@@ -43,6 +47,14 @@ def check(path: Path) -> None:
         raise ValueError(f"{path} is no checkpoint: it starts with {head[:16]!r}")
     if head.startswith(b"PK"):
         check_archive(path)
+    elif head.startswith(b"\x80"):
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+            if whole.find(BYTES) >= 0:
+                raise ValueError(_makes_memory(path))
+
+
+def _makes_memory(path: Path) -> str:
+    return f"{path} is no checkpoint: reading it would need bytearray, which makes memory of any size out of nothing"
 
 
 def check_archive(path: Path) -> None:
@@ -62,6 +74,8 @@ def check_archive(path: Path) -> None:
             for record in records:
                 with archive.open(record) as opened:
                     try:
+                        if record.filename.endswith("data.pkl") and BYTES in opened.read():
+                            raise ValueError(_makes_memory(path))
                         while opened.read(1 << 20):
                             pass
                     except (zipfile.BadZipFile, EOFError) as error:

@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from t2i import checkpoint, exported, pictures, register
-from t2i.check import check_node
+from t2i.check import check_node, check_values
 from t2i.drawing import OPTIONS, device_of, options_of, picture_seed, read_prompts, slug, version
 from t2i.drawing_folder import DrawingFolder
 from t2i.film import film
@@ -32,6 +32,7 @@ from t2i.guides.identity import same_weights
 from t2i.guiding import Drawer, Settings, release, settings_of
 from t2i.interop.tensors import read_tensors
 from t2i.interop.tokenizers import load_tokenizer, read_foreign
+from t2i.json_file import read_table
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.progress import Line, brief, clock, drawn
 from t2i.shown import shown
@@ -45,37 +46,39 @@ SETTINGS = "t2i.guiding.Settings"
 
 
 def replayed(cfg: dict[str, Any]) -> dict[str, Any]:
-    """The config that a drawing.json describes, for `out` and `device` as they are now; ValueError where its files
-    are gone or others by now."""
+    """The config that a drawing.json describes, for what the command line says now of where to write and what to trust;
+    ValueError where it is none, names places that are not trusted, or where its files are gone or others by now."""
     path = Path(cfg["guide"]["path"])
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"guide.path={path} cannot be read: {error.strerror}") from error
-    try:
-        request = json.loads(text)["request"]
-        config, ckpt, hashes = request["config"], request["checkpoint"], request["hashes"]
-        dict(hashes["pictures"]), dict(config["guide"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"guide.path={path} is no drawing.json of guided drawing ({type(error).__name__}: {error})"
-                         ) from error
-    known = {**hashes["pictures"], **({ckpt: hashes["checkpoint"]} if ckpt is not None else {})}
+    request = read_table(path, request=dict)["request"]
+    forms = {"config": dict, "hashes": dict, "prompts": list, "checkpoint": str | None}
+    wrong = [key for key, form in forms.items() if key not in request or not isinstance(request[key], form)]
+    config, hashes = request.get("config"), request.get("hashes")
+    if not wrong:
+        # Of the command that drew, what decides about the pictures alone.
+        config = {key: config[key] for key in ("n", "seed", "guide", *OPTIONS) if key in config}
+        wrong += check_values({**cfg, **config, "guide": {}})
+        wrong += [] if isinstance(config.get("guide"), dict) else ["guide"]
+        wrong += [key for key in ("guides", "pictures") if not isinstance(hashes.get(key), dict)]
+        wrong += [] if request["prompts"] and all(isinstance(t, str) for t in request["prompts"]) else ["prompts"]
+        wrong += [] if type(config.get("seed")) is int else ["seed"]
+    if not wrong:
+        config["guide"] = {**config["guide"], "_target_": SETTINGS}
+        wrong += check_node("guide", config["guide"])
+    if wrong:
+        raise ValueError(f"guide.path={path} is no drawing.json of guided drawing, or another version wrote it:"
+                         f" {shown('; '.join(wrong), 400)}")
+    ckpt, clips = request["checkpoint"], config["guide"]["clips"]
+    known = {**hashes["pictures"], **({ckpt: hashes.get("checkpoint")} if ckpt is not None else {})}
+    places = [*known, *([clips] if isinstance(clips, str) else clips)]
+    if strange := [place for place in dict.fromkeys(places) if not register.is_trusted_place(place)]:
+        raise ValueError(f"guide.path={path} opens {shown(', '.join(strange), 400)}; a file's word opens nothing, if it"
+                         f" is meant trust=[{shown(','.join(strange), 400)}] says so, or a folder above")
     for file, before in known.items():
         if not exported.located(file).is_file():
             raise ValueError(f"guide.path={path} drew with {shown(file)}, which is gone")
         if (now := checkpoint.file_hash(Path(file).expanduser())) != before:
-            raise ValueError(f"guide.path={path} drew with another {file}: its hash was {before} and is {now} now")
-    if faults := check_node("guide", {**config["guide"], "_target_": SETTINGS}):
-        raise ValueError(f"guide.path={path}, which another version of t2i may have written:"
-                         f" {shown('; '.join(faults), 400)}")
-    clips = config["guide"]["clips"]
-    for name in [clips] if isinstance(clips, str) else clips:
-        if config["guide"].get("allow_download") and not register.is_trusted_place(name):
-            raise ValueError(f"guide.path={path} would download {shown(name)}: trust=[{shown(name)}] says so if"
-                             " it is meant")
-    # What is written where, and what is trusted, the command line says.
-    config = {key: value for key, value in config.items() if key in cfg and key not in PLACES}
-    config["guide"] = {**config["guide"], "_target_": SETTINGS}
+            raise ValueError(f"guide.path={path} drew with another {shown(file)}: its hash was {shown(before)} and is"
+                             f" {now} now")
     return {**cfg, **config, "ckpt": ckpt, "prompt": None, "texts": request["prompts"], "hashes": hashes,
             "replay": str(path)}
 

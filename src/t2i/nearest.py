@@ -63,10 +63,10 @@ def training_data(cfg: dict[str, Any]) -> Any:
         raise ValueError("nearest=true needs ckpt=, which says what was trained on")
     try:
         held = checkpoint.read(cfg["ckpt"])["t2i"]["config"]
-        if not isinstance(held.get("data"), dict):
+        if "data" not in held:
             raise ValueError(f"{cfg['ckpt']} does not say which")
         config = {"data": held["data"], "paths": cfg["paths"]}
-        admit_data(config, cfg["ckpt"])
+        admit_data(held["data"], cfg["ckpt"])
         return dataset(config, "train")
     except ValueError as error:
         raise ValueError(f"nearest=true needs the pictures that the checkpoint was trained on: {error}") from error

@@ -14,6 +14,7 @@ from typing import Any
 
 from t2i import checkpoint, engine, evaluation, loggers
 from t2i.config import Stage, compose
+from t2i.json_file import read_table
 from t2i.progress import clock
 
 
@@ -28,8 +29,8 @@ def evaluated(settings: dict[str, Any], ckpt: Path, out: Path) -> dict[str, Any]
     heading(shown)
     found = out / "evaluation.json"
     if found.is_file():
-        held = json.loads(found.read_text())
-        if held["protocol"]["hash"] == checkpoint.file_hash(ckpt) and held["settings"] == settings:
+        held = read_table(found, protocol=dict, scores=dict)
+        if held["protocol"].get("hash") == checkpoint.file_hash(ckpt) and held.get("settings") == settings:
             print("already there:")
             print(evaluation.table(held["scores"]["composition"]))
             return held

@@ -51,16 +51,22 @@ class Line:
 def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     """The steps and values of each column of a `metrics.csv`; empty cells are skipped."""
     series: dict[str, tuple[list[int], list[float]]] = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if not (row.get("step") or "").lstrip("-").isdigit():
-                continue  # a line cut off by a kill
-            for name, cell in row.items():
-                if name in (None, "step", "epoch") or not cell:
-                    continue
-                steps, values = series.setdefault(name, ([], []))
-                steps.append(int(row["step"]))
-                values.append(float(cell))
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            if rows.fieldnames is not None and "step" not in rows.fieldnames:
+                raise ValueError("it has no column step")
+            for row in rows:
+                if not (row.get("step") or "").lstrip("-").isdecimal():
+                    continue  # a line cut off by a kill
+                for name, cell in row.items():
+                    if name in (None, "step", "epoch") or not cell:
+                        continue
+                    steps, values = series.setdefault(name, ([], []))
+                    steps.append(int(row["step"]))
+                    values.append(float(cell))
+    except (ValueError, csv.Error, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     return series
 
 

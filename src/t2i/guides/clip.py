@@ -6,7 +6,6 @@ published preprocessing, which works on image files.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from t2i.clip_folder import image_normalisation, image_size, load_clip
 from t2i.guides.frozen import Precision, checked, said, seen, weights_hash
+from t2i.json_file import read_json
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -97,6 +97,6 @@ def _model_type(config: Path) -> str | None:
     if not config.is_file():
         return None
     try:
-        return str(json.loads(config.read_text(encoding="utf-8"))["model_type"])
+        return str(read_json(config)["model_type"])
     except (ValueError, KeyError, TypeError):
         return None

@@ -16,7 +16,7 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from transformers.activations import ACT2FN
 
-from t2i.clip_folder import CaptionTokenizer, check_end_token, load_clip, quietly, text_config
+from t2i.clip_folder import CaptionTokenizer, check_end_token, check_ids, load_clip, quietly, text_config
 from t2i.from_file import bounded, load_weights, said
 from t2i.register import register
 from t2i.types import TextEmbedding
@@ -140,6 +140,7 @@ class CLIPText:
         load_weights(tower, weights, source)
         config = tower.config
         tokenizer = CaptionTokenizer.from_json(part["files"]["tokenizer.json"], config.max_position_embeddings)
+        check_ids(tokenizer, config.vocab_size, arguments["path"])
         check_end_token(config.eos_token_id, tokenizer, arguments["path"])
         encoder = cls.__new__(cls)
         encoder._set(tower, tokenizer, **arguments)
