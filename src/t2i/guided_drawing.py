@@ -49,7 +49,10 @@ def replayed(cfg: dict[str, Any]) -> dict[str, Any]:
     """The config that a drawing.json describes, for what the command line says now of where to write and what to trust;
     ValueError where it is none, names places that are not trusted, or where its files are gone or others by now."""
     path = Path(cfg["guide"]["path"])
-    request = read_table(path, request=dict)["request"]
+    try:
+        request = read_table(path, request=dict)["request"]
+    except ValueError as error:
+        raise ValueError(f"guide.path={path} is no drawing.json of guided drawing: {error}") from error
     forms = {"config": dict, "hashes": dict, "prompts": list, "checkpoint": str | None}
     wrong = [key for key, form in forms.items() if key not in request or not isinstance(request[key], form)]
     config, hashes = request.get("config"), request.get("hashes")
