@@ -34,10 +34,10 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 STOPPED = 75  # exit code of a run that was asked to stop and can be continued
 # What may differ when a run is continued.
 IGNORED = ("resume", "debug", "logger", "stages", "experiments", "estimate", "evaluation", "comparison", "sweep",
-           "trust")
+           "trust", "usual_monitor")
 # What says where a run lies, and what is written beside it; no weight hangs on it.
-BESIDE = ("paths", "name", "group", "usual_monitor", "data.workers", "data.pack", "callbacks.pictures",
-          "callbacks.plots", "callbacks.progress", "trainer.log_every_steps", "trainer.checkpoint_every_steps",
+BESIDE = ("paths", "name", "group", "data.workers", "data.pack", "callbacks.pictures", "callbacks.plots",
+          "callbacks.progress", "trainer.log_every_steps", "trainer.checkpoint_every_steps",
           "trainer.checkpoint_every_minutes", "trainer.monitor", "trainer.monitor_mode")
 
 
