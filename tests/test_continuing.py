@@ -314,7 +314,7 @@ def test_what_killed_processes_left_is_taken_away_and_others_files_stay(tmp_path
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == stays
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{"])
+@pytest.mark.parametrize("content", ["", "[]", "{", "{}", '{"paths": []}', "[" * 100_000])
 def test_a_damaged_config_is_named(tmp_path: Path, content: str) -> None:
     made = config(tmp_path, "name=x")
     (tmp_path / "last.ckpt").write_bytes(b"")

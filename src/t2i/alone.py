@@ -9,9 +9,9 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, cast
 
 from t2i.shown import shown
 
@@ -27,7 +27,7 @@ class Taken(ValueError):
         self.holder = holder
 
 
-def _said(file: TextIO) -> dict[str, Any]:
+def _said(file: BinaryIO) -> dict[str, Any]:
     """What a holder wrote into its lock, which is a moment after it took it."""
     for _ in range(20):
         file.seek(0)
@@ -44,12 +44,12 @@ def _words(who: Mapping[str, Any]) -> str:
     return f"process {who['pid']} on {who['host']} since {who['since']}" if who else "another process"
 
 
-def _taken(path: Path, busy: Callable[[str], str]) -> TextIO:
+def _taken(path: Path, busy: Callable[[str], str]) -> BinaryIO:
     """The open and locked file; Taken where another process has it."""
     if path in _held and _held[path]["pid"] == os.getpid():
         raise Taken(busy(_words(_held[path])), _held[path])
     while True:
-        file = path.open("a+", encoding="utf-8")
+        file = cast(BinaryIO, path.open("a+b", buffering=0))  # closing must not try to write again
         try:
             # A record lock: it ends with the process however that ends, and processes that it started do not share it.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,14 +84,14 @@ def locked(path: Path, busy: Callable[[str], str], more: Mapping[str, Any],
             left(_said(file))
         mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S"), **more}
         file.truncate(0)
-        file.write(json.dumps(mine))
-        file.flush()
+        file.write(json.dumps(mine).encode())
         _held[path] = mine
         try:
             yield
         finally:
             del _held[path]
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # of a disk that turned read-only; the lock ends with the file all the same
+                path.unlink()
     finally:
         file.close()
 

@@ -133,7 +133,8 @@ def _held(path: Path, then: str, **kinds: Any) -> dict[str, Any]:
     try:
         return read_table(path, **kinds)
     except ValueError as error:
-        raise ValueError(f"{error}: delete it, and the run {then}") from error
+        why = str(error).removeprefix(f"{path} ")
+        raise ValueError(f"{path} is damaged ({why}): delete it, and the run {then}") from error
 
 
 def make_trainer(config: dict[str, Any], run_dir: Path, callbacks: list[Any], model: Any) -> pl.Trainer:

@@ -41,5 +41,5 @@ def read_table(path: Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
     found = read_json(path)
     wrong = [key for key, kind in kinds.items() if not isinstance(found, dict) or not isinstance(found.get(key), kind)]
     if wrong or not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged: {', '.join(wrong) or 'a table'} missing or of another kind")
+        raise ValueError(f"{path} lacks {', '.join(wrong) or 'a table'}, or holds something of another kind there")
     return found
