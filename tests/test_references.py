@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from t2i import register
 from t2i.config import compose
 from t2i.drawn import Drawn
 from t2i.evaluation_page import neighbours
@@ -171,8 +172,13 @@ def test_named_protocols_are_settled_with_what_was_changed() -> None:
 def test_the_nearest_training_pictures_pack_nothing(pictures: Path) -> None:
     held = config(pictures)
     held["data"]["pack"] = True
-    task = SimpleNamespace(held=held, config=held)
+    task = SimpleNamespace(held=held, config={**held, "ckpt": "last.ckpt"})
     drawn = Drawn.read(pictures, size=16)
-    page = neighbours(task, drawn)
+    assert neighbours(task, drawn) is None  # the folder is the file's word
+    try:
+        register.trust([str(pictures)])
+        page = neighbours(task, drawn)
+    finally:
+        register.trust([])
     assert page is not None and page.width > 8 * 128
     assert not (pictures.parent / "cache").exists()

@@ -159,7 +159,7 @@ def on_gpu(t: dict[str, Any]) -> bool:
 def finished(run_dir: Path) -> dict[str, Any] | None:
     path = run_dir / "finished.json"
     there = path.is_file() and (run_dir / "last.ckpt").is_file()
-    return _held(path, "goes on from its checkpoint", steps=int, metrics=dict) if there else None
+    return _held(path, "goes on from its checkpoint", steps=int) if there else None
 
 
 def run(config: dict[str, Any], command: str | None = None) -> dict[str, Any]:

@@ -34,6 +34,7 @@ PRIOR_RATE = 0.01  # of latents that a prior drew: small CLIPs take them apart a
 SMALL = 100  # pixels of a CLIP below which views show the picture whole
 STARTS = ("noise", "codes", "prior", "image")
 # Settings whose names differ from those of the arguments that they become, as messages have them.
+LARGEST = 8192  # pixels a side
 RENAMED = {"height": "im_shape: height", "noise": "noise_factor", "scheme": "views"}
 NOTHING = Asked(torch.zeros(0, 1), torch.zeros(0), torch.zeros(0), torch.zeros(0, 1), torch.zeros(0))
 
@@ -94,8 +95,9 @@ class Settings:
         found += [f"guide.{name}={value}: one of {', '.join(allowed)} is needed" for name, value, allowed in
                   (("canvas", self.canvas, RATES), ("start", self.start, STARTS))
                   if value is not None and value not in allowed]
-        if self.im_shape is not None and (len(self.im_shape) != 2 or min(self.im_shape) < 1):
-            found.append(f"guide.im_shape={self.im_shape}: [height, width] in pixels, or null")
+        if self.im_shape is not None and (len(self.im_shape) != 2 or not 1 <= min(self.im_shape) <= max(self.im_shape)
+                                          <= LARGEST):
+            found.append(f"guide.im_shape={self.im_shape}: [height, width] in pixels, at most {LARGEST}, or null")
         if self.canvas != "vqgan" and self.start in ("codes", "prior"):
             found.append(f"guide.start={self.start} needs guide.canvas=vqgan, which has codes; {self.canvas} starts"
                          " from noise or an image")
