@@ -50,14 +50,13 @@ def read_csv(path: Path) -> Iterator[Line]:
         raise ValueError(f"{path}, line 1: no column {' and '.join(missing)} in {quoted(', '.join(columns))};"
                          " wanted are file_name, text, split")
     for number, row in lines:
-        item = dict(zip(columns, row, strict=False))
         if len(row) != len(columns):
             yield number, (f"not as many cells as the first line has ({', '.join(columns)}); captions with commas stand"
                            " in quotes")
         elif not all(map(is_text, row)):
             yield number, "not UTF-8"
         else:
-            yield number, {key: value for key, value in item.items() if key != "split" or value}
+            yield number, {key: value for key, value in zip(columns, row, strict=True) if key != "split" or value}
 
 
 def looked_at(item: Any) -> tuple[str, list[str], str]:
