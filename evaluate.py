@@ -6,7 +6,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from t2i.command import main
+from t2i.cli.app import main
 
 ABOUT = """
 python evaluate.py ckpt=runs/quickstart/prior/last.ckpt                                    composition
@@ -17,9 +17,9 @@ python evaluate.py images=FOLDER data=coco data.root=COCO protocol=coco30k incep
 
 
 def run(config: dict[str, Any], overrides: list[str]) -> Any:
-    from t2i import evaluation
+    from t2i.evaluation import evaluate
 
-    return evaluation.run(config)
+    return evaluate.run(config)
 
 
 if __name__ == "__main__":

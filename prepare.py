@@ -6,7 +6,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from t2i.command import main
+from t2i.cli.app import main
 
 ABOUT = """
 python prepare.py data=coco data.root=coco                counts, faults, duplicates, captions, a contact sheet
@@ -15,7 +15,7 @@ python prepare.py data=folder data.root=mine pack=true    and the packed cache t
 
 
 def run(config: dict[str, Any], overrides: list[str]) -> Any:
-    from t2i import prepare
+    from t2i.data import prepare
 
     return prepare.run(config)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from t2i.command import main
+from t2i.cli.app import main
 
 ABOUT = """
 python sample.py ckpt=runs/quickstart/prior/last.ckpt prompt="two red circles above a blue square" n=8 seed=0
@@ -16,12 +16,12 @@ python sample.py guide=clip guide.clips=runs/quickstart/clip/hf guide.canvas=pix
 
 def run(config: dict[str, Any], overrides: list[str]) -> Any:
     if "guide" in config:
-        from t2i import guided_drawing
+        from t2i.generation.clip_guided import run as clip_guided_run
 
-        return guided_drawing.run(config)
-    from t2i import drawing
+        return clip_guided_run.run(config)
+    from t2i.generation import text_to_image
 
-    return drawing.run(config)
+    return text_to_image.run(config)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from t2i.command import main
-from t2i.config import plan
+from t2i.cli.app import main
+from t2i.config.compose import plan
 
 ABOUT = """
 python train.py experiments=quickstart              nothing -> captioned pictures
@@ -21,16 +21,16 @@ python train.py … name=b resume=runs/a/last.ckpt trainer.max_steps=20000    a 
 
 def run(config: dict[str, Any], overrides: list[str]) -> Any:
     if config["estimate"]:
-        from t2i import estimate
+        from t2i.training import profiling
 
-        return estimate.run(config, overrides)
+        return profiling.run(config, overrides)
     if config["stages"] is not None:
-        from t2i import pipeline
+        from t2i.training import pipeline
 
         return pipeline.run(config, plan(overrides))
-    from t2i import engine
+    from t2i.training import train
 
-    return engine.run(config, "python train.py " + shlex.join(overrides))
+    return train.run(config, "python train.py " + shlex.join(overrides))
 
 
 if __name__ == "__main__":

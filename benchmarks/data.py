@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from t2i.data import codes, packed
+from t2i.data import code_cache, packed
+from t2i.data.data_module import DataModule
 from t2i.data.decode import decode_image
 from t2i.data.folder import Folder
 from t2i.data.lines import Lines
-from t2i.data.module import DataModule
 from t2i.data.seeds import number
 
 
@@ -53,8 +53,8 @@ def waiting(folder: Path, quick: bool, step: Callable[[Any], object], count: int
     np.save(part / "codes.npy", np.random.default_rng(0).integers(0, 1024, (size, 2, count), np.uint16))
     rows.save(part / "rows.jsonl")
     (part / "header.json").write_text('{"views": 2}')
-    held = codes.PickedCodes(codes.Codes(part, head), lambda *what: number(0, *what))
-    loader = DataModule(held, held, 32, collate=codes.collate).train_dataloader()
+    held = code_cache.PickedCodes(code_cache.Codes(part, head), lambda *what: number(0, *what))
+    loader = DataModule(held, held, 32, collate=code_cache.collate).train_dataloader()
     every = iter(loader)
     for _ in range(2):
         step(next(every))

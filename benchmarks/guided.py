@@ -1,7 +1,8 @@
 """An iteration of guided drawing: decode, views, CLIP, backward; against the views one by one.
 
 `python benchmarks/run.py guided`. A random VQGAN of factor 8 and a random CLIP of ViT-B/32's shape. Ours is
-`t2i.models.guided.Guided.move` with cutouts: the picture is decoded once, all views are made by one resampling and
+`t2i.generation.clip_guided.optimization.Guided.move` with cutouts: the picture is decoded once, all views are made by
+one resampling and
 encoded in one batch, in float32 and, where the processor multiplies in it, in bf16.
 
 The naive form, in float32, decodes the picture once too, but then makes a view, encodes it and takes its loss in a
@@ -31,16 +32,16 @@ if __name__ == "__main__":  # the child that measures memory
 
 import torch
 
-from t2i.guides.clip import CLIPGuide
+from t2i.generation.clip_guided.clip_models.clip import CLIPGuide
+from t2i.generation.clip_guided.cutouts import Views
+from t2i.generation.clip_guided.image_parameters import LatentCanvas
+from t2i.generation.clip_guided.optimization import Guided, asked
+from t2i.generation.clip_guided.prompts import wish
 from t2i.losses.guidance import guidance
 from t2i.models.clip import CLIP
-from t2i.models.guided import Guided, asked
 from t2i.nets.autoencoder import Autoencoder
-from t2i.nets.canvas import LatentCanvas
 from t2i.nets.tokenizer import ImageTokenizer
-from t2i.prompts import wish
 from t2i.quantizers.vq import VQ
-from t2i.views import Views
 
 TEXT = "a red circle above a blue square"
 PARTS = ("decode", "views", "CLIP")

@@ -42,7 +42,7 @@ from benchmarks import guided as guided_rows
 from benchmarks import quantizer as quantizer_rows
 from torch import Tensor, nn
 
-from t2i.command import keep_freed_memory
+from t2i.cli.app import keep_freed_memory
 from t2i.losses.cross_entropy import cross_entropy
 from t2i.losses.gan import hinge_d, hinge_g
 from t2i.models.base import frozen_call

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from t2i import checkpoint
-from t2i.command import is_for_people, message
-from t2i.config import compose
+from t2i.checkpoint import file_format
+from t2i.cli.app import is_for_people, message
+from t2i.config.compose import compose
 
 SETTINGS = ["model=vqgan", "model.autoencoder.channels=8", "model.autoencoder.multipliers=[1]",
             "model.autoencoder.attention_levels=[]", "model.autoencoder.mid_attention=false",
@@ -26,7 +26,7 @@ SETTINGS = ["model=vqgan", "model.autoencoder.channels=8", "model.autoencoder.mu
             "trainer.log_every_steps=3", "trainer.max_steps=13", "model.learning_rate=0.01", "logger=csv",
             "trainer.monitor=train/codebook_perplexity", "trainer.monitor_mode=max", "callbacks.plots=null",
             "callbacks.progress=null", "callbacks.pictures=null",
-            "callbacks.ema={_target_: t2i.callbacks.EMA, modules: [tokenizer], decay: 0.9}"]
+            "callbacks.ema={_target_: t2i.training.callbacks.visuals.EMA, modules: [tokenizer], decay: 0.9}"]
 
 
 def config(folder: Path, *more: str) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def in_child(run: Callable[[], object], log: Path) -> int:
 
 def result(run_dir: Path) -> dict[str, Any]:
     """What must be the same: rows of metrics.csv, weights, averaged weights, and where best.ckpt is from."""
-    last, best = (checkpoint.read(run_dir / f"{name}.ckpt") for name in ("last", "best"))
+    last, best = (file_format.read(run_dir / f"{name}.ckpt") for name in ("last", "best"))
     return {"rows": dict(enumerate(rows(run_dir))), "steps": [last["global_step"], best["global_step"]],
             "weights": last["state_dict"], "averages": last["ema"]["weights"], "best": best["state_dict"],
             "optimisers": {f"{i}/{k}/{name}": value for i, held in enumerate(last["optimizer_states"])

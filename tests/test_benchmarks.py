@@ -6,7 +6,7 @@ import pytest
 import torch
 from benchmarks import gan, guided, quantizer, run
 
-from t2i.views import Views
+from t2i.generation.clip_guided.cutouts import Views
 
 
 @pytest.mark.parametrize("name", ["vqgan", "gan", "prior", "decoding", "data", "guided", "frechet"])

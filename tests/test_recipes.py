@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from t2i import checkpoint
-from t2i.config import choices, compose, groups, plan
+from t2i.checkpoint import building
+from t2i.config.compose import choices, compose, groups, plan
 from t2i.data.folder import Folder
-from t2i.guiding import Replay, Settings
+from t2i.generation.clip_guided.settings import Replay, Settings
 from t2i.models.clip import CLIP
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,10 +60,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def stage1(image_size: int, clip_folder: str) -> Any:
-    encoder = checkpoint.build({"_target_": "t2i.text.clip.CLIPText", "path": clip_folder})
+    encoder = building.build({"_target_": "t2i.text_encoders.clip.CLIPText", "path": clip_folder})
     generator = {"_target_": "t2i.nets.stackgan.StageOne", "image_size": image_size, "channels": 4}
     node = {"_target_": "t2i.models.stackgan.Coarse", "generator": generator, "pooled_dim": 16, "projection": "linear"}
-    return checkpoint.build(node, text_encoder=encoder)
+    return building.build(node, text_encoder=encoder)
 
 
 def build_all(config: dict[str, Any], clip_folder: str, pictures: str) -> Any:
@@ -73,12 +73,12 @@ def build_all(config: dict[str, Any], clip_folder: str, pictures: str) -> Any:
         kept = {key: value for key, value in data.items() if key in inspect.signature(Folder).parameters}
         data = {**kept, "_target_": "t2i.data.folder.Folder", "root": pictures}
     for split in ("train", "val"):
-        dataset = checkpoint.build(data, split=split)
+        dataset = building.build(data, split=split)
         size = data["image_size"]
         assert dataset[0, 0].image.shape == (3, size, size)
     for node in config["callbacks"].values():
         if node is not None:
-            checkpoint.build(node)
+            building.build(node)
     given: dict[str, Any] = {}
     if "tokenizer" in config["model"]:
         size = config["data"]["image_size"]
@@ -87,19 +87,20 @@ def build_all(config: dict[str, Any], clip_folder: str, pictures: str) -> Any:
                        "patch_size": size // 4, "mid_attention": False}  # fmt: skip
         node = {"_target_": "t2i.nets.tokenizer.ImageTokenizer", "autoencoder": autoencoder, "image_size": size,
                 "quantizer": {"_target_": "t2i.quantizers.fsq.FSQ", "levels": [4, 4]}}  # fmt: skip
-        given["tokenizer"] = checkpoint.build(node)
+        given["tokenizer"] = building.build(node)
     if "stage1" in config["model"]:
         given["stage1"] = stage1(config["data"]["image_size"] // 4, clip_folder)
     if config["model"].get("text_encoder"):
-        given["text_encoder"] = checkpoint.build(config["model"]["text_encoder"] | {"path": clip_folder})
+        given["text_encoder"] = building.build(config["model"]["text_encoder"] | {"path": clip_folder})
     if "perceptual" in config["model"]:  # its VGG is not to be had here
         given["perceptual"] = None
-    return checkpoint.build(config["model"], **given)
+    return building.build(config["model"], **given)
 
 
 def settings(_target_: str, **given: Any) -> Any:
     """A guide's node as its class, every argument given."""
-    cls = {"t2i.guiding.Settings": Settings, "t2i.guiding.Replay": Replay}[_target_]
+    cls = {"t2i.generation.clip_guided.settings.Settings": Settings,
+           "t2i.generation.clip_guided.settings.Replay": Replay}[_target_]
     assert set(given) == set(cls.__dataclass_fields__)
     return cls(**given)
 
@@ -110,7 +111,7 @@ def test_every_choice_composes(choice: str) -> None:
     if group == "guide":  # of the doors that draw
         more = ["guide.clips=there"] if choice == "guide=clip" else ["guide.path=there.json"]
         found = compose([choice, *more], "sample", files=False)
-        assert checkpoint.build(found["guide"]) == settings(**found["guide"])
+        assert building.build(found["guide"]) == settings(**found["guide"])
         return
     overrides = filled([*BASE.get(group, ["model=clip"]), choice])
     config = compose(overrides, files=False)

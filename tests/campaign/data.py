@@ -29,10 +29,10 @@ if __name__ == "__main__":
 from campaign.common import Outcome, Result, table
 from campaign.data_cases import Case, pictures
 from campaign.listing_cases import metadata
-from t2i.command import is_for_people, message
-from t2i.config import compose
-from t2i.datasets import data_module
-from t2i.prepare import run as prepare
+from t2i.cli.app import is_for_people, message
+from t2i.config.compose import compose
+from t2i.data.datasets import data_module
+from t2i.data.prepare import run as prepare
 
 SECONDS = 20  # that a data set of a handful of pictures may take
 WIDEST = 700  # characters of a line: two paths and a cut value

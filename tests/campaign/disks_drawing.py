@@ -1,4 +1,5 @@
-"""Disks that are full or may not be written, under sample.py, evaluate.py and `python -m t2i.compare`.
+"""Disks that are full or may not be written, under sample.py, evaluate.py and `python -m
+t2i.evaluation.compare.compare`.
 
 Each case is a small file system of its own (tmpfs), full, filling up, or read-only. The command ends with code 2 and
 one line that names the file; what is there is whole and listed; nothing is left half written; with more room the same
@@ -81,17 +82,21 @@ def disk(folder: Path, size: str) -> Iterator[Disk]:
 
 def ended(door: str, *words: str) -> tuple[int, str]:
     """Exit code and errors of a command, in this process."""
-    from t2i import compare, drawing, evaluation, guided_drawing
-    from t2i.command import main
 
-    runs = {"sample": lambda config, _: (guided_drawing if "guide" in config else drawing).run(config),
-            "evaluate": lambda config, _: evaluation.run(config)}
+    from t2i.cli import console
+    from t2i.cli.app import main
+    from t2i.evaluation import evaluate
+    from t2i.generation import text_to_image
+    from t2i.generation.clip_guided import run as clip_guided_run
+
+    runs = {"sample": lambda config, _: (clip_guided_run if "guide" in config else text_to_image).run(config),
+            "evaluate": lambda config, _: evaluate.run(config)}
     err, argv = io.StringIO(), sys.argv
     sys.argv = [f"{door}.py", *words]
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(err):
             if door == "compare":
-                return compare.main(list(words)), err.getvalue()
+                return console.main(["compare", *words]), err.getvalue()
             main(door, runs[door], "")
     except SystemExit as end:
         return int(end.code or 0), err.getvalue()
@@ -133,16 +138,17 @@ class Cases:
     """Every case is a method; `place` has models, runs and a disk's folder to each."""
 
     def __init__(self, folder: Path) -> None:
-        from t2i import engine
-        from t2i.config import compose
-        from test_evaluation import MODEL, clip_folder
-        from test_guided import make_parts
+        from tests.evaluation.test_evaluate import MODEL, clip_folder
+        from tests.generation.clip_guided.test_settings import make_parts
+
+        from t2i.config.compose import compose
+        from t2i.training import train
 
         self.folder = folder
         self.parts = make_parts(folder / "parts")
         clip = clip_folder(folder / "clip", 0)
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            engine.run(compose([*MODEL, f"text_encoder.path={clip}", "name=gan", f"paths.runs={folder / 'runs'}",
+            train.run(compose([*MODEL, f"text_encoder.path={clip}", "name=gan", f"paths.runs={folder / 'runs'}",
                                 f"paths.cache={folder / 'cache'}"]))
         shutil.copytree(folder / "runs/gan", folder / "runs/again")
         self.compare = [str(folder / "runs/gan"), str(folder / "runs/again"), "n=1"]

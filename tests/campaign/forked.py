@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 from campaign.common import Outcome
+from t2i.config import quiet
 
 ROOT = Path(__file__).resolve().parents[2]
 MEMORY = 1.5e9  # bytes above the start that a case may take
@@ -74,17 +75,13 @@ def command(door: str, words: Sequence[str]) -> Callable[[], object]:
 
     def call() -> object:
         sys.argv = [door, *words]
-        if door == "interop":
-            from t2i.interop.__main__ import main as interop
+        if door in ("compare", "t2i"):
+            from t2i.cli.console import main as console
 
-            sys.exit(interop(list(words)))
-        if door == "compare":
-            from t2i.compare import main as compare
-
-            sys.exit(compare(list(words)))
+            sys.exit(console([door, *words] if door == "compare" else list(words)))
         import importlib
 
-        from t2i.command import main
+        from t2i.cli.app import main
 
         if str(ROOT) not in sys.path:
             sys.path.insert(0, str(ROOT))
@@ -109,11 +106,10 @@ def warm() -> None:
                  "models.stackgan", "text.clip", "text.bilstm", "data.shapes", "data.folder", "callbacks", "measures",
                  "progress", "plots"):
         __import__(f"t2i.{name}")
-    from t2i import loggers
-    from t2i.config import compose
+    from t2i.config.compose import compose
 
     compose(["model=vqgan"], files=False)
-    loggers.quiet()
+    quiet.quiet()
     torch.set_num_threads(1)
     assert hydra and pytorch_lightning and tensorboard and transformers
 

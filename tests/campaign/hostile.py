@@ -67,51 +67,54 @@ DOORS = {"prior": ("sample", "evaluate", "compare", "inspect"), "dfgan": ("sampl
 
 def located(path: str) -> dict[str, Any]:
     """A Path, out of a file of plain values."""
-    return {"_target_": "t2i.exported.located", "path": path}
+    return {"_target_": "t2i.checkpoint.safetensors_io.located", "path": path}
 
 
 def payloads() -> dict[str, Any]:
     """Nodes that would do something; by what they would do."""
-    job = {"_target_": "t2i.launchers.Job", "name": "x", "words": [f"open('{PATH}', 'w')"], "config": {},
+    job = {"_target_": "t2i.cli.launchers.Job", "name": "x", "words": [f"open('{PATH}', 'w')"], "config": {},
            "log": located(f"{PATH}.log")}
     job_with_runs = {**job, "config": {"paths": {"runs": "/tmp"}, "name": PATH[5:]}}
-    door = {"_target_": "t2i.launchers.Door", "path": f"{PATH}.py", "words": []}
+    door = {"_target_": "t2i.cli.launchers.Door", "path": f"{PATH}.py", "words": []}
     named: dict[str, Any] = {
-        "a shell command (run_alone)": {"_target_": "t2i.launchers.run_alone", "job": job_with_runs, "door": "-c",
-                                        "environment": {}, "stop": {"_target_": "t2i.launchers.Stop"}},
-        "a Python file (command.module)": {"_target_": "t2i.command.module", "run": door, "words": []},
-        "a file written (write_text)": {"_target_": "t2i.checkpoint.write_text", "path": PATH, "text": "x"},
-        "a file written (save_atomic)": {"_target_": "t2i.checkpoint.save_atomic", "held": {}, "path": PATH},
-        "a folder moved (open_run)": {"_target_": "t2i.engine.open_run", "run_dir": located(VICTIM),
+        "a shell command (run_alone)": {"_target_": "t2i.cli.launchers.run_alone", "job": job_with_runs, "door": "-c",
+                                        "environment": {}, "stop": {"_target_": "t2i.cli.launchers.Stop"}},
+        "a Python file (command.module)": {"_target_": "t2i.cli.app.module", "run": door, "words": []},
+        "a file written (write_text)": {"_target_": "t2i.checkpoint.atomic.write_text", "path": PATH, "text": "x"},
+        "a file written (save_atomic)": {"_target_": "t2i.checkpoint.atomic.save_atomic", "held": {}, "path": PATH},
+        "a folder moved (open_run)": {"_target_": "t2i.training.train.open_run", "run_dir": located(VICTIM),
                                       "config": {"resume": "never"}},
         "a folder deleted (cache.make)": {"_target_": "t2i.data.cache.make", "folder": located(VICTIM),
                                           "wanted": {"a": 1}, "what": "x", "fill": door},
-        "a download (CLIPText)": {"_target_": "t2i.text.clip.CLIPText", "path": HUB, "allow_download": True},
+        "a download (CLIPText)": {"_target_": "t2i.text_encoders.clip.CLIPText", "path": HUB, "allow_download": True},
         "a download (CLIPScorer)": {"_target_": "t2i.metrics.clip_score.CLIPScorer", "path": HUB,
                                     "allow_download": True},
-        "a folder read (CLIPText)": {"_target_": "t2i.text.clip.CLIPText", "path": VICTIM},
-        "a folder read (BiLSTMText)": {"_target_": "t2i.text.bilstm.BiLSTMText", "path": VICTIM},
-        "a hang (read_lines)": {"_target_": "t2i.drawing.read_lines", "path": f"{PATH}_fifo", "key": "x"},
-        "another checkpoint (load_tokenizer)": {"_target_": "t2i.interop.tokenizers.load_tokenizer",
+        "a folder read (CLIPText)": {"_target_": "t2i.text_encoders.clip.CLIPText", "path": VICTIM},
+        "a folder read (BiLSTMText)": {"_target_": "t2i.text_encoders.bilstm.BiLSTMText", "path": VICTIM},
+        "a hang (read_lines)": {"_target_": "t2i.generation.text_to_image.read_lines", "path": f"{PATH}_fifo",
+                                "key": "x"},
+        "another checkpoint (load_tokenizer)": {"_target_": "t2i.convert.tokenizers.load_tokenizer",
                                                 "path": f"{PATH}.ckpt"},
         "another checkpoint (vqgan.load_tokenizer)": {"_target_": "t2i.models.vqgan.load_tokenizer",
                                                       "path": f"{PATH}.ckpt"},
         "another checkpoint (load_stage1)": {"_target_": "t2i.models.stackgan.load_stage1", "path": f"{PATH}.ckpt"},
-        "another checkpoint (checkpoint.load)": {"_target_": "t2i.checkpoint.load", "path": f"{PATH}.ckpt"},
-        "a build inside (checkpoint.build)": {"_target_": "t2i.checkpoint.build", "node": {"a": 1}},
-        "any class (checkpoint.target)": {"_target_": "t2i.checkpoint.target", "name": "t2i.engine.run"},
+        "another checkpoint (checkpoint.load)": {"_target_": "t2i.checkpoint.building.load", "path": f"{PATH}.ckpt"},
+        "a build inside (checkpoint.build)": {"_target_": "t2i.checkpoint.building.build", "node": {"a": 1}},
+        "any class (checkpoint.target)": {"_target_": "t2i.checkpoint.building.target",
+                                          "name": "t2i.training.train.run"},
         "pictures read (Folder)": {"_target_": "t2i.data.folder.Folder", "root": VICTIM, "split": "train",
                                    "image_size": 16},
-        "a log written (MetricsCSV)": {"_target_": "t2i.loggers.MetricsCSV", "run_dir": PATH},
-        "a picture written (pictures.save)": {"_target_": "t2i.pictures.write_bytes", "path": located(PATH),
+        "a log written (MetricsCSV)": {"_target_": "t2i.training.loggers.MetricsCSV", "run_dir": PATH},
+        "a picture written (pictures.save)": {"_target_": "t2i.viz.grids.write_bytes", "path": located(PATH),
                                               "content": "x"},
-        "an installation (guided_drawing)": {"_target_": "t2i.guided_drawing.run", "cfg": {"out": PATH}},
-        "a training (engine.run)": {"_target_": "t2i.engine.run", "config": {
+        "an installation (guided_drawing)": {"_target_": "t2i.generation.clip_guided.run.run", "cfg": {"out": PATH}},
+        "a training (engine.run)": {"_target_": "t2i.training.train.run", "config": {
             "paths": {"runs": "/tmp"}, "name": PATH[5:], "resume": "never"}},
-        "a report (report.write_report)": {"_target_": "t2i.report.write_report", "folder": located(PATH), "stages": [],
+        "a report (report.write_report)": {"_target_": "t2i.training.report.write_report", "folder": located(PATH),
+                                           "stages": [],
                                            "scores": None, "grids": [], "commands": []},
-        "a hash (file_hash)": {"_target_": "t2i.checkpoint.file_hash", "path": f"{PATH}.ckpt"},
-        "an interpreter (command.main)": {"_target_": "t2i.command.main", "config_name": "train", "run": door,
+        "a hash (file_hash)": {"_target_": "t2i.checkpoint.file_format.file_hash", "path": f"{PATH}.ckpt"},
+        "an interpreter (command.main)": {"_target_": "t2i.cli.app.main", "config_name": "train", "run": door,
                                           "about": ""},
     }
     for target in ("os.system", "subprocess.Popen", "builtins.eval", "builtins.exec", "builtins.open", "posix.system",
@@ -127,8 +130,10 @@ def strange() -> dict[str, Any]:
     attention = "t2i.nets.autoencoder.Autoencoder"
     found: dict[str, Any] = {repr(target): {"_target_": target} for target in (
         "t2i..checkpoint..write_text", "t2i", "t2i.", ".t2i", "", " t2i.nets.autoencoder.Autoencoder", f"{attention}\n",
-        f"{attention}.__init__", f"{attention}.__class__", "t2i.nets.autoencoder.__dict__", "t2i.checkpoint.__loader__",
-        "t2i.checkpoint.os.system", "t2i.checkpoint.importlib", "t2i/nets/autoencoder", "../t2i.nets", "T2I.nets.A",
+        f"{attention}.__init__", f"{attention}.__class__", "t2i.nets.autoencoder.__dict__",
+        "t2i.checkpoint.file_format.__loader__",
+        "t2i.checkpoint.file_format.os.system", "t2i.checkpoint.file_format.importlib", "t2i/nets/autoencoder",
+        "../t2i.nets", "T2I.nets.A",
         "t2i.nets.аutoencoder.Autoencoder", "t2i.nets.autoencoder.\x1b[31mRed", "t2i." + "a" * 100_000, None, 3, True,
         1.5, [attention], {"_target_": attention}, [], {})}  # fmt: skip
     names = {repr(k) if len(repr(k)) < 60 else f"{str(k)[:30]}…": v for k, v in found.items()}
@@ -161,7 +166,8 @@ def paths(made: Path) -> Iterator[Attack]:
     """Classes that a file may well name, with paths and downloads that the user did not give."""
     prior, vqgan = held(made, "prior"), held(made, "vqgan")
     encoder = ("t2i", "parts", "text_encoder")
-    bare = changed(prior, (*encoder,), {"config": {"_target_": "t2i.text.clip.CLIPText", "path": HUB, "layer": -1,
+    bare = changed(prior, (*encoder,), {"config": {"_target_": "t2i.text_encoders.clip.CLIPText", "path": HUB,
+                                                   "layer": -1,
                                                     "allow_download": True}})
     yield file("an encoder by hub name, download allowed", "sample", made, lambda path: save(bare, path))
     for what, path in (("a folder", VICTIM), ("home", f"~/{BAIT}"), ("a share", f"//server/{BAIT}")):
@@ -172,7 +178,7 @@ def paths(made: Path) -> Iterator[Attack]:
     local = changed(prior, (*encoder, "config", "allow_download"), True)
     yield file("an embedded encoder with allow_download", "sample", made, lambda path: save(local, path), "either")
     inner = changed(prior, ("t2i", "parts", "tokenizer"), {"config": {
-        "_target_": "t2i.interop.tokenizers.load_tokenizer", "path": f"{PATH}.ckpt", "image_size": 16}})
+        "_target_": "t2i.convert.tokenizers.load_tokenizer", "path": f"{PATH}.ckpt", "image_size": 16}})
     yield file("a tokenizer by path", "sample", made, lambda path: save(inner, path))
     lpips = changed(vqgan, (*MODEL, "perceptual"), {"_target_": "t2i.losses.perceptual.LPIPS", "vgg": f"{PATH}.pth"})
     yield file("a perceptual net by path", "reconstruct", made, lambda path: save(lpips, path), "either")
@@ -258,7 +264,7 @@ def pickles(made: Path) -> Iterator[Attack]:
         + b"\x8a\x08" + (2**60).to_bytes(8, "little") + b"tQK\x00\x8a\x08" + (2**60).to_bytes(8, "little")
         + b"\x85K\x01\x85\x89ccollections\nOrderedDict\n)RtR",
         "a call inside betas": called("os", "system", command),
-        "a call that is known to no one": called("t2i.checkpoint", "write_text", PATH, "x"),
+        "a call that is known to no one": called("t2i.checkpoint.file_format", "write_text", PATH, "x"),
         "a module of its own": called(BAIT, "thing"),
     }.items():
         content = changed(vqgan, (*MODEL, "betas"), Raw.MARK)

@@ -31,11 +31,11 @@ if __name__ == "__main__":
 from PIL import Image
 
 from campaign.common import Result, table
-from t2i import drawing
-from t2i.checkpoint import load
-from t2i.command import is_for_people, main
-from t2i.config import compose
-from t2i.prompts import wish
+from t2i.checkpoint.building import load
+from t2i.cli.app import is_for_people, main
+from t2i.config.compose import compose
+from t2i.generation import text_to_image
+from t2i.generation.clip_guided.prompts import wish
 
 LIMIT = 10  # seconds a prompt
 HIGHEST = 8 + 128 + 4 * 17 + 8  # pixels of a grid of one picture
@@ -156,7 +156,7 @@ def command(words: Sequence[str], model: Any) -> tuple[int, str, str]:
     sys.argv = ["sample.py", *words]
     try:
         with redirect_stdout(out), redirect_stderr(err), limited():
-            main("sample", lambda config, _: drawing.run(config, model), "")
+            main("sample", lambda config, _: text_to_image.run(config, model), "")
     except SystemExit as ended:
         return int(ended.code or 0), out.getvalue(), err.getvalue()
     finally:
@@ -270,7 +270,7 @@ def short() -> list[tuple[str, str]]:
 
 def run(folder: Path, chosen: Sequence[tuple[str, str]] | None = None) -> list[Result]:
     """Every prompt, or those that are `chosen`, through both doors, with a prior that is made in `folder`."""
-    from test_guided import make_parts
+    from tests.generation.clip_guided.test_settings import make_parts
 
     chosen = prompts() if chosen is None else chosen
     ckpt = make_parts(folder / "parts").prior

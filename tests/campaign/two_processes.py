@@ -45,7 +45,7 @@ MODELS = {
 }
 SINCE_VALIDATION = ("val/gap", "train/codebook_")  # of the steps since the last one, or since the start of the process
 SERVER = get_context("forkserver")  # it imports torch and Lightning once; every process of a run is a fork of it
-SERVER.set_forkserver_preload(["t2i.engine", "t2i.models.clip", "t2i.models.vqgan"])
+SERVER.set_forkserver_preload(["t2i.training.train", "t2i.models.clip", "t2i.models.vqgan"])
 
 
 def command(folder: Path, model: str, ranks: int, trainer: str, *more: str) -> list[str]:
@@ -152,7 +152,7 @@ def same(a: Any, b: Any) -> bool:
 
 def compared(folder: Path, model: str, trainer: str) -> tuple[float, bool]:
     """How far two processes' losses are from one's, and whether after a kill they come to the unbroken weights."""
-    from t2i import checkpoint
+    from t2i.checkpoint import file_format
 
     one, two = folder / model, folder / f"{model}-{trainer}"
     if not one.is_dir():
@@ -161,7 +161,7 @@ def compared(folder: Path, model: str, trainer: str) -> tuple[float, bool]:
     broken = folder / f"{two.name}-broken"
     words = command(folder, model, 2, trainer, f"name={broken.name}")
     run_broken(2, words, broken, folder / f"{broken.name}.log")
-    a, b = (checkpoint.read(each / "last.ckpt") for each in (two, broken))
+    a, b = (file_format.read(each / "last.ckpt") for each in (two, broken))
     equal = all(same(a[key], b[key]) for key in ("state_dict", "optimizer_states"))
     equal &= apart(two, broken, *SINCE_VALIDATION) == 0
     return apart(one, two), equal

@@ -11,11 +11,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from t2i.checkpoint.plain_pickle import read_plain
+from t2i.checkpoint.registry import register
 from t2i.data.faults import Faulty, is_text, quoted
+from t2i.data.images import Pictures, Split, found_files
 from t2i.data.lines import Found, Row, read_text
-from t2i.data.pictures import Pictures, Split, found_files
-from t2i.data.plain_pickle import read_plain
-from t2i.register import register
 
 YEARS = (2017, 2014)
 

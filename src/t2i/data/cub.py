@@ -19,11 +19,11 @@ from typing import Any, Literal
 from jaxtyping import UInt8
 from torch import Tensor
 
+from t2i.checkpoint.plain_pickle import read_plain
+from t2i.checkpoint.registry import register
 from t2i.data.faults import brief, quoted
+from t2i.data.images import Files, Pictures, found_files
 from t2i.data.lines import Row, read_text
-from t2i.data.pictures import Files, Pictures, found_files
-from t2i.data.plain_pickle import read_plain
-from t2i.register import register
 
 KEY = re.compile(r"[^/\\]+/[^/\\]+")
 VAL_CLASSES = 4  # where no pickles say otherwise, every class whose number this divides is for validation

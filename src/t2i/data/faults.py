@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from t2i.shown import shown
+from t2i.config.messages import shown
 
 FIRST = 3  # faults that a message shows
 LONGEST = 400  # characters of one of them

@@ -20,11 +20,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from t2i.checkpoint.registry import register
 from t2i.data.faults import is_text, quoted
+from t2i.data.images import SIDES, Files, Pictures, Split, found_files, is_picture, sided
 from t2i.data.lines import Found, Row, read_text
 from t2i.data.listing import cells, listed, side_stated
-from t2i.data.pictures import SIDES, Files, Pictures, Split, found_files, is_picture, sided
-from t2i.register import register
 
 LISTS = ("metadata.jsonl", "metadata.csv")
 CAPTIONS = ("captions.csv", "captions.txt")

@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from t2i.data.faults import is_text, quoted
+from t2i.data.images import SIDES, Files, is_picture
 from t2i.data.lines import Found, Row, read_text
-from t2i.data.pictures import SIDES, Files, is_picture
 
 REQUIRED = ("file_name", "text")
 Line = tuple[int, Any]  # number, and what is said there or, as a string, what is wrong with it

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from t2i.data import cache
 from t2i.data.faults import brief, told
+from t2i.data.images import Pictures, Store
 from t2i.data.lines import Lines
-from t2i.data.pictures import Pictures, Store
 from t2i.data.seeds import number
 
 VERSION = 1

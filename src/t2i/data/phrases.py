@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import TypeVar
 
-from t2i.scenes import INVERSE, Caption, Clause, Described, OnBackground, Related, Scene
+from t2i.data.scenes import INVERSE, Caption, Clause, Described, OnBackground, Related, Scene
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 PLURAL_ES = ("cross",)

@@ -31,10 +31,10 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
+from t2i.checkpoint.registry import register
+from t2i.data.layouts import place
 from t2i.data.phrases import describe, pick
-from t2i.data.places import place
-from t2i.register import register
-from t2i.scenes import (
+from t2i.data.scenes import (
     BACKGROUNDS,
     COLOURS,
     INVERSE,

@@ -16,10 +16,10 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
+from t2i.checkpoint.registry import register
 from t2i.data.faults import Faulty, brief, is_text, quoted
+from t2i.data.images import ENDINGS, SIDES, Pictures, found_files, is_picture, sided
 from t2i.data.lines import Lines, Row
-from t2i.data.pictures import ENDINGS, SIDES, Pictures, found_files, is_picture, sided
-from t2i.register import register
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # of the same

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from t2i import files
+from t2i.checkpoint import file_checks
 
 _VGG_FILE = "vgg16-397923af.pth"
 _OFF = "(or train without it: model.perceptual=null)"
@@ -125,7 +125,7 @@ def _find_heads(path: str | None) -> Path:
 
 
 def _load(path: Path) -> Mapping[str, Tensor]:
-    loaded = files.load(path)
+    loaded = file_checks.load(path)
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, not named weights")
     return loaded

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPModel
 
-from t2i.clip_folder import CaptionTokenizer, image_normalisation, image_size, load_clip, preprocess
+from t2i.text_encoders.clip_folder import CaptionTokenizer, image_normalisation, image_size, load_clip, preprocess
 
 ROWS = 256
 

@@ -21,7 +21,7 @@ import numpy as np
 from scipy import ndimage
 from torch import Tensor
 
-from t2i.scenes import (
+from t2i.data.scenes import (
     BACKGROUNDS,
     COLOURS,
     RADII,

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from t2i.clip_folder import preprocess
 from t2i.metrics.clip_score import ROWS, CLIPScorer
 from t2i.metrics.frechet import Moments, frechet_distance
+from t2i.text_encoders.clip_folder import preprocess
 
 FEATURES = "projected CLIP image embeddings, not normalised, float32"
 

@@ -27,7 +27,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from t2i import files
+from t2i.checkpoint import file_checks
 
 SIDE = 299
 ROWS = 32
@@ -102,7 +102,8 @@ class Inception:
         self.net = self._build().to(self.device).eval().requires_grad_(False)
 
     def _build(self) -> nn.Module:
-        weights = files.load(Path(self.file))  # the hash is known; that tensors alone are in it is held all the same
+        # the hash is known; that tensors alone are in it is held all the same
+        weights = file_checks.load(Path(self.file))
         if self.kind == "fidelity":
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 

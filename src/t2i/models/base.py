@@ -7,14 +7,14 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from t2i.models.ranks import first_not, several
+from t2i.models.distributed import first_not, several
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -106,7 +106,7 @@ class Divided(pl.LightningModule):
     divides = False
     accumulate = 1
     piece, share = 0, 1.0  # the one at work, and how much of the batch it is
-    shared_seed = 0  # of this step, the same on every rank; set by `t2i.guards.StepSeed`
+    shared_seed = 0  # of this step, the same on every rank; set by `t2i.training.callbacks.checkpointing.StepSeed`
 
     def part(self, batch: B, size: int) -> tuple[B, slice]:
         """The piece at work out of a batch of `size` pictures, and where in the batch it lies."""
@@ -268,3 +268,17 @@ class TwoPlayers(Divided):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         clip_by_norm(self, optimizer, self.gradient_clip)
+
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+
+def precision(wanted: Literal["auto"] | Precision, accelerator: str) -> Precision:
+    """`auto` is bf16-mixed where the hardware multiplies in bf16, else float32."""
+    if wanted != "auto":
+        if wanted == "16-mixed" and not (torch.cuda.is_available() and accelerator != "cpu"):
+            raise ValueError("trainer.precision=16-mixed needs a GPU; here bf16-mixed and 32-true are allowed")
+        return wanted
+    if torch.cuda.is_available() and accelerator != "cpu":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"

@@ -21,14 +21,15 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from t2i import bilstm_folder, optim
-from t2i.bilstm_folder import BiLSTM, WordTokenizer
-from t2i.clip_folder import SPECIAL, CaptionTokenizer, preprocess, save_folder, train_tokenizer
+from t2i.checkpoint.registry import register
 from t2i.losses.contrastive import caption_groups, contrastive
 from t2i.metrics.retrieval import retrieval
+from t2i.models import optimizers
 from t2i.models.base import check_finite, clip_by_norm, warmup_cosine
-from t2i.models.ranks import gathered, gathered_objects
-from t2i.register import register
+from t2i.models.distributed import gathered, gathered_objects
+from t2i.text_encoders import bilstm_folder
+from t2i.text_encoders.bilstm_folder import BiLSTM, WordTokenizer
+from t2i.text_encoders.clip_folder import SPECIAL, CaptionTokenizer, preprocess, save_folder, train_tokenizer
 from t2i.types import Batch
 
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -229,7 +230,7 @@ class CLIP(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Linear warm-up, then half a cosine down to 0 at `max_steps`."""
-        optimizer = optim.make(self.clip, self.optimizer, self.learning_rate, self.muon_learning_rate, self.betas,
+        optimizer = optimizers.make(self.clip, self.optimizer, self.learning_rate, self.muon_learning_rate, self.betas,
                                self.weight_decay)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

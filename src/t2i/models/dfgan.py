@@ -12,10 +12,10 @@ from typing import Any, Literal, cast
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from t2i.checkpoint.registry import register
 from t2i.losses.text_gan import Kind
-from t2i.models.adversarial import TextGAN
+from t2i.models.text_gan import TextGAN
 from t2i.nets.projection import text_projection
-from t2i.register import register
 from t2i.types import Drawn, TextDiscriminator, TextEncoder, TextGenerator
 
 
@@ -25,7 +25,7 @@ class DFGAN(TextGAN):
 
     Args:
         generator, discriminator: nets of one picture size and one `text_dim`.
-        Others: see `t2i.models.adversarial.TextGAN`.
+        Others: see `t2i.models.text_gan.TextGAN`.
     """
 
     kind = "dfgan"

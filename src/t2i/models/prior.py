@@ -14,14 +14,14 @@ from jaxtyping import Float, Int
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from t2i import optim
+from t2i.checkpoint.registry import register
 from t2i.losses.cross_entropy import cross_entropy
+from t2i.models import optimizers
 from t2i.models.base import OnePlayer, check_finite, warmup_cosine
-from t2i.models.ranks import log, shared_rand
+from t2i.models.distributed import log, shared_rand
+from t2i.models.sampling import check_options, generate, uniforms
 from t2i.nets.gpt import GPT
 from t2i.nets.recompute import set_checkpointing
-from t2i.register import register
-from t2i.sampling import check_options, generate, uniforms
 from t2i.types import Batch, CodeBatch, TextEncoder, Tokenizer, digits
 
 
@@ -146,7 +146,7 @@ class Prior(OnePlayer):
             self.shard(mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = optim.make(self.gpt, self.optimizer, self.learning_rate, self.muon_learning_rate, self.betas,
+        optimizer = optimizers.make(self.gpt, self.optimizer, self.learning_rate, self.muon_learning_rate, self.betas,
                                self.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warmup_cosine(step, self.warmup_steps, self.max_steps)
@@ -205,7 +205,7 @@ class Prior(OnePlayer):
         given: Int[Tensor, "b m"] | None = None,
         **unknown: object,
     ) -> Int[Tensor, "b n"]:
-        """Draws the codes of one picture a caption; options as in `t2i.sampling.generate`."""
+        """Draws the codes of one picture a caption; options as in `t2i.models.sampling.generate`."""
         if unknown:
             raise ValueError(f"{', '.join(unknown)} is no option of the prior; allowed are unconditional, temperature,"
                              " top_k, top_p, guidance, given")

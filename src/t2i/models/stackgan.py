@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from t2i import checkpoint
+from t2i.checkpoint import building, file_format
+from t2i.checkpoint.registry import register
 from t2i.losses.text_gan import Kind, gaussian_kl
-from t2i.models.adversarial import TextGAN
+from t2i.models.sampling import normals
+from t2i.models.text_gan import TextGAN
 from t2i.nets.projection import text_projection
-from t2i.register import register
-from t2i.sampling import normals
 from t2i.types import Drawn, TextDiscriminator, TextEncoder
 
 
@@ -68,7 +68,7 @@ class StackGAN1(StackGAN):
     Args:
         generator: `t2i.nets.stackgan.StageOne` or one like it.
         kl_weight: of conditioning augmentation's divergence from N(0, 1).
-        Others: see `t2i.models.adversarial.TextGAN`.
+        Others: see `t2i.models.text_gan.TextGAN`.
     """
 
     kind = "stackgan1"
@@ -139,16 +139,16 @@ class Coarse(nn.Module):
 
 def load_stage1(path: str | Path) -> Coarse:
     """Stage I out of a checkpoint of model=stackgan1, averaged weights where it has them, with its text encoder."""
-    held = checkpoint.read(path, kind="stackgan1")
+    held = file_format.read(path, kind="stackgan1")
     model, parts = held["t2i"]["config"]["model"], held["t2i"]["parts"]
     if "text_encoder" not in parts:
         raise ValueError(f"{path}: t2i.parts has no text_encoder, under which stage I was trained")
-    encoder = checkpoint.build_part(parts["text_encoder"], path, "text_encoder")
+    encoder = building.build_part(parts["text_encoder"], path, "text_encoder")
     config = {"_target_": "t2i.models.stackgan.Coarse", "pooled_dim": encoder.pooled_dim}
     config |= {key: model[key] for key in ("generator", "projection") if key in model}
     own = ("generator.", "generator_text.")
-    weights = {name: value for name, value in checkpoint.weights(held, path).items() if name.startswith(own)}
-    made = checkpoint.build_checked(config, weights, path, "t2i.config.model", "stage1", text_encoder=encoder)
+    weights = {name: value for name, value in file_format.weights(held, path).items() if name.startswith(own)}
+    made = building.build_checked(config, weights, path, "t2i.config.model", "stage1", text_encoder=encoder)
     made.config = config
     return made.eval().requires_grad_(False)
 

@@ -13,14 +13,15 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from t2i import checkpoint, optim
+from t2i.checkpoint import building, file_format
+from t2i.checkpoint.registry import register
 from t2i.losses.gan import adaptive_weight, hinge_d, hinge_g, vanilla_d, vanilla_g
+from t2i.models import optimizers
 from t2i.models.base import TwoPlayers, check_finite, frozen_call
-from t2i.models.ranks import log
-from t2i.nets.levels import Level, Middle
+from t2i.models.distributed import log
 from t2i.nets.recompute import set_checkpointing
+from t2i.nets.resnet_blocks import Level, Middle
 from t2i.nets.tokenizer import ImageTokenizer
-from t2i.register import register
 from t2i.types import Autoencoder, Batch, Quantizer
 
 
@@ -95,11 +96,12 @@ class VQGAN(TwoPlayers):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """The generator's by name, AdamW for the discriminator (Muon is a generator's: a discriminator that learns
         so fast wins)."""
-        generator = optim.make(self.tokenizer, self.optimizer, self.learning_rate, self.muon_learning_rate, self.betas,
+        generator = optimizers.make(self.tokenizer, self.optimizer, self.learning_rate, self.muon_learning_rate,
+                                    self.betas,
                                self.weight_decay)
         spare = nn.ParameterList([nn.Parameter(torch.zeros(()))])  # no discriminator: the player moves nothing
         judge = self.discriminator if self.has_discriminator else spare
-        return [generator, optim.make(judge, "adamw", self.discriminator_learning_rate, 0.0, self.betas, 0.0)]
+        return [generator, optimizers.make(judge, "adamw", self.discriminator_learning_rate, 0.0, self.betas, 0.0)]
 
     def nets(self) -> list[nn.Module]:
         """What `trainer.compile` compiles: not encoder and decoder whole, since λ asks for the gradient of the last
@@ -200,9 +202,9 @@ def load_tokenizer(path: str | Path, image_size: int | None = None) -> ImageToke
 
     `image_size` is of the pictures it is for, where that is known: a VQGAN takes those that it was trained with.
     """
-    held = checkpoint.read(path, kind=("vqgan", "tokenizer"))
+    held = file_format.read(path, kind=("vqgan", "tokenizer"))
     model = held["t2i"]["config"]["model"]
-    weights = checkpoint.weights(held, path)
+    weights = file_format.weights(held, path)
     if held["t2i"]["kind"] == "vqgan":
         config: dict[str, Any] = {"_target_": "t2i.nets.tokenizer.ImageTokenizer"}
         config |= {key: model[key] for key in ("autoencoder", "quantizer", "image_size") if key in model}
@@ -211,7 +213,7 @@ def load_tokenizer(path: str | Path, image_size: int | None = None) -> ImageToke
         config = dict(model)
     if image_size is not None and config.get("any_size"):
         config["image_size"] = image_size
-    tokenizer = checkpoint.build_checked(config, weights, path, "t2i.config.model", "tokenizer")
+    tokenizer = building.build_checked(config, weights, path, "t2i.config.model", "tokenizer")
     if image_size not in (None, tokenizer.image_size):
         raise ValueError(f"image_size={image_size} (data.image_size): the tokenizer {path} takes pictures of"
                          f" {tokenizer.image_size} pixels a side")

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from t2i.nets.levels import Downsample, Level, Middle, Upsample, norm_of
-from t2i.register import register
+from t2i.checkpoint.registry import register
+from t2i.nets.resnet_blocks import Downsample, Level, Middle, Upsample, norm_of
 
 
 class _Pyramid(nn.Module):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from t2i.register import register
+from t2i.checkpoint.registry import register
 from t2i.types import Drawn, Judged, Seen
 
 

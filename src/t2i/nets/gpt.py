@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from t2i.nets.codes import HEADS as READER_HEADS
-from t2i.nets.codes import CodeHead, Words, around
+from t2i.nets.factorised_head import HEADS as READER_HEADS
+from t2i.nets.factorised_head import CodeHead, Words, around
 from t2i.nets.transformer import Block, attend, matrix_vector
 from t2i.types import digits
 

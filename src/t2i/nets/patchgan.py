@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from t2i.register import register
+from t2i.checkpoint.registry import register
 
 
 @register("discriminator")

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from t2i.checkpoint.registry import register
 from t2i.nets.dfgan import UpBlock, doublings
 from t2i.nets.stackgan import BatchNorm, Residual, conv3
-from t2i.register import register
 from t2i.types import Drawn
 
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from t2i.register import register
+from t2i.checkpoint.registry import register
 from t2i.types import Autoencoder, Quantized, Quantizer
 
 

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from t2i.checkpoint.registry import register
 from t2i.nets.autoencoder import Decoder
-from t2i.register import register
 
 LEAST_RANGE = 0.25  # of two ends in RGB of [-1, 1]: a form of less contrast is told fainter, not stretched to noise
 POWER_STEPS = 8

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from t2i.register import register
+from t2i.checkpoint.registry import register
 from t2i.types import Judged, Seen
 
 _MULTIPLIERS = (1, 2, 4, 8, 8, 16)

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from t2i.checkpoint.registry import register
 from t2i.quantizers.nearest import check_ids, nearest, refused, straight_through
-from t2i.register import register
 from t2i.types import Quantized
 
 REVIEW = 50  # training forwards between two looks for codes that lie beside a like one

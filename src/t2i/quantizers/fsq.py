@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from t2i.checkpoint.registry import register
 from t2i.quantizers.nearest import check_ids, refused, straight_through
-from t2i.register import register
 from t2i.types import Quantized
 
 

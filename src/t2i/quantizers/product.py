@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from t2i.checkpoint.registry import register
 from t2i.quantizers.nearest import check_ids, refused
-from t2i.register import register
 from t2i.types import Quantized, Quantizer, digits, number_of
 
 

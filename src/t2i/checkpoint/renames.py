@@ -1,0 +1,51 @@
+"""What configs of earlier versions call by other names: checkpoints and run folders written then still load.
+
+`MODULES` holds modules that moved, `KEYS` keys of a whole config, by their path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+MODULES = {
+    "t2i.callbacks": "t2i.training.callbacks.visuals",
+    "t2i.guiding": "t2i.generation.clip_guided.settings",
+    "t2i.interop.tokenizers": "t2i.convert.tokenizers",
+    "t2i.measures": "t2i.training.callbacks.validation_metrics",
+    "t2i.progress": "t2i.training.callbacks.progress",
+    "t2i.text.bilstm": "t2i.text_encoders.bilstm",
+    "t2i.text.clip": "t2i.text_encoders.clip",
+    "t2i.watch": "t2i.training.callbacks.generation_metrics",
+}
+KEYS: dict[str, str] = {}
+
+
+def renamed(value: Any) -> Any:
+    """A copy of a config, or of a node of one, in which every `_target_` that moved has today's name."""
+    if isinstance(value, Mapping):
+        return {key: _target(item) if key == "_target_" else renamed(item) for key, item in value.items()}
+    return [renamed(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _target(name: Any) -> Any:
+    module, _, attribute = name.rpartition(".") if isinstance(name, str) else ("", "", "")
+    return f"{MODULES[module]}.{attribute}" if module in MODULES else name
+
+
+def current(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole config of an earlier version as today's version calls things: `renamed`, and its keys by `KEYS`."""
+    found: dict[str, Any] = renamed(config)
+    for old, new in KEYS.items():
+        *folders, name = old.split(".")
+        node: Any = found
+        for folder in folders:
+            node = node.get(folder) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or name not in node:
+            continue
+        value, into = node.pop(name), found
+        *folders, name = new.split(".")
+        for folder in folders:
+            into = into.setdefault(folder, {})
+        into.setdefault(name, value)
+    return found

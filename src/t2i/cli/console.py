@@ -1,0 +1,97 @@
+"""The console command `t2i`, also `python -m t2i`: what is done with runs and model files beside the four apps."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from t2i.cli.app import module
+
+ABOUT = """Looks at runs and model files, others' and ours. Nothing in a file is run."""
+EXAMPLES = """
+t2i compare runs/a runs/b            settings, cost, scores, curves and pictures on one page; t2i compare --help
+t2i plot runs/a                      the curves of metrics.csv anew; t2i plot --help
+t2i inspect vqgan_imagenet_f16_16384.ckpt
+t2i convert vqgan_imagenet_f16_16384.ckpt vqgan.safetensors
+t2i reconstruct vqgan.safetensors photo.jpg out.png
+t2i export runs/quickstart/prior/last.ckpt prior
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser("t2i", description=ABOUT, epilog=EXAMPLES,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--trust", action="append", default=[], metavar="WORD",
+                      help="a package whose classes a checkpoint may build, or a folder, file or hub name that it may"
+                      " open; may be given several times")
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("compare", help="runs side by side on one page", add_help=False)
+    commands.add_parser("plot", help="the curves of runs", add_help=False)
+    one = commands.add_parser("inspect", help="what a file is, its sizes, and what in it is not a tensor")
+    one.add_argument("file")
+    one = commands.add_parser("convert", help="a tokenizer of others, or a checkpoint of ours, as one file with config")
+    one.add_argument("file")
+    one.add_argument("out", help="….safetensors, or ….ckpt")
+    one.add_argument("--image-size", type=int, help="of the pictures that another project's tokenizer is for")
+    one = commands.add_parser("export", help="the same as a folder: model.safetensors and config.json; of a CLIP hf")
+    one.add_argument("file")
+    one.add_argument("folder")
+    one = commands.add_parser("reconstruct", help="pictures through a tokenizer and back, input above result")
+    one.add_argument("file")
+    one.add_argument("pictures", nargs="+")
+    one.add_argument("out", help="….png")
+    one.add_argument("--image-size", type=int, help="side of the pictures, which are cut to squares and resized")
+    return made
+
+
+def compare(words: list[str]) -> None:
+    from t2i.evaluation.compare.compare import ABOUT, parse, run
+
+    if {"-h", "--help"} & set(words):
+        print(ABOUT.strip())
+    else:
+        run(*parse(words))
+
+
+def plot(words: list[str]) -> None:
+    from t2i.viz.plots import ABOUT, run
+
+    if {"-h", "--help"} & set(words):
+        print(ABOUT.strip())
+    elif not words:
+        raise ValueError(f"plot takes run folders\n{ABOUT.strip()}")
+    else:
+        run(words)
+
+
+WORDS: dict[str, Callable[[list[str]], None]] = {"compare": compare, "plot": plot}  # these read their words themselves
+
+
+def files(words: list[str]) -> None:
+    from t2i.checkpoint.registry import trust
+
+    asked = parser().parse_args(words)
+    trust(asked.trust)
+    if asked.command == "inspect":
+        from t2i.convert.inspection import inspected
+
+        print(inspected(asked.file))
+    elif asked.command == "convert":
+        from t2i.convert.convert import convert
+
+        print(f"Written: {convert(asked.file, asked.out, asked.image_size)}")
+    elif asked.command == "export":
+        from t2i.convert.convert import export
+
+        print(f"Written: {export(asked.file, asked.folder)}")
+    else:
+        from t2i.convert.reconstruct import reconstruct
+
+        print(reconstruct(asked.file, asked.pictures, asked.out, asked.image_size))
+
+
+def main(words: list[str] | None = None) -> int:
+    words = sys.argv[1:] if words is None else words
+    run = WORDS.get(words[0]) if words else None
+    return module((lambda: run(words[1:])) if run else (lambda: files(words)), words if run else [])

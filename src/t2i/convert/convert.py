@@ -1,0 +1,70 @@
+"""`python -m t2i convert FILE OUT` and `export CHECKPOINT FOLDER`: models in our own format, with their config.
+
+What was written is read wherever the file that it came from is (`t2i.checkpoint.safetensors_io`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from t2i.checkpoint import atomic, building, file_format, safetensors_io
+from t2i.convert.tensors import read_tensors
+from t2i.convert.tokenizers import read_foreign
+
+
+def held_of(path: str | Path, image_size: int | None = None) -> dict[str, Any]:
+    """A checkpoint's dictionary: of ours as it is, of another project's tokenizer as a tokenizer of ours."""
+    found = safetensors_io.located(path)
+    held = read_tensors(found)
+    if isinstance(held, Mapping) and safetensors_io.KEY in held:
+        if image_size is not None:
+            raise ValueError(f"--image-size {image_size}: {path} is of this project and knows its size; the option is"
+                             " for other projects' files")
+        building.load(found)  # what is copied on is what can be built
+        return file_format.read(found)
+    tokenizer = read_foreign(held, path, image_size)
+    section = file_format.pack(tokenizer, {"model": tokenizer.config})
+    return {"state_dict": tokenizer.state_dict(), safetensors_io.KEY: section}
+
+
+def convert(path: str | Path, out: str | Path, image_size: int | None = None) -> Path:
+    """Writes `out`, which ends with .safetensors or .ckpt, and returns it. Of a checkpoint that training wrote the
+    optimiser's state is left out, and averaged weights stand for the last ones."""
+    out = Path(out).expanduser()
+    if out.suffix not in (".safetensors", ".ckpt"):
+        raise ValueError(f"{out}: a name that ends with .safetensors or .ckpt is wanted")
+    _not_itself(path, out)
+    held = held_of(path, image_size)
+    if out.suffix == ".safetensors":
+        return file_format.export(_whole(held, path), out)
+    section = held[safetensors_io.KEY]
+    atomic.save_atomic({"state_dict": file_format.weights(_whole(held, path), path), safetensors_io.KEY: section}, out)
+    return out
+
+
+def export(path: str | Path, folder: str | Path) -> Path:
+    """Writes `folder` with model.safetensors and config.json; of a CLIP a Hugging Face folder. Returns the folder."""
+    folder = Path(folder).expanduser()
+    if folder.suffix in (".safetensors", ".ckpt", ".json"):
+        raise ValueError(f"{folder}: the name of a folder is wanted; `convert` writes a file")
+    held = held_of(path)
+    if held[safetensors_io.KEY]["kind"] == "clip":
+        building.load(path).export(folder)
+        return folder
+    file_format.export(_whole(held, path), folder)
+    return folder
+
+
+def _whole(held: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """ValueError for what needs more than weights and config."""
+    if held[safetensors_io.KEY]["kind"] == "clip":
+        raise ValueError(f"{path} is a CLIP of this project: `export` writes it as a Hugging Face folder, as training"
+                         " did beside it (hf/)")
+    return held
+
+
+def _not_itself(path: str | Path, out: Path) -> None:
+    if out.exists() and out.samefile(safetensors_io.located(path)):
+        raise ValueError(f"{out} is the file to convert itself; give the result another name")

@@ -1,0 +1,148 @@
+"""The cache of a tokenizer's codes, so that a prior never waits for pictures ("image quantiser").
+
+A folder per split and tokenizer: `codes.npy` (n, views, codes) as one mapped array, the rows (`rows.jsonl`,
+`rows.npy`: key and captions), and `header.json`: the tokenizer's hash, its grid and codebook size, the data's settings,
+the number of pictures and of views. A view is one crop and mirroring of a picture: what `dataset[index, view]` gives. A
+cache that does not fit is refused, never used; an interrupted one is continued.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from t2i.data import cache
+from t2i.data.lines import Lines, encoded
+from t2i.data.text_embedding_cache import States
+from t2i.types import CodeBatch, Tokenizer
+
+VERSION = 3  # of the cache and of the embedded scenes
+WHAT = "code cache"
+
+
+def weights_hash(weights: dict[str, Tensor]) -> str:
+    """Sixteen hex digits of a module's weights."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+                      if weights[name].ndim else str(weights[name].item()).encode())
+    return digest.hexdigest()[:16]
+
+
+def header(tokenizer: Any, data: dict[str, Any], split: str, size: int, views: int = 1) -> cache.Header:
+    return {"version": VERSION, "tokenizer": weights_hash(tokenizer.state_dict()), "grid": list(tokenizer.grid),
+            "codebook_size": tokenizer.codebook_size, "split": split, "data": data, "size": size, "views": views}
+
+
+def build(folder: Path, dataset: Any, tokenizer: Tokenizer, head: cache.Header, batch_size: int = 128,
+          progress: Any = None) -> Path:
+    """Encodes every picture of `dataset` into `folder`; a fitting cache is left as it is, another one refused."""
+
+    def fill(part: Path) -> cache.Header:
+        encode(part, dataset, tokenizer, head["views"], batch_size, progress)
+        return {}
+
+    cache.make(folder, head, fill, WHAT)
+    return folder
+
+
+def encode(part: Path, dataset: Any, tokenizer: Tokenizer, views: int, batch_size: int, progress: Any) -> None:
+    """Pictures in order, all views of one together. `rows.jsonl` says how far an earlier call came: its lines are
+    written after their codes."""
+    rows, columns = tokenizer.grid
+    kind = np.uint16 if tokenizer.codebook_size <= 2**16 else np.int32
+    path, shape = part / "codes.npy", (len(dataset), views, rows * columns)
+    begun = path.is_file() and (part / "rows.jsonl").is_file()
+    done = (part / "rows.jsonl").read_bytes().split(b"\n")[:-1] if begun else []
+    codes = np.lib.format.open_memmap(path, "r+" if begun else "w+", kind, shape)
+    device = next(tokenizer.parameters()).device
+    at_once = max(1, batch_size // views)
+    with (part / "rows.jsonl").open("wb") as file:
+        file.writelines(line + b"\n" for line in done)
+        for start in range(len(done), len(dataset), at_once):
+            stop = min(start + at_once, len(dataset))
+            examples = [dataset[i, view] for i in range(start, stop) for view in range(views)]
+            image = torch.stack([e.image for e in examples]).to(device).float().div_(127.5).sub_(1)
+            codes[start:stop] = tokenizer.encode(image).view(-1, views, rows * columns).cpu().numpy()
+            codes.flush()
+            file.writelines(encoded({"key": e.key, "captions": e.captions}) for e in examples[::views])
+            file.flush()
+            if progress is not None:
+                progress(stop, len(dataset))
+    Lines.index(part / "rows.jsonl")
+
+
+class Codes(Dataset):
+    """Reads a cache: `codes[index, view] -> (ids, captions, key)`; refuses one that another tokenizer wrote."""
+
+    def __init__(self, folder: Path, expected: cache.Header) -> None:
+        self.folder = Path(folder)
+        if not self.folder.exists():
+            raise ValueError(f"{folder} holds no {WHAT}; it is written once, whole")
+        cache.refuse(self.folder, expected, WHAT)
+        self.views = expected["views"]
+        self.open()
+
+    def open(self) -> None:
+        self.codes = np.load(self.folder / "codes.npy", mmap_mode="r")
+        self.rows = Lines.open(self.folder / "rows.jsonl")
+        if len(self.rows) != len(self.codes):
+            raise ValueError(f"the {WHAT} {self.folder} is damaged: {len(self.codes)} rows of codes,"
+                             f" {len(self.rows)} of captions. Delete it to make it anew.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "views": self.views}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.open()
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, at: tuple[int, int]) -> tuple[np.ndarray, list[str], str]:
+        index, view = at
+        row = self.rows[index]
+        return self.codes[index, view], row["captions"], row["key"]
+
+
+Item = tuple[np.ndarray, str, str, np.ndarray | None]
+
+
+class PickedCodes(Dataset):
+    """Codes with one view and one caption each, chosen by `pick(what, epoch, index)`, and the caption's states where
+    they are cached."""
+
+    def __init__(self, codes: Codes, pick: Any, states: States | None = None) -> None:
+        self.codes, self.pick, self.states = codes, pick, states
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, at: tuple[int, int]) -> Item:
+        index, epoch = at
+        view = self.pick("view", epoch, index) % self.codes.views if self.codes.views > 1 else 0
+        ids, captions, key = self.codes[index, view]
+        if not captions:
+            return ids, "", key, None
+        chosen = self.pick("caption", epoch, index) % len(captions)
+        return ids, captions[chosen], key, None if self.states is None else self.states[index, chosen]
+
+
+def collate(items: list[Item]) -> CodeBatch:
+    ids = torch.from_numpy(np.stack([item[0] for item in items]).astype(np.int64))
+    batch = CodeBatch(ids, [item[1] for item in items], [item[2] for item in items])
+    found = [item[3] for item in items]
+    if all(states is not None for states in found):
+        each = [torch.from_numpy(np.array(states)) for states in found]
+        batch.states = torch.nn.utils.rnn.pad_sequence(each, batch_first=True)
+        lengths = torch.tensor([len(states) for states in each])
+        batch.mask = torch.arange(batch.states.shape[1])[None] < lengths[:, None]
+    return batch

@@ -1,0 +1,144 @@
+"""Composition of drawn scenes: score, ceilings and floor, of a model or of pictures already drawn.
+
+`composition` (arXiv 2310.11513's logic on embedded scenes): the share of right pictures for each task, on seen and
+on held-out combinations, beside the ceiling (true renders of the same captions), the first stage's ceiling (their
+reconstructions) and the floor (the samples judged against other captions of the same task).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t2i.data import shapes
+from t2i.data.scenes import TASKS, Caption, Scene, Task, render
+from t2i.data.seeds import number
+from t2i.evaluation.generated_images import BATCH, Drawn, sampled
+from t2i.metrics.composition import composition_score, shares, shuffled, verdicts
+
+COLUMNS = {"score": "score", "refined": "refined by CLIP", "ceiling_renders": "ceiling: renders",
+           "ceiling_reconstructions": "ceiling: reconstructions", "floor_shuffled_captions": "floor: shuffled captions"}
+KINDS: tuple[tuple[str, shapes.Split, tuple[Task, ...]], ...] = (
+    ("seen", "val", TASKS), ("heldout", "heldout", shapes.HELDOUT_TASKS))
+Paint = Callable[[str, list[str]], Tensor]  # split and captions -> uint8 (n, h, w, 3)
+
+
+def draw(model: Any, text: list[str], seed: int, options: dict[str, Any], progress: Any = None) -> Tensor:
+    """One picture a caption, uint8 (n, h, w, 3), in batches; picture i has the seed f(seed, "evaluation", i)."""
+    drawn, done = [], 0
+    for images in sampled(model, text, [number(seed, "evaluation", i) for i in range(len(text))], options, BATCH):
+        drawn.append(as_bytes(images))
+        done += len(images)
+        if progress is not None:
+            progress(done, len(text))
+    return torch.cat(drawn)
+
+
+def as_bytes(image: Tensor) -> Tensor:
+    """(b, 3, h, w) in [-1, 1] to uint8 (b, h, w, 3) on the CPU."""
+    return image.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+
+@torch.inference_mode()
+def reconstructed(tokenizer: Any, pictures: Tensor) -> Tensor:
+    """uint8 (n, h, w, 3) through the tokenizer and back."""
+    device = next(tokenizer.parameters()).device
+    parts = []
+    for chunk in pictures.split(BATCH):
+        image = chunk.permute(0, 3, 1, 2).to(device).float().div(127.5).sub(1)
+        parts.append(as_bytes(tokenizer.decode_ids(tokenizer.encode(image).clone())))
+    return torch.cat(parts)
+
+
+def world_of(data: dict[str, Any]) -> shapes.World:
+    """The world that a config's data set draws its scenes from; for other data sets all of it."""
+    if not data["_target_"].startswith("t2i.data.shapes."):
+        return shapes.World()
+    return shapes.World(data["lattice"], tuple(data["backgrounds"] or shapes.World().backgrounds))
+
+
+def prompts(
+    split: shapes.Split, tasks: tuple[Task, ...], n_per_task: int, seed: int, world: shapes.World
+) -> tuple[list[Caption], list[Scene]]:
+    """The captions that are judged, task after task, each with a scene that it is true of."""
+    chosen = [pair for task in tasks for pair in shapes.prompted(split, task, n_per_task, seed, world)]
+    return [caption for caption, _ in chosen], [scene for _, scene in chosen]
+
+
+def composed(
+    paint: Paint, image_size: int, tokenizer: Any, n_per_task: int, seed: int, world: shapes.World
+) -> dict[str, Any]:
+    """Scores with ceilings and floor, for `seen` and `heldout`, of what `paint` gives for the captions.
+
+    `examples` holds pictures of the first two of each task, their captions, and of every picture whether it is right.
+    """
+    if n_per_task < 2:
+        raise ValueError(f"n_per_task={n_per_task}: at least 2 (the floor exchanges captions)")
+    result: dict[str, Any] = {}
+    for name, split, tasks in KINDS:
+        captions, scenes = prompts(split, tasks, n_per_task, seed, world)
+        truth = torch.stack([torch.from_numpy(render(scene, image_size)) for scene in scenes])
+        pictures = paint(name, [caption.text for caption in captions])
+        right = [verdict.correct for verdict in verdicts(pictures.numpy(), captions)]
+        result[name] = {
+            "score": shares(right, captions),
+            "ceiling_renders": composition_score(truth.numpy(), captions),
+        }
+        if tokenizer is not None:
+            back = reconstructed(tokenizer, truth)
+            result[name]["ceiling_reconstructions"] = composition_score(back.numpy(), captions)
+        result[name]["floor_shuffled_captions"] = composition_score(pictures.numpy(), shuffled(captions, seed))
+        first = [i * n_per_task + k for k in range(2) for i in range(len(tasks))]
+        result[name]["examples"] = (pictures[first], [captions[i].text for i in first], right)
+    return result
+
+
+def listed(drawn: Drawn) -> Paint:
+    """Pictures of a folder by their captions; the k-th of equal captions is the k-th picture with it."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for i, text in enumerate(drawn.captions()):
+        places[text].append(i)
+
+    def paint(split: str, text: list[str]) -> Tensor:
+        used: dict[str, int] = defaultdict(int)
+        order = []
+        for caption in text:
+            k = used[caption]
+            used[caption] += 1
+            if k >= len(places[caption]):
+                raise ValueError(f"images={drawn.folder}: none for the caption {caption!r} of composition ({split}):"
+                                 " evaluate.py export=FOLDER metrics=[composition] writes the captions to draw (same"
+                                 " data=, n_per_task=, seed=)")
+            order.append(places[caption][k])
+        return torch.cat([images for _, images in drawn.only(order).batches()])
+
+    return paint
+
+
+def composition(
+    model: Any, n_per_task: int, seed: int, options: dict[str, Any], world: shapes.World, progress: Any = None
+) -> dict[str, Any]:
+    """`composed` of a model that draws."""
+    return composed(lambda _, text: draw(model, text, seed, options, progress), model.image_size,
+                    getattr(model, "tokenizer", None), n_per_task, seed, world)
+
+
+def refined(found: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """The scores with those of the same samples after guided drawing beside them, and its pictures as examples."""
+    return {split: {"score": kinds.pop("score"), "refined": after[split]["score"], **kinds,
+                    "examples": after[split]["examples"]} for split, kinds in found.items()}
+
+
+def table(scores: dict[str, Any]) -> str:
+    """The composition scores as a Markdown table, tasks in rows."""
+    columns = [COLUMNS[kind] for kind in next(iter(scores.values()))]
+    rows = ["| task | split | " + " | ".join(columns) + " |", "| --- " * (2 + len(columns)) + "|"]
+    for split, kinds in scores.items():
+        for task in kinds["score"]:
+            cells = " | ".join(f"{kinds[kind][task]:.3f}" for kind in kinds)
+            rows.append(f"| {task} | {split} | {cells} |")
+    return "\n".join(rows)

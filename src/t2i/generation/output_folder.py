@@ -1,0 +1,125 @@
+"""The folder that `sample.py` draws into: of one process at a time, every file whole, and a drawing.json at any time.
+
+One that holds another drawing, or that another process draws into, is left alone: `<out>-2` and so on. Room for the
+last drawing.json is taken beforehand, so that a disk that fills up leaves the list of what is drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from PIL import Image
+
+from t2i.checkpoint.json_file import read_json
+from t2i.checkpoint.lock import Taken, alone
+from t2i.config.messages import shown
+from t2i.viz import grids
+
+RECORD = "drawing.json"
+ROOM = 600  # bytes of an entry beside its caption
+
+
+def holds(path: Path) -> Any:
+    """The request of the drawing in a folder; None where there is none, {} where it cannot be read."""
+    if not path.is_file():
+        return None
+    try:
+        return read_json(path)["request"]
+    except (ValueError, KeyError, TypeError):
+        return {}  # not one of ours, or cut off: not to be overwritten either
+
+
+def told(error: OSError) -> str:
+    """The file and what is the matter with it."""
+    file = f"{shown(error.filename)} cannot be written: " if error.filename is not None else ""
+    return file + str(error.strerror or error)
+
+
+class DrawingFolder:
+    """As a context: takes the folder (`path`), and at its end, whatever that was, writes the list and the grid.
+
+    ValueError where nothing can be written, where another process draws the very same into it, and, with how many
+    pictures are there, where a picture cannot be written.
+
+    Args:
+        record: of the drawing, with its `request`, and the list `pictures`, to which entries are added.
+        captions: of every picture to come.
+        grid: draws `grid.png` of what there is; None for none.
+    """
+
+    def __init__(
+        self, out: str | Path, record: dict[str, Any], captions: list[str], grid: Callable[[], Image.Image | None]
+    ) -> None:
+        self.record, self.total, self.grid, self.done = record, len(captions), grid, 0
+        self.room = len(self._content()) + sum(len(json.dumps(text)) + ROOM for text in captions)
+        self.path = self._out = Path(out)
+        self._held = ExitStack()
+
+    def _content(self) -> bytes:
+        return json.dumps(self.record, indent=1, ensure_ascii=False).encode()
+
+    def _take(self) -> None:
+        """The first of `<out>`, `<out>-2` … that is free, or holds this very drawing."""
+        request = json.loads(json.dumps(self.record["request"]))
+        work = sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+        k = 1
+        while True:
+            self.path = self._out if k == 1 else Path(f"{self._out}-{k}")
+            k += 1
+            if holds(self.path / RECORD) not in (None, request):
+                continue
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self._held.enter_context(alone(self.path, "drawing", work))
+            except Taken as taken:
+                if taken.holder.get("work") == work:
+                    raise
+                continue
+            if holds(self.path / RECORD) in (None, request):  # no other process was quicker
+                return
+            self._held.close()
+
+    def __enter__(self) -> DrawingFolder:
+        try:
+            self._take()
+            self._kept = grids.write_bytes(self.path / f".{RECORD}.room", b" " * self.room)
+            self._held.callback(self._kept.unlink, missing_ok=True)
+            grids.write_bytes(self.path / RECORD, self._content())
+        except OSError as error:
+            self._held.close()
+            why = f"out={shown(self.path)} cannot be written: {error.strerror or error}; choose another with out=…"
+            raise ValueError(why) from error
+        return self
+
+    def save(self, image: Image.Image, name: str) -> Path:
+        return grids.save(image, self.path / name)
+
+    def finish(self) -> None:
+        """Writes `drawing.json` into the room that was kept, and the grid."""
+        with self._kept.open("r+b") as file:
+            file.write(self._content())
+            file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(self._kept, self.path / RECORD)
+        if (image := self.grid()) is not None:
+            self.save(image, "grid.png")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        with self._held:
+            failed = error if isinstance(error, OSError) and not isinstance(error, BrokenPipeError) else None
+            try:
+                self.finish()
+            except OSError as second:
+                failed = failed or (second if error is None else None)
+        if failed is not None:
+            there = "no picture is there yet" if not self.done else f"{self.done} of {self.total} pictures are there"
+            raise ValueError(f"{told(failed)}; {there}, whole, in {shown(self.path)}. Make room, or choose another with"
+                             " out=…; the same command draws the same ones again") from failed

@@ -1,0 +1,249 @@
+"""Draws pictures for captions with a trained checkpoint: what `sample.py` does, and `draw()` for Python.
+
+Every picture has a seed of its own, a function of (seed, number of the caption, number of the picture), so that
+neither batch size nor the other pictures change it. Everything is checked before the first picture is drawn, and
+every picture is written as soon as its batch is done.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from t2i.checkpoint import file_format
+from t2i.checkpoint.registry import trust
+from t2i.config.messages import shown
+from t2i.convert.reader import open_model, text_encoder_hashes
+from t2i.data.seeds import number
+from t2i.generation.output_folder import DrawingFolder
+from t2i.metrics.nearest_neighbours import beside, training_data
+from t2i.version import version
+from t2i.viz import grids
+
+KINDS = ("prior", "dfgan", "stackgan1", "stackgan2")
+GRID_LIMIT = 144  # pictures on grid.png
+PICTURES = 4  # a caption
+OPTIONS = ("temperature", "top_k", "top_p", "guidance", "truncation")
+
+
+def picture_seed(seed: int, prompt: int, picture: int, candidate: int = 0) -> int:
+    """The seed of one picture; candidate 0 of best-of-n is the picture drawn without it."""
+    return number(seed, "picture", prompt, picture, *([candidate] if candidate else []))
+
+
+def slug(text: str, most: int = 40) -> str:
+    """A file name's part: ASCII letters, digits and dashes; accents are dropped, emoji vanish."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain)[:most].strip("-") or "picture"
+
+
+def draw(
+    model: Any, prompts: Sequence[str], seeds: Sequence[int], batch_size: int = 16, given: Tensor | None = None,
+    **options: Any,
+) -> Iterator[Tensor]:
+    """Yields batches of pictures in [-1, 1] on the CPU, one picture a prompt and seed.
+
+    `given` holds the first codes of the picture to complete, (m,) or (1, m), the same for all; `options` are those
+    of `model.sample`.
+    """
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds: each picture takes one of each")
+    for start in range(0, len(prompts), batch_size):
+        text = list(prompts[start : start + batch_size])
+        extra = {} if given is None else {"given": given.reshape(1, -1).expand(len(text), -1)}
+        yield model.sample(text, seeds=list(seeds[start : start + batch_size]), **extra, **options).float().cpu()
+
+
+def read_prompts(cfg: dict[str, Any]) -> list[str]:
+    """The captions that `prompt`, `prompts` and `unconditional` ask for, in order."""
+    asked = [name for name in ("prompt", "prompts") if cfg[name] is not None]
+    if cfg["unconditional"]:
+        if asked:
+            raise ValueError(f"unconditional=true draws without a caption, but {asked[0]}= is given too; choose one")
+        return [""]
+    if len(asked) != 1:
+        raise ValueError("give prompt=\"…\" or prompts=FILE (one caption a line), one of the two;"
+                         " unconditional=true draws without a caption")
+    if asked == ["prompt"]:
+        found = [str(cfg["prompt"]).strip()]
+        if not found[0]:
+            raise ValueError('prompt="" is empty: write what to draw, or unconditional=true to draw without a caption')
+        if (wrong := re.search("[\ud800-\udfff]", found[0])) is not None:
+            raise ValueError(f"prompt={shown(found[0])} is not in UTF-8 at letter {wrong.start() + 1}")
+        return found
+    return read_lines(cfg["prompts"], "prompts")
+
+
+def read_lines(path: str | Path, key: str) -> list[str]:
+    """The captions of a file, one a line; ValueError names the key that it was given by."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{key}={path} cannot be read ({error}); it is UTF-8 text, one caption a line") from error
+    found = [line.strip() for line in text.split("\n") if line.strip()]  # nothing else parts captions, U+2028 neither
+    if not found:
+        raise ValueError(f"{key}={path} holds no caption; it takes one a line")
+    return found
+
+
+def faults_of(cfg: dict[str, Any]) -> list[str]:
+    """What is wrong with the numbers, as far as no model is needed to tell."""
+    faults = [f"{name}={cfg[name]}: allowed are whole numbers from 1"
+              for name in ("n", "batch_size", "best_of") if not isinstance(cfg[name], int) or cfg[name] < 1]
+    if isinstance(cfg["best_of"], int) and cfg["best_of"] > 1 and not cfg["scorer"]:
+        faults.append(f"best_of={cfg['best_of']} needs scorer=, a CLIP folder or hub name that chooses"
+                      " (the checkpoint carries only CLIP's text half)")
+    image, rows = cfg["completion"]["image"], cfg["completion"]["rows"]
+    if (image is None) != (rows is None):
+        faults.append(f"completion.image={image} and completion.rows={rows}: give both or none")
+    if image is not None and not Path(image).is_file():
+        faults.append(f"completion.image={image}: no such file")
+    return faults
+
+
+def options_of(cfg: dict[str, Any], model: Any) -> dict[str, Any]:
+    """The options for `model.sample`: the model's own where the config says null; all checked."""
+    given = {name: cfg[name] for name in OPTIONS if cfg[name] is not None}
+    if wrong := [name for name, value in given.items() if type(value) not in (int, float)]:
+        raise ValueError(f"{wrong[0]}={given[wrong[0]]!r}: allowed are numbers, or null")
+    if infinite := [name for name, value in given.items() if not math.isfinite(value)]:
+        raise ValueError(f"{infinite[0]}={given[infinite[0]]}: allowed are finite numbers")
+    given |= {"unconditional": True} if cfg.get("unconditional") else {}
+    if strange := [name for name in given if name not in model.options]:
+        raise ValueError(f"{strange[0]}={given[strange[0]]}: a {model.kind} has no such option; it has"
+                         f" {', '.join(model.options)}")
+    options = {name: value for name, value in {**model.options, **given}.items() if value is not None}
+    model.check_options(**options)
+    return options
+
+
+def first_codes(model: Any, image: str | Path, rows: Any) -> Tensor:
+    """The codes of the first `rows` rows of a picture, cut to a square from its middle and resized."""
+    if not hasattr(model, "tokenizer"):
+        raise ValueError(f"completion.image={image}: a {model.kind} has no codes to begin with; a prior has")
+    height, width = model.tokenizer.grid
+    if not isinstance(rows, int) or not 1 <= rows <= height:
+        raise ValueError(f"completion.rows={rows}: allowed are 1 to {height}, the rows of the tokenizer's grid")
+    size = model.tokenizer.image_size
+    try:
+        with Image.open(image) as opened:
+            held = opened.convert("RGBA")  # transparent places become white
+    except OSError as error:
+        raise ValueError(f"completion.image={image} is not a picture that can be read: {error}") from error
+    picture = Image.alpha_composite(Image.new("RGBA", held.size, "white"), held).convert("RGB")
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    square = picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1)[None].float().div(127.5).sub(1)
+    return model.tokenizer.encode(pixels.to(model.device))[:, : rows * width].clone()
+
+
+def device_of(wanted: str) -> torch.device:
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"device={wanted} is not to be had here ({why}); auto and cpu always are") from error
+    return device
+
+
+def jobs(texts: Sequence[str], n: int, best_of: int, seed: int) -> tuple[list[tuple[int, int]], list[str], list[int]]:
+    """(prompt, picture), caption and seed of everything to draw; a picture's candidates stand side by side."""
+    places = [(j, i, c) for j in range(len(texts)) for i in range(n) for c in range(best_of)]
+    return ([(j, i) for j, i, _ in places], [texts[j] for j, _, _ in places],
+            [picture_seed(seed, j, i, c) for j, i, c in places])
+
+
+def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str, Any]:
+    """Draws what `conf/sample.yaml` describes and returns what it writes to `drawing.json`, with `files` and `out`.
+
+    Writes `<out>/<000>-<caption>-<i>.png`, `grid.png` and `drawing.json`. `model` and `scorer` stand in for what
+    `ckpt` and `scorer` name, for use from Python.
+    """
+    cfg = {**cfg, "n": PICTURES if cfg["n"] is None else cfg["n"]}
+    trust(cfg["trust"])
+    texts = read_prompts(cfg)
+    faults = faults_of(cfg)
+    if faults:
+        raise ValueError("; ".join(faults))
+    device = device_of(cfg["device"])
+    if model is None:
+        model = open_model(cfg, KINDS)
+    model.to(device).eval()
+    if hasattr(model, "place"):
+        model.place()
+    options = options_of(cfg, model)
+    given = None
+    if cfg["completion"]["image"] is not None:
+        given = first_codes(model, cfg["completion"]["image"], cfg["completion"]["rows"])
+    if cfg["best_of"] > 1 and cfg["unconditional"]:
+        raise ValueError(f"best_of={cfg['best_of']} compares with the caption; unconditional=true has none")
+    if cfg["best_of"] > 1 and scorer is None:
+        from t2i.metrics.clip_score import CLIPScorer
+
+        scorer = CLIPScorer(cfg["scorer"]).to(device)
+    request = {
+        "prompts": texts, "n": cfg["n"], "seed": cfg["seed"], "options": options, "best_of": cfg["best_of"],
+        "scorer": str(cfg["scorer"]) if cfg["best_of"] > 1 else None,
+        "completion": {key: None if value is None else str(value) for key, value in cfg["completion"].items()},
+        "checkpoint": str(cfg["ckpt"]), "hash": file_format.file_hash(cfg["ckpt"]) if cfg["ckpt"] else None,
+        **({"text_encoder": hashes} if (hashes := text_encoder_hashes(cfg)) else {}),
+    }
+    data = training_data(cfg)
+    record: dict[str, Any] = {"request": request, "t2i": version(), "torch": torch.__version__,
+                              "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "pictures": []}
+    gridded: list[np.ndarray] = []
+
+    def grid() -> Image.Image | None:
+        under = [entry["prompt"] or "(no caption)" for entry in record["pictures"][: len(gridded)]]
+        columns = cfg["n"] if 1 < cfg["n"] <= 12 and len(texts) > 1 else None
+        return grids.grid(np.concatenate(gridded), under, columns) if gridded else None
+
+    places, captions, seeds = jobs(texts, cfg["n"], cfg["best_of"], cfg["seed"])
+    best: dict[str, Any] = {}
+    at, started = 0, time.monotonic()
+    with DrawingFolder(cfg["out"], record, [text for text in texts for _ in range(cfg["n"])], grid) as folder:
+        try:
+            for batch in draw(model, captions, seeds, cfg["batch_size"], given, **options):
+                scores = scorer.score(batch, captions[at : at + len(batch)]).tolist() if cfg["best_of"] > 1 else None
+                for k, image in enumerate(batch):
+                    prompt, i = places[at + k]
+                    score = scores[k] if scores is not None else None
+                    if not best or (score is not None and score > best["score"]):
+                        best = {"image": image, "score": score, "seed": seeds[at + k]}
+                    if at + k + 1 < len(places) and places[at + k + 1] == (prompt, i):
+                        continue  # more candidates of this picture to come
+                    pixels = grids.to_uint8(best["image"][None])
+                    name = f"{prompt:03}-{slug(texts[prompt] or 'unconditional')}-{i}.png"
+                    path = folder.save(Image.fromarray(pixels[0]), name)
+                    folder.done += 1
+                    entry = {"file": path.name, "prompt": texts[prompt], "seed": best["seed"]}
+                    record["pictures"].append(entry if score is None else {**entry, "score": round(best["score"], 5)})
+                    if len(gridded) < GRID_LIMIT:
+                        gridded.append(pixels)
+                    print(shown(path, 1000))
+                    best = {}
+                at += len(batch)
+        finally:  # also when stopped in between: what is drawn stays and is listed
+            record["seconds"] = round(time.monotonic() - started, 2)
+    out = folder.path
+    if data is not None:
+        beside(data, out, np.concatenate(gridded), record["pictures"])
+    if len(record["pictures"]) > GRID_LIMIT:
+        print(f"grid.png shows the first {GRID_LIMIT} of {len(record['pictures'])} pictures")
+    print(*(shown(out / name, 1000) for name in ("grid.png", "drawing.json")), sep="\n")
+    return {**record, "out": str(out), "grid": str(out / "grid.png"),
+            "files": [str(out / entry["file"]) for entry in record["pictures"]]}

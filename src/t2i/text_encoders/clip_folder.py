@@ -1,0 +1,398 @@
+"""CLIP as a Hugging Face folder: one way to load ours and published ones, to save, tokenise and feed it.
+
+CLIP: Radford et al. 2021, arXiv 2103.00020; the network is `transformers.CLIPModel`. Deviations for our own:
+the byte-level BPE marks the beginning of a word (as GPT-2's does) instead of its end, and has a padding token
+of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedTokenizerFast
+from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
+
+from t2i.checkpoint import file_checks
+from t2i.checkpoint.json_file import read_json
+from t2i.checkpoint.safe_building import outlined, said
+from t2i.config.messages import shown
+
+START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
+# In this order: transformers takes the end token's id 2 for the mark of an old config and then pools at the
+# largest id instead of at the end token, so END must not be 2.
+SPECIAL = (START, END, PAD)
+SMALLEST_VOCABULARY = 256 + len(SPECIAL)
+
+# Of OpenAI's models, whose preprocessing a folder without preprocessor_config.json is taken to share.
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+MAX_WARNINGS = 5
+CACHED_CAPTIONS = 100_000
+
+
+class CaptionTokenizer:
+    """Captions to token ids: start, words, end, padded to the batch's longest and cut at `max_length`
+    tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, max_length: int, start: int, end: int, pad: int) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.start, self.end, self.pad = start, end, pad
+        self._cache: dict[str, list[int]] = {}
+        self._warned = 0
+
+    @classmethod
+    def from_json(cls, text: str, max_length: int) -> CaptionTokenizer:
+        """From the text of a tokenizer.json."""
+        try:
+            _check_normalizers(json.loads(text))
+            tokenizer = Tokenizer.from_str(text)
+        except ValueError as error:
+            raise ValueError(f"the tokenizer.json cannot be taken: {shown(error)}") from error
+        except Exception as error:  # tokenizers raises nothing more special
+            raise ValueError(f"the tokenizer.json is damaged ({shown(error)})") from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        start, end, pad = (tokenizer.token_to_id(token) for token in SPECIAL)
+        if start is None or end is None:
+            raise ValueError(f"the tokenizer has no {START} or no {END}: it is none of CLIP's")
+        # OpenAI's vocabulary has no padding token and pads with the end token.
+        return cls(tokenizer, max_length, start, end, end if pad is None else pad)
+
+    def to_json(self) -> str:
+        return self.tokenizer.to_str()
+
+    def _ids(self, caption: str) -> list[int]:
+        if (known := self._cache.get(caption)) is not None:
+            return known
+        encoding = self.tokenizer.encode(caption, add_special_tokens=False)
+        room = self.max_length - 2
+        ids = [self.start, *encoding.ids[:room], self.end]
+        if len(encoding.ids) > room:
+            self._warn_cut(caption, encoding.offsets[room][0], len(encoding.ids))
+            return ids  # not kept, so that the same prompt warns again
+        if len(self._cache) < CACHED_CAPTIONS:
+            self._cache[caption] = ids
+        return ids
+
+    def _warn_cut(self, caption: str, at: int, length: int) -> None:
+        self._warned += 1
+        if self._warned > MAX_WARNINGS:
+            return
+        last = " (further cuts are not reported)" if self._warned == MAX_WARNINGS else ""
+        warnings.warn(
+            f"the caption has {length} tokens, the text encoder takes {self.max_length - 2}: it is cut after "
+            f"{caption[:at].strip()[-60:]!r}, and what follows is not seen: '{shown(caption[at:].strip())}'{last}",
+            stacklevel=4,
+        )
+
+    def __call__(self, captions: list[str]) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
+        """Token ids and the mask of real tokens (start and end are real, padding is not)."""
+        rows = [self._ids(caption) for caption in captions]
+        longest = max((len(row) for row in rows), default=2)
+        ids = torch.tensor([row + [self.pad] * (longest - len(row)) for row in rows]).view(len(rows), longest)
+        lengths = torch.tensor([len(row) for row in rows])
+        return ids.long(), torch.arange(longest) < lengths[:, None]
+
+
+# What changes a text before it is parted, and lets it grow by no more than Unicode's own forms do.
+NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents", "Replace", "Sequence")
+
+
+def _check_normalizers(node: Any, key: str = "") -> None:
+    """ValueError where a tokenizer.json would make long texts out of short ones."""
+    if isinstance(node, dict) and key == "normalizer":
+        if node.get("type") not in NORMALIZERS:
+            raise ValueError(f"normalizer {said(node.get('type'))}; {', '.join(NORMALIZERS)} are taken")
+        if node.get("type") == "Replace" and len(str(node.get("content", ""))) > 1:
+            raise ValueError("a normalizer that replaces by more than one letter")
+        for inner in node.get("normalizers") or []:
+            _check_normalizers(inner, "normalizer")
+    elif isinstance(node, dict) and not key:
+        _check_normalizers(node.get("normalizer"), "normalizer")
+
+
+def check_ids(captions: CaptionTokenizer, words: int, path: str) -> None:
+    """ValueError where a tokenizer has ids that the embedding of so many words lacks."""
+    highest = max(captions.tokenizer.get_vocab().values(), default=0)
+    if highest >= words:
+        raise ValueError(f"path={path!r}: the tokenizer has the id {highest}, the text tower {words} words")
+
+
+def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A lower-casing byte-level BPE of at most `vocab_size` entries; no text is unknown to it."""
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise ValueError(
+            f"vocab_size={vocab_size}: at least {SMALLEST_VOCABULARY} (256 bytes and the special tokens)"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    # The space before the first word makes it the same token as in the middle of a caption.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        captions,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            special_tokens=list(SPECIAL),
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        ),
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}",
+        special_tokens=[(START, SPECIAL.index(START)), (END, SPECIAL.index(END))],
+    )
+    return tokenizer
+
+
+@contextmanager
+def quietly(local: bool = True) -> Iterator[None]:
+    """Without transformers' bars, for weights that are read in a blink, and its warnings, for what is said below."""
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    if local:
+        transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _check_folder(folder: Path) -> None:
+    """ValueError where a folder is another model's, or its config and its weights are damaged or do not fit; tried
+    without memory."""
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ValueError("it has no config.json, as a Hugging Face folder of a CLIP has")
+    held = read_json(config)
+    if isinstance(held, dict) and (code := _asks_for_code(held)):
+        raise ValueError(f"its config.json asks for {code}, which would be fetched and run")
+    if not isinstance(held, dict) or held.get("model_type") != "clip":
+        what = said(held.get("model_type")) if isinstance(held, dict) else f"a {type(held).__name__}"
+        raise ValueError(f"its config.json is of a model of type {what}; 'clip' is wanted")
+    shapes = _shapes(folder)
+    with outlined(len(shapes)):
+        try:
+            own = CLIPModel(CLIPConfig(**held)).state_dict()
+        except Exception as error:  # a config can make transformers fail in every way there is
+            last = [line.strip() for line in str(error).splitlines() if line.strip()][-1:] or [type(error).__name__]
+            raise ValueError(f"its config and its weights do not fit ({shown(last[0])})") from error
+    wrong = [name for name, value in own.items() if name in shapes and shapes[name] != tuple(value.shape)]
+    if wrong:
+        raise ValueError(f"its config and its weights do not fit: {wrong[0]} has shape {shapes[wrong[0]]},"
+                         f" {tuple(own[wrong[0]].shape)} is wanted")
+
+
+def _asks_for_code(held: dict[str, Any]) -> str | None:
+    """What of a config, or of one in it, transformers would look up elsewhere: kernels and quantisation."""
+    for key, value in held.items():
+        if key == "quantization_config" and value is not None:
+            return key
+        if key.lstrip("_").startswith("attn_implementation") and value not in (None, "eager", "sdpa"):
+            return f"{key}={said(value)}"
+        if isinstance(value, dict) and (found := _asks_for_code(value)):
+            return found
+    return None
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Of the weights in a folder; ValueError where there are none, or they cannot be read."""
+    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if found is None:
+        raise ValueError(f"it has no weights: {' or '.join(WEIGHTS)} is wanted")
+    file_checks.check(found)
+    if not file_checks.is_safetensors(found):
+        return {str(name): tuple(value.shape) for name, value in file_checks.load(found).items() if isinstance(value,
+                                                                                                               Tensor)}
+    try:
+        with safe_open(found, "pt") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{found.name} is a damaged safetensors file ({error})") from error
+
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def load_clip(path: str, allow_download: bool = False) -> tuple[CLIPModel, CaptionTokenizer]:
+    """A CLIP in eval mode and float32 with its tokenizer, from a local folder or by its name on the hub.
+
+    ValueError where it is not there, is incomplete, or its tokenizer is another's.
+    """
+    is_folder = Path(path).is_dir()
+    local_only = is_folder or not allow_download
+    try:
+        with quietly(local_only):
+            if is_folder:
+                _check_folder(Path(path))
+            loaded = CLIPModel.from_pretrained(
+                path, local_files_only=local_only, output_loading_info=True, dtype=torch.float32
+            )
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local_only)
+        model, report = cast(tuple[CLIPModel, dict[str, Any]], loaded)  # typed as if there were no report
+    except Exception as error:  # transformers, tokenizers and torch raise a dozen types on damaged folders
+        if is_folder or not isinstance(error, OSError | ValueError):
+            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise ValueError(f"path={path!r} could not be read as a CLIP folder: {shown(first, 300)}") from error
+        how = (
+            "the download failed"
+            if allow_download
+            else "train one (python train.py model=clip), name the folder of one, or set allow_download: true"
+        )
+        raise ValueError(
+            f"path={path!r}: no folder of that name (looked at {Path(path).absolute()}), "
+            f"and no such model in the Hugging Face cache; {how}"
+        ) from error
+    if missing := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
+        raise ValueError(
+            f"path={path!r} is no complete CLIP: {len(missing)} weights are missing, {missing[0]} the first"
+        )
+    # A reader of the model's own length; the tokenizer's stored maximum is often absent or wrong.
+    text = text_config(model)
+    captions = CaptionTokenizer.from_json(tokenizer.backend_tokenizer.to_str(), text.max_position_embeddings)
+    check_end_token(text.eos_token_id, captions, path)
+    check_ids(captions, text.vocab_size, path)
+    return model.eval().requires_grad_(False), captions
+
+
+def text_config(model: CLIPModel) -> CLIPTextConfig:
+    """Of the text tower; transformers' types leave open what its constructor has made of it."""
+    return cast(CLIPTextConfig, model.config.text_config)
+
+
+def image_size(model: CLIPModel) -> int:
+    """The side of the square pictures that the image tower takes."""
+    return cast(int, cast(CLIPVisionConfig, model.config.vision_config).image_size)
+
+
+def check_end_token(configured: int | list[int] | None, captions: CaptionTokenizer, path: str) -> None:
+    """With a wrong end token every caption would get one and the same embedding."""
+    old_config = configured == 2 and captions.end == captions.tokenizer.get_vocab_size() - 1
+    if configured != captions.end and not old_config:
+        raise ValueError(
+            f"path={path!r}: the text tower pools at token {configured} (eos_token_id), "
+            f"the tokenizer ends captions with token {captions.end}"
+        )
+
+
+def image_normalisation(
+    path: str, allow_download: bool = False
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the pictures (scaled to [0, 1]) that the CLIP at `path` takes."""
+    file = Path(path) / "preprocessor_config.json"
+    if not Path(path).is_dir():
+        found = cached_file(
+            path,
+            "preprocessor_config.json",
+            local_files_only=not allow_download,
+            _raise_exceptions_for_missing_entries=False,
+        )
+        if found is None:
+            return MEAN, STD
+        file = Path(found)
+    if not file.is_file():
+        return MEAN, STD
+    numbers = json.loads(file.read_text(encoding="utf-8"))
+    return tuple(numbers["image_mean"]), tuple(numbers["image_std"])
+
+
+def save_folder(
+    model: CLIPModel,
+    tokenizer_json: str,
+    folder: str | Path,
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5),
+    std: tuple[float, ...] = (0.5, 0.5, 0.5),
+) -> None:
+    """Write the CLIP as a folder that `transformers` reads, whole or not at all; an older one is replaced."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        with quietly():
+            try:
+                model.save_pretrained(beside)
+            except SafetensorError as error:  # which has the system's own only as words
+                number = re.search(r"os error (\d+)", str(error))
+                if number is None:
+                    raise
+                why = os.strerror(int(number[1]))
+                raise OSError(int(number[1]), f"{folder} could not be written: {why}") from error
+        tokenizer = Tokenizer.from_str(tokenizer_json)
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            bos_token=START,
+            eos_token=END,
+            pad_token=PAD if tokenizer.token_to_id(PAD) is not None else END,
+            model_max_length=text_config(model).max_position_embeddings,
+        ).save_pretrained(beside)
+        size = image_size(model)
+        numbers = {
+            "image_processor_type": "CLIPImageProcessor",
+            "do_resize": True,
+            "size": {"shortest_edge": size},
+            "resample": 3,
+            "do_center_crop": True,
+            "crop_size": {"height": size, "width": size},
+            "do_rescale": True,
+            "do_normalize": True,
+            "do_convert_rgb": True,
+            "image_mean": list(mean),
+            "image_std": list(std),
+        }
+        (beside / "preprocessor_config.json").write_text(json.dumps(numbers, indent=2), encoding="utf-8")
+        os.chmod(beside, 0o755)  # mkdtemp's folders are closed to others
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+            os.replace(folder, old / folder.name)
+            os.replace(beside, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(beside, folder)
+    finally:
+        if beside.exists():
+            shutil.rmtree(beside)
+
+
+def preprocess(
+    images: Float[Tensor, "b 3 h w"],
+    size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Float[Tensor, "b 3 s s"]:
+    """Pictures in [-1, 1] as CLIP takes them: short side to `size` (bicubic, antialiased), crop, normalised.
+
+    Differentiable; overshoot of the bicubic filter is not clipped, so that the gradient reaches every pixel.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        images = images.float()
+        h, w = images.shape[-2:]
+        if min(h, w) != size:
+            scale = size / min(h, w)
+            shape = max(size, round(h * scale)), max(size, round(w * scale))
+            images = F.interpolate(images, shape, mode="bicubic", antialias=True, align_corners=False)
+            h, w = shape
+        if h != w:
+            top, left = (h - size) // 2, (w - size) // 2
+            images = images[..., top : top + size, left : left + size]
+        centre = images.new_tensor(mean).view(3, 1, 1) * 2 - 1
+        return (images - centre) / (images.new_tensor(std).view(3, 1, 1) * 2)

@@ -1,0 +1,243 @@
+"""The GPT: its cache, its mask, its null prefix, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from t2i.nets.factorised_head import around
+from t2i.nets.gpt import GPT
+from t2i.nets.transformer import squared_relu
+from t2i.types import digits, number_of
+
+CODES, GRID, TEXT, LENGTH = 12, (2, 3), 5, 4
+WHOLE, PARTS = (12,), (2, 3, 2)  # codes of one part, and of three
+
+
+def tiny(factors=WHOLE, **changes) -> GPT:
+    """Two layers; what starts at zero is drawn too, so that every path is heard."""
+    torch.manual_seed(0)
+    net = GPT(factors, GRID, TEXT, LENGTH, **{"width": 16, "num_layers": 2, "num_heads": 2, **changes})
+    for name, parameter in net.named_parameters():
+        if name.endswith(("attention_out.weight", "mlp_out.weight")) or "tally" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return net.eval()
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(CODES, (3, GRID[0] * GRID[1]), generator=generator)
+    states = torch.randn(3, LENGTH, TEXT, generator=generator)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]]).bool()
+    return ids, states, mask, torch.tensor([False, False, True])
+
+
+@pytest.mark.parametrize("factors", [WHOLE, PARTS])
+@pytest.mark.parametrize("given", [0, 1, 3, 5])
+def test_cached_logits_are_the_uncached_ones(inputs, given: int, factors) -> None:
+    net, (ids, states, mask, null) = tiny(factors), inputs
+    each = digits(ids, factors)
+    with torch.no_grad():
+        expected = net(ids, states, mask, null)
+        x, cache = net.prefill(states, mask, null, ids[:, :given])
+        place = cache.keys.data_ptr()
+        for i in range(given, ids.shape[1]):
+            for part, wanted in enumerate(expected):
+                found = net.logits(x, each[:, i, :part], cache)
+                torch.testing.assert_close(found, wanted[:, i], atol=1e-5, rtol=1e-5)
+            if i + 1 < ids.shape[1]:
+                x = net.step(each[:, i], cache)
+    assert cache.keys.data_ptr() == place and cache.keys.shape == (2, 3, 2, LENGTH + 6, 8)  # allocated once
+
+
+def test_a_code_sees_only_those_before_it(inputs) -> None:
+    net, (ids, states, mask, null) = tiny(), inputs
+    changed = ids.clone()
+    changed[:, 3] = (changed[:, 3] + 1) % CODES
+    (before,), (after,) = net(ids, states, mask, null), net(changed, states, mask, null)
+    assert torch.equal(before[:, :4], after[:, :4])
+    assert all((before[:, i] - after[:, i]).abs().max() > 1e-3 for i in (4, 5))
+
+
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_a_part_sees_the_parts_before_it_too(inputs, part: int) -> None:
+    net, (ids, states, mask, null) = tiny(PARTS), inputs
+    each = digits(ids, PARTS)
+    each[:, 3, part] = (each[:, 3, part] + 1) % PARTS[part]
+    before, after = net(ids, states, mask, null), net(number_of(each, PARTS), states, mask, null)
+    moved = [bool((a[:, 3] - b[:, 3]).abs().max() > 1e-4) for a, b in zip(before, after, strict=True)]
+    assert moved == [i > part for i in range(3)]
+    assert all(torch.equal(a[:, :3], b[:, :3]) for a, b in zip(before, after, strict=True))
+    later = [bool((a[:, 4] - b[:, 4]).abs().max() > 1e-4) for a, b in zip(before, after, strict=True)]
+    assert later == [part == 0, True, True]  # the blocks see forms alone: what colour came before is for readers
+
+
+def test_around_is_left_above_and_above_to_the_right() -> None:
+    each = torch.arange(6)[None, :, None].expand(1, 6, 2)
+    near = around(each, 3)[0, :, :, 0] - 1
+    outside = -1
+    assert near.tolist() == [[outside, outside, outside], [0, outside, outside], [1, outside, outside],
+                             [outside, 0, 1], [3, 1, 2], [4, 2, outside]]  # fmt: skip
+    assert (around(each[:, :2], 1)[0, :, :, 0] - 1).tolist() == [[-1, -1, -1], [-1, 0, -1]]
+
+
+def test_a_colour_is_read_from_its_word_alone(inputs) -> None:
+    net, (ids, states, mask, null) = tiny(PARTS), inputs
+    caption = net.prefix(states, mask, null)[2][0]
+    reader, near = net.predict.readers[0], around(digits(ids, PARTS), GRID[1])
+    x, known = torch.randn(3, 6, 16), digits(ids, PARTS)[..., :1]
+    whole = reader(x, known, near, caption)
+    caption.value.zero_()
+    near.zero_()
+    blind = reader(x, known, near, caption)
+    assert (whole - blind).abs().max() > 1e-4
+    for words in (caption.key, caption.value):  # nothing to see: then where it looks makes no difference
+        words.zero_()
+    net.predict.readers[0].seen.data.zero_()
+    net.predict.readers[0].constants.data.zero_()
+    torch.testing.assert_close(reader(x, known, near, caption), reader(x + 1, known, near, caption))
+
+
+def test_padding_of_the_prefix_does_not_matter(inputs) -> None:
+    net, (ids, states, mask, _) = tiny(), inputs
+    no = torch.zeros(1, dtype=torch.bool)
+    (short,) = net(ids[1:2], states[1:2, :2], mask[1:2, :2], no)
+    other = torch.where(mask[1:2, :, None], states[1:2], torch.full_like(states[1:2], 9.0))
+    torch.testing.assert_close(net(ids[1:2], states[1:2], mask[1:2], no)[0], short, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(net(ids[1:2], other, mask[1:2], no)[0], short, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        padded, cache = net.prefill(states[1:2], mask[1:2], no, ids[1:2, :2])
+        logits = net.logits(padded, torch.zeros(1, 0).long(), cache)
+        torch.testing.assert_close(logits, short[:, 2], atol=1e-5, rtol=1e-5)
+
+
+def test_the_prefix_is_heard_and_the_null_prefix_hides_it(inputs) -> None:
+    net, (ids, states, mask, _) = tiny(), inputs
+    same, mask = ids[:1].expand(3, -1), torch.ones_like(mask)
+    (told,) = net(same, states, mask, torch.zeros(3, dtype=torch.bool))
+    assert (told[0] - told[1]).abs().max() > 1e-3
+    (hidden,) = net(same, states, mask, torch.ones(3, dtype=torch.bool))
+    torch.testing.assert_close(hidden[0].expand_as(hidden), hidden)
+    hidden.sum().backward()
+    assert net.null.grad.abs().sum() > 0 and net.text_in.weight.grad.abs().sum() == 0
+
+
+def test_a_fresh_one_guesses_evenly() -> None:
+    torch.manual_seed(0)
+    net = GPT((64,), (4, 4), TEXT, LENGTH, width=32, num_layers=1, num_heads=2)
+    ids = torch.randint(64, (8, 16))
+    (logits,) = net(ids, torch.randn(8, 2, TEXT), torch.ones(8, 2).bool(), torch.zeros(8).bool())
+    loss = F.cross_entropy(logits.flatten(0, 1), ids.flatten()).item()
+    assert loss == pytest.approx(math.log(64), abs=0.05)
+
+
+@pytest.mark.parametrize("option", ["dropout", "text_noise"])
+def test_noise_is_for_training_only(inputs, option: str) -> None:
+    net = tiny(**{option: 0.5})
+    assert torch.equal(net(*inputs)[0], net(*inputs)[0])
+    net.train()
+    assert not torch.equal(net(*inputs)[0], net(*inputs)[0])
+
+
+def test_the_summary_of_a_form_is_noisy_in_training(inputs) -> None:
+    net = tiny(PARTS).train()
+    (form, *colours), (again, *others) = net(*inputs), net(*inputs)
+    assert torch.equal(form, again) and all(not torch.equal(a, b) for a, b in zip(colours, others, strict=True))
+
+
+def test_training_on_a_cpu_gives_what_inference_gives(inputs) -> None:
+    net = tiny()
+    with torch.no_grad():
+        quiet = net(*inputs)
+    torch.testing.assert_close(net(*inputs), quiet, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"width": 18, "num_heads": 4}, "width=18 is not divisible by num_heads=4"),
+        ({"num_heads": 0}, "num_heads=0 and num_layers=2 must be at least 1"),
+        ({"num_layers": 0}, "num_layers=0 must be at least 1"),
+        ({"dropout": 1.0}, r"dropout=1.0 is outside \[0, 1\)"),
+        ({"factors": PARTS, "width": 18, "num_heads": 2}, "width=18 is not divisible by 4"),
+        ({"text_noise": -1}, "text_noise=-1 must be at least 0"),
+        ({"dropout": -0.1}, r"dropout=-0.1 is outside \[0, 1\)"),
+    ],
+)
+def test_impossible_sizes_are_refused(changes, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny(**changes)
+
+
+def test_a_prefix_that_is_too_long_is_refused(inputs) -> None:
+    ids, _, _, null = inputs
+    with pytest.raises(ValueError, match="the prefix has 5 text tokens; at most 4 are allowed"):
+        tiny()(ids, torch.zeros(3, 5, TEXT), torch.ones(3, 5).bool(), null)
+
+
+def test_the_scale_of_caption_states_does_not_matter(inputs) -> None:
+    net, (ids, states, mask, null) = tiny(), inputs
+    one, other = net(ids, states, mask, null)[0], net(ids, 7 * states, mask, null)[0]
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_a_noun_comes_with_its_neighbours(inputs) -> None:
+    net, (_, states, mask, null) = tiny(), inputs
+    changed = states.clone()
+    changed[0, 1] = -changed[0, 1]
+    before, after = net.prefix(states, mask, null)[0], net.prefix(changed, mask, null)[0]
+    moved = (before - after).abs().amax(-1) > 1e-4
+    assert moved[0].tolist() == [True, True, True, False] and not moved[1:].any()
+
+
+def test_bf16_training_on_a_cpu_is_close_to_float32(inputs) -> None:
+    net, (ids, states, mask, null) = tiny(), inputs
+    (exact,) = net(ids, states, mask, null)
+    with torch.autocast("cpu", torch.bfloat16):
+        (rough,) = net(ids, states, mask, null)
+    assert rough.dtype == torch.bfloat16
+    assert (rough.float() - exact).abs().max() < 0.06 * exact.abs().max()
+
+
+def test_a_bf16_net_counts_beyond_256() -> None:
+    net = GPT(WHOLE, (20, 20), TEXT, LENGTH, width=16, num_layers=1, num_heads=2).bfloat16()
+    net.tally.weight.data.fill_(1.0)
+    no = torch.zeros(1, dtype=torch.bool)
+    with torch.no_grad():
+        cache = net.prefill(torch.randn(1, 2, TEXT), ~no[:, None].expand(1, 2), no, torch.zeros(1, 298).long())[1]
+        net.step(torch.zeros(1, 1).long(), cache)
+    assert cache.tallies.dtype == torch.float32 and cache.tallies.unique().tolist() == [299.0]
+
+
+def test_codes_are_counted() -> None:
+    net = tiny()
+    net.codes.weight.data.zero_()
+    net.tally.weight.data.zero_()
+    net.tally.weight.data[7] = 1.0
+    for place in (net.row, net.column, net.cell, net.start):
+        place.data.zero_()
+    told = net.embed(torch.tensor([[7, 3, 7, 7, 0]])[..., None])[0] / net.tally_in.weight.sum(1)
+    torch.testing.assert_close(told[:, 0] * 6**0.5, torch.tensor([0.0, 1.0, 1.0, 2.0, 3.0, 3.0]))
+
+
+def test_it_starts_from_the_codebooks() -> None:
+    factors = (4, 3)
+    net, vectors = tiny(factors), [torch.randn(k, 2) for k in factors]
+    for of_part in vectors:
+        of_part[2] = of_part[0]
+    net.start_from(vectors)
+    for table in (net.codes.weight, *(matrix.weight for matrix in net.predict.matrices())):
+        assert (table[2] - table[0]).norm() < 0.5 * (table[2] - table[1]).norm()
+    with pytest.raises(ValueError, match="argument"):
+        net.start_from(vectors[:1])  # a codebook too few
+
+
+def test_squared_relu_and_its_gradient() -> None:
+    x = torch.tensor([-2.0, 0.0, 0.5, 3.0], requires_grad=True)
+    y = squared_relu(x)
+    y.backward(torch.tensor([1.0, 1.0, 2.0, 1.0]))
+    assert y.tolist() == [0, 0, 0.25, 9] and x.grad.tolist() == [0, 0, 2, 6]

@@ -1,0 +1,78 @@
+"""The metrics file over resumes, TensorBoard's purge, and what Lightning no longer says (W&B: test_wandb_mirror)."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from PIL import Image
+
+from t2i.config import quiet
+from t2i.training import loggers
+from t2i.training.loggers import MetricsCSV, make_loggers
+
+
+def test_rows_are_written_at_once_and_columns_grow(tmp_path) -> None:
+    log = MetricsCSV(tmp_path)
+    log.log_metrics({"train/loss": 2.0, "epoch": 0}, 0)
+    log.log_metrics({"val/loss": 3.5, "epoch": 0}, 0)
+    log.log_metrics({"train/loss": 1.5, "epoch": 0}, 1)
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == [
+        "step,epoch,train/loss,val/loss", "1,0,2.0,", "1,0,,3.5", "2,0,1.5,"]
+
+
+def test_a_continued_run_keeps_what_came_before_and_drops_what_comes_again(tmp_path) -> None:
+    path = tmp_path / "metrics.csv"
+    log = MetricsCSV(tmp_path)
+    for step in range(6):
+        log.log_metrics({"train/loss": float(step)}, step)
+    with open(path, "a") as file:
+        file.write("7,0,0.1")  # cut off by a kill
+    log = MetricsCSV(tmp_path)  # goes on after a checkpoint at step 4
+    log.log_metrics({"train/loss": 40.0}, 4)
+    log.log_metrics({"train/new": 1.0}, 4)
+    log.log_metrics({"train/loss": 50.0}, 5)
+    assert [line.split(",")[0] for line in path.read_text().splitlines()] == ["step", "1", "2", "3", "4", "5", "5", "6"]
+    assert path.read_text().splitlines()[-1] == "6,,50.0,"
+
+
+def test_a_truncated_last_line_does_not_swallow_the_next(tmp_path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,epoch,a\n1,0,2.0\n2,0")
+    MetricsCSV(tmp_path).log_metrics({"a": 3.0, "epoch": 0}, 2)
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["step,epoch,a", "1,0,2.0", "3,0,3.0"]
+
+
+def test_tensorboard_hides_later_steps_of_the_broken_run(tmp_path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, value in ((0, 1.0), (2, 2.0)):
+        (log,) = make_loggers(["tensorboard"], tmp_path, {}, "run")
+        log.experiment  # noqa: B018 -- as Lightning does before anything is logged
+        for step in range(first, first + 4):
+            log.log_metrics({"loss": value}, step)
+        log.log_image("samples", Image.new("RGB", (4, 4)), 4)
+        log.save()
+        log.finish()
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1), (2, 1), (3, 2), (4, 2), (5, 2), (6, 2)]
+    assert not (tmp_path / "tb" / "hparams.yaml").exists()
+
+
+def test_unknown_logger_is_named() -> None:
+    with pytest.raises(ValueError, match="tensorbord unknown; allowed are csv, tensorboard, wandb"):
+        make_loggers(["csv", "tensorbord"], "run", {}, "run")
+
+
+def test_quiet_drops_adverts_and_keeps_the_rest(caplog) -> None:
+    quiet.quiet()
+    quiet.quiet()
+    log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    assert log.filters.count(loggers._says_something) == 1
+    with caplog.at_level(logging.INFO, log.name):
+        log.propagate, before = True, log.propagate
+        log.info("💡 Tip: For seamless cloud logging, try installing [litlogger]")
+        log.info("GPU available: False, used: False")
+        log.info("the disk is nearly full")
+        log.propagate = before
+    assert caplog.messages == ["the disk is nearly full"]

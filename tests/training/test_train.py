@@ -1,0 +1,260 @@
+"""Whole runs on tiny settings: folders, resume, stop, crash, the pipeline."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from t2i.checkpoint import file_format
+from t2i.cli.app import main
+from t2i.config.compose import ROOT, Stage, compose, plan
+from t2i.data.shapes import HELDOUT_TASKS
+from t2i.models.vqgan import VQGAN
+from t2i.training import pipeline, train
+from t2i.training.callbacks.checkpointing import Checkpoints
+
+DATA = ["data.image_size=32", "data.size=96", "data.val_size=16", "data.batch_size=8"]
+TRAINER = ["trainer=cpu", "trainer.precision=32-true", "trainer.val_every_steps=4", "trainer.limit_val_batches=1",
+           "trainer.checkpoint_every_steps=2", "logger=csv"]
+VQ = ["model=vqgan", "model.autoencoder.channels=8", "model.autoencoder.multipliers=[1]",
+      "model.autoencoder.attention_levels=[]", "model.autoencoder.mid_attention=false",
+      "model.autoencoder.patch_size=8", "model.autoencoder.z_channels=8", "model.autoencoder.num_groups=0",
+      "model.quantizer.codebook_size=16", "model.quantizer.dim=4", "model.discriminator.channels=4",
+      "model.discriminator.num_layers=2", "model.discriminator_start=0.25"]
+CLIP = ["model=clip", "model.patch_size=8", "model.width=16", "model.num_layers=1", "model.num_heads=2",
+        "model.text_width=16", "model.text_layers=1", "model.text_heads=2", "model.embed_dim=8"]
+PRIOR = ["model=prior", "model.width=16", "model.num_layers=1", "model.num_heads=2", "model.dropout=0.1"]
+
+
+def config(folder: Path, model: list[str], *more: str, steps: int = 8) -> dict[str, Any]:
+    paths = [f"paths.runs={folder / 'runs'}", f"paths.cache={folder / 'cache'}"]
+    return compose([*model, *DATA, *TRAINER, *paths, f"trainer.max_steps={steps}", *more])
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return file_format.read(run_dir / "last.ckpt")["state_dict"]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_finished_run_says_so_and_another_config_is_refused(tmp_path: Path, capsys: Any) -> None:
+    first = train.run(config(tmp_path, VQ, "name=x"))
+    run_dir = tmp_path / "runs/x"
+    assert first["steps"] == 8
+    wanted = {"config.json", "last.ckpt", "best.ckpt", "metrics.csv", "finished.json"}
+    assert wanted <= {path.name for path in run_dir.iterdir()}
+    before = weights(run_dir)
+    train.run(config(tmp_path, VQ, "name=x"))
+    assert "is finished (8 steps)" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"learning_rate: 0\.0001 -> 0\.5"):
+        train.run(config(tmp_path, VQ, "name=x", "model.learning_rate=0.5"))
+    train.run(config(tmp_path, VQ, "name=x", "resume=never"))
+    assert same(before, weights(run_dir))  # the same seed, the same weights
+    assert len(list((tmp_path / "runs").glob("x.old*"))) == 1
+    rows = (run_dir / "metrics.csv").read_text().splitlines()
+    assert rows[-1].split(",")[rows[0].split(",").index("step")] == "8"  # logged steps are batches, with two optimisers
+
+
+@pytest.mark.parametrize("at", [3, 8, 12])
+def test_stopping_and_continuing_equals_an_unbroken_run(tmp_path: Path, monkeypatch: Any, at: int) -> None:
+    """In mid-epoch, just before and at the end of an epoch (12 batches)."""
+    train.run(config(tmp_path, VQ, "name=whole", steps=20))
+    original = Checkpoints.on_train_batch_end
+
+    def interrupting(self: Checkpoints, trainer: Any, *rest: Any) -> None:
+        if trainer.global_step == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, trainer, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "on_train_batch_end", interrupting)
+        with pytest.raises(SystemExit) as stopped:
+            train.run(config(tmp_path, VQ, "name=broken", steps=20))
+    assert stopped.value.code == train.STOPPED
+    held = file_format.read(tmp_path / "runs/broken/last.ckpt")
+    assert held["global_step"] == at
+    train.run(config(tmp_path, VQ, "name=broken", steps=20))
+    assert same(weights(tmp_path / "runs/whole"), weights(tmp_path / "runs/broken"))
+
+
+def interrupted(monkeypatch: Any, hook: str, signals: int) -> None:
+    """In the third batch, or where else `hook` of Checkpoints is called, so many SIGINT arrive."""
+    original = getattr(Checkpoints, hook)
+
+    def interrupting(self: Checkpoints, trainer: Any, *rest: Any) -> None:
+        if hook != "on_train_batch_end" or trainer.global_step == 3:
+            for _ in range(signals):
+                os.kill(os.getpid(), signal.SIGINT)
+        original(self, trainer, *rest)
+
+    monkeypatch.setattr(Checkpoints, hook, interrupting)
+
+
+@pytest.mark.parametrize(("hook", "signals", "told"), [
+    ("on_train_batch_end", 2, r"Stopping after.*\n\nAborted at step 3\. The same command goes on from step 2, "),
+    ("on_fit_start", 1, r"Aborted at step 0\. Nothing was saved yet: the same command begins anew\."),
+    ("on_fit_end", 1, r"Aborted at step 8\. The same command goes on from step 8, "),
+])
+def test_a_second_signal_aborts_with_one_line_as_does_the_first_where_no_batch_follows(
+    tmp_path: Path, monkeypatch: Any, capsys: Any, hook: str, signals: int, told: str
+) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patched:
+        interrupted(patched, hook, signals)
+        with pytest.raises(SystemExit) as end:
+            train.run(config(tmp_path, VQ, "name=x"))
+    shown = capsys.readouterr()
+    assert end.value.code == 130 and re.search(told, shown.out) and "KeyboardInterrupt" not in shown.out + shown.err
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert not (tmp_path / "runs/x/crash.ckpt").exists() and not (tmp_path / "runs/x/finished.json").exists()
+    if hook == "on_train_batch_end":
+        assert file_format.read(tmp_path / "runs/x/last.ckpt")["global_step"] == 2
+
+
+def test_a_second_signal_ends_sweeps_and_pipelines(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    interrupted(monkeypatch, "on_train_batch_end", 2)
+    words = [*VQ, *DATA, *TRAINER, "seed=0,1", *recipe(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", *words])
+    with pytest.raises(SystemExit) as end:
+        main("train", lambda found, overrides: train.run(found), "")
+    assert end.value.code == 130 and "[2/2]" not in capsys.readouterr().out
+    stage = Stage("quickstart/clip", ["experiments=quickstart/clip", *CLIP[1:], *DATA, *TRAINER, *recipe(tmp_path)], "")
+    with pytest.raises(SystemExit) as end:
+        pipeline.run(compose(["experiments=quickstart", *recipe(tmp_path)], files=False), [stage])
+    assert end.value.code == 130
+
+
+def test_pictures_cropped_and_mirrored_by_chance_come_again_after_a_break(tmp_path: Path, monkeypatch: Any) -> None:
+    for split, count in (("train", 20), ("val", 4)):
+        (tmp_path / "pictures" / split).mkdir(parents=True)
+        for i in range(count):
+            noise = np.random.default_rng(i).integers(0, 256, (44, 50, 3), np.uint8)
+            Image.fromarray(noise).save(tmp_path / "pictures" / split / f"{i}.png")
+    words = [*VQ, *TRAINER, f"paths.runs={tmp_path / 'runs'}", f"paths.cache={tmp_path / 'cache'}", "data=folder",
+             f"data.root={tmp_path / 'pictures'}", "data.image_size=32", "data.load_size=40", "data.crop=random",
+             "data.flip=true", "data.batch_size=8", "trainer.max_steps=8", "callbacks.pictures=null"]
+    train.run(compose([*words, "name=whole"]))
+    original = Checkpoints.on_train_batch_end
+
+    def interrupting(self: Checkpoints, trainer: Any, *rest: Any) -> None:
+        if trainer.global_step == 5:  # in the middle of the third epoch
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, trainer, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "on_train_batch_end", interrupting)
+        with pytest.raises(SystemExit):
+            train.run(compose([*words, "name=broken"]))
+    train.run(compose([*words, "name=broken"]))
+    assert same(weights(tmp_path / "runs/whole"), weights(tmp_path / "runs/broken"))
+    train.run(compose([*words, "name=raw", "data.pack=false"]))  # and without the packed cache the same
+    assert same(weights(tmp_path / "runs/whole"), weights(tmp_path / "runs/raw"))
+
+
+def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(tmp_path: Path, capsys: Any) -> None:
+    train.run(config(tmp_path, VQ, "name=whole"))
+    train.run(config(tmp_path, VQ, "name=x"))
+    run_dir = tmp_path / "runs/x"
+    (run_dir / "finished.json").unlink()
+    (run_dir / "last.ckpt").write_bytes((run_dir / "last.ckpt").read_bytes()[:1000])
+    train.run(config(tmp_path, VQ, "name=x"))
+    assert "cut off" in capsys.readouterr().out
+    assert same(weights(tmp_path / "runs/whole"), weights(run_dir))
+
+
+def test_a_non_finite_loss_saves_the_state_beside_the_last_checkpoint(tmp_path: Path, monkeypatch: Any) -> None:
+    original = VQGAN.reconstruction_terms
+
+    def broken(self: VQGAN, *images: torch.Tensor) -> dict[str, torch.Tensor]:
+        terms = original(self, *images)
+        if self.global_step == 5:
+            terms["loss/pixel"] = terms["loss/pixel"] * math.nan
+        return terms
+
+    monkeypatch.setattr(VQGAN, "reconstruction_terms", broken)
+    with pytest.raises(ValueError, match=r"not finite at step 5: loss/pixel=nan.*shapes/0/train/.*crash\.ckpt"):
+        train.run(config(tmp_path, VQ, "name=x"))
+    assert file_format.read(tmp_path / "runs/x/last.ckpt")["global_step"] == 4
+    crashed = file_format.read(tmp_path / "runs/x/crash.ckpt")["state_dict"]
+    assert all(bool(torch.isfinite(value).all()) for value in crashed.values())
+
+
+def test_resume_must_and_unwritable_folders(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="resume=must"):
+        train.run(config(tmp_path, VQ, "name=x", "resume=must"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot be written.*paths\.runs"):
+        train.open_run(config(tmp_path, VQ, "name=x"), tmp_path / "file/run")
+
+
+def recipe(tmp_path: Path) -> list[str]:
+    return [f"paths.runs={tmp_path / 'runs'}", f"paths.cache={tmp_path / 'cache'}"]
+
+
+def test_the_three_stages_and_their_report(tmp_path: Path, capsys: Any) -> None:
+    """What experiments/quickstart does, at a few steps a stage; twice: the second time nothing is done again."""
+    train.run(config(tmp_path, CLIP, "name=clip"))
+    train.run(config(tmp_path, VQ, "name=vqgan"))
+    runs = tmp_path / "runs"
+    needs = [f"model.tokenizer.path={runs / 'vqgan/last.ckpt'}", f"text_encoder.path={runs / 'clip/hf'}"]
+    result = train.run(config(tmp_path, PRIOR, "name=prior", *needs))
+    assert result["metrics"]["val/loss"] < 1.2 * math.log(16)
+    settings = {"metrics": ["composition", "reconstruction"], "n_per_task": 2, "guidance": 2.0}
+    out = tmp_path / "runs/all"
+    scored = pipeline.evaluated(settings, tmp_path / "runs/prior/last.ckpt", out)
+    assert scored["scores"]["composition"]["seen"]["ceiling_renders"]["overall"] == 1.0
+    assert set(scored["scores"]["composition"]["heldout"]["score"]) == {*HELDOUT_TASKS, "overall"}
+    assert (out / "evaluation-seen.png").is_file()
+    capsys.readouterr()
+    assert pipeline.evaluated(settings, tmp_path / "runs/prior/last.ckpt", out)["scores"] == scored["scores"]
+    assert "already there" in capsys.readouterr().out
+
+
+def test_a_pipeline_composes_its_stages_under_one_group(tmp_path: Path) -> None:
+    stages = plan(["experiments=quickstart", "name=mine", *recipe(tmp_path)])
+    assert [stage.name for stage in stages] == ["quickstart/clip", "quickstart/vqgan", "quickstart/prior"]
+    prior = compose(stages[-1].overrides, files=False)
+    assert prior["name"] == "mine/prior" and prior["model"]["tokenizer"]["path"].endswith("runs/mine/vqgan/last.ckpt")
+    assert all(stage.command.startswith("python train.py experiments=quickstart/") for stage in stages)
+
+
+def test_settings_of_what_follows_the_stages_stay_with_the_pipeline() -> None:
+    words = ["experiments=baselines_shapes", "comparison.n_per_task=3", "seed=4"]
+    assert compose(words, files=False)["comparison"]["n_per_task"] == 3
+    assert all("seed=4" in stage.overrides and "comparison" not in stage.command for stage in plan(words))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # three starts of Python with torch, on a machine that may be busy
+def test_kill_9_then_the_same_command_gives_the_unbroken_weights(tmp_path: Path) -> None:
+    """About 40 s: three processes."""
+    words = [*VQ, *DATA, *TRAINER, "trainer.max_steps=60", *recipe(tmp_path)]
+    command = [sys.executable, str(ROOT / "train.py"), *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "name=whole"], check=True, env=environment, cwd=tmp_path, capture_output=True)
+    process = subprocess.Popen([*command, "name=broken"], env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    killed = tmp_path / "runs/broken/previous.ckpt"
+    while not killed.is_file():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "runs/broken/finished.json").exists()
+    subprocess.run([*command, "name=broken"], check=True, env=environment, cwd=tmp_path, capture_output=True)
+    assert json.loads((tmp_path / "runs/broken/finished.json").read_text())["steps"] == 60
+    assert same(weights(tmp_path / "runs/whole"), weights(tmp_path / "runs/broken"))
