@@ -55,7 +55,7 @@ def through(door: str, path: Path, made: Path) -> Line:
     if door in ("inspect", "convert", "export", "reconstruct"):
         more = {"inspect": [], "convert": [str(folder / "out.safetensors")], "export": [str(folder / "out")],
                 "reconstruct": [str(picture(folder)), str(folder / "out.png")]}[door]
-        return "interop", [door, str(path), *more]
+        return "t2i", [door, str(path), *more]
     from campaign.made import words
 
     if door == "resume":

@@ -67,7 +67,7 @@ def make(folder: Path, models: tuple[str, ...] = tuple(MODELS)) -> Path:
                 raise RuntimeError(f"the tiny {model} could not be made:\n{ended.err}\n{ended.out}")
         if model in ("prior", "vqgan") and not (folder / f"export/{model}/model.safetensors").is_file():
             out = str(folder / f"export/{model}")
-            ended = forked.run(forked.command("interop", ["export", str(folder / f"runs/{model}/last.ckpt"), out]),
+            ended = forked.run(forked.command("t2i", ["export", str(folder / f"runs/{model}/last.ckpt"), out]),
                                folder, 60)
             if ended.code:
                 raise RuntimeError(f"the tiny {model} could not be exported:\n{ended.err}")

@@ -1,6 +1,7 @@
 """What configs of earlier versions call by other names: checkpoints and run folders written then still load.
 
-`MODULES` holds modules that moved, `KEYS` keys of a whole config, by their path.
+`MODULES` holds modules that moved, `CLASSES` classes and functions of another name (by today's module), `KEYS` keys of
+a whole config, by their path.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ MODULES = {
     "t2i.text.clip": "t2i.text_encoders.clip",
     "t2i.watch": "t2i.training.callbacks.generation_metrics",
 }
+CLASSES: dict[str, str] = {}
 KEYS: dict[str, str] = {}
 
 
@@ -30,7 +32,8 @@ def renamed(value: Any) -> Any:
 
 def _target(name: Any) -> Any:
     module, _, attribute = name.rpartition(".") if isinstance(name, str) else ("", "", "")
-    return f"{MODULES[module]}.{attribute}" if module in MODULES else name
+    found = f"{MODULES[module]}.{attribute}" if module in MODULES else name
+    return CLASSES.get(found, found) if isinstance(found, str) else found
 
 
 def current(config: Mapping[str, Any]) -> dict[str, Any]:
