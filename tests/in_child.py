@@ -26,7 +26,7 @@ SETTINGS = ["model=vqgan", "model.autoencoder.channels=8", "model.autoencoder.mu
             "trainer.log_every_steps=3", "trainer.max_steps=13", "model.learning_rate=0.01", "logger=csv",
             "trainer.monitor=train/codebook_perplexity", "trainer.monitor_mode=max", "callbacks.plots=null",
             "callbacks.progress=null", "callbacks.pictures=null",
-            "callbacks.ema={_target_: t2i.training.callbacks.visuals.EMA, modules: [tokenizer], decay: 0.9}"]
+            "callbacks.ema={_target_: t2i.training.callbacks.ema.EMA, modules: [tokenizer], decay: 0.9}"]
 
 
 def config(folder: Path, *more: str) -> dict[str, Any]:

@@ -106,14 +106,14 @@ class Divided(pl.LightningModule):
     divides = False
     accumulate = 1
     piece, share = 0, 1.0  # the one at work, and how much of the batch it is
-    shared_seed = 0  # of this step, the same on every rank; set by `t2i.training.callbacks.checkpointing.StepSeed`
+    shared_seed = 0  # of this step, the same on every rank; set by `t2i.training.callbacks.seeding.StepSeed`
 
     def part(self, batch: B, size: int) -> tuple[B, slice]:
         """The piece at work out of a batch of `size` pictures, and where in the batch it lies."""
         if self.accumulate == 1:
             return batch, slice(None)
         if self.accumulate > size:
-            raise ValueError(f"trainer.accumulate={self.accumulate}: a device's batch has {size} pictures;"
+            raise ValueError(f"trainer.accumulate_grad_batches={self.accumulate}: a device's batch has {size} pictures;"
                              f" from 1 to {size} are allowed")
         where = slice(size * self.piece // self.accumulate, size * (self.piece + 1) // self.accumulate)
         self.share = (where.stop - where.start) / size
@@ -178,11 +178,11 @@ def switch(model: Any, accumulate: int, compile: bool | str, batch_size: int) ->
         batch_size: global.
     """
     if accumulate > 1 and not getattr(model, "divides", False):
-        raise ValueError(f"trainer.accumulate={accumulate}: {type(model).__name__} needs every batch whole;"
-                         " 1 is allowed (trainer.accumulate=1)")
+        raise ValueError(f"trainer.accumulate_grad_batches={accumulate}: {type(model).__name__} needs every batch"
+                         " whole; 1 is allowed (trainer.accumulate_grad_batches=1)")
     if accumulate > batch_size:
-        raise ValueError(f"trainer.accumulate={accumulate} is more than data.batch_size={batch_size}: a piece has at"
-                         " least one picture")
+        raise ValueError(f"trainer.accumulate_grad_batches={accumulate} is more than data.batch_size={batch_size}:"
+                         " a piece has at least one picture")
     if accumulate > 1:
         model.accumulate = accumulate
     if compile:

@@ -47,7 +47,7 @@ def gathered_objects(items: list[Any]) -> list[Any]:
 
 def shared_rand(module: Any, count: int) -> Tensor:
     """`count` uniform numbers, this rank's share of those of the global batch: what one rank alone draws first in its
-    step (`t2i.training.callbacks.checkpointing.StepSeed`)."""
+    step (`t2i.training.callbacks.seeding.StepSeed`)."""
     if not several():
         return torch.rand(count, device=module.device)
     world = module.trainer.world_size

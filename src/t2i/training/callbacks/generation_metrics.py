@@ -28,14 +28,14 @@ from t2i.metrics.features import ClipFeatures
 from t2i.metrics.frechet import frechet_distance
 from t2i.metrics.r_precision import r_precision
 from t2i.metrics.statistics import Statistics
-from t2i.training.callbacks.checkpointing import SelfDescribing
-from t2i.training.callbacks.visuals import undisturbed
+from t2i.training.callbacks.checkpointing import ConfigInCheckpoint
+from t2i.training.callbacks.image_grid import undisturbed
 from t2i.training.strategies import is_sharded
 
 KINDS = ("fd_clip", "clip_score", "r_precision")
 
 
-class Scores(pl.Callback):
+class GenerationMetrics(pl.Callback):
     """Logs `val/fd_clip`, `val/clip_score` and so on, with n (`val/score_n`), and what they cost: `val/score_seconds`,
     and `val/score_share`, their part of all the time since training began.
 
@@ -80,7 +80,7 @@ class Scores(pl.Callback):
             raise ValueError("callbacks.scores draws on every rank, which trainer=fsdp cannot; use trainer=ddp")
         self.options = {**{k: v for k, v in module.options.items() if v is not None}, **self.given}
         module.check_options(**self.options)
-        config = next(c for c in trainer.callbacks if isinstance(c, SelfDescribing)).config
+        config = next(c for c in trainer.callbacks if isinstance(c, ConfigInCheckpoint)).config
         self.scorer.to(module.device)
         self.how = involved(self.scorer, module)
         reference = Reference(config, Protocol(None, n=self.n), module.image_size, self.seed)
