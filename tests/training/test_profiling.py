@@ -11,8 +11,7 @@ import torch
 from tests import tiny
 
 from t2i.checkpoint import building
-from t2i.config.compose import ConfigError, compose
-from t2i.config.compose import compose as config_compose
+from t2i.config.compose import ConfigError, compared, compose
 from t2i.training import profiling
 from t2i.training.meter import Peak, product
 
@@ -120,7 +119,7 @@ def test_devices() -> None:
 
 
 def test_a_run_does_not_care_whether_it_was_estimated() -> None:
-    assert config_compose.compared({"seed": 1, "estimate": True}) == config_compose.compared({"seed": 1,
+    assert compared({"seed": 1, "estimate": True}) == compared({"seed": 1,
                                                                                               "estimate": False})
 
 

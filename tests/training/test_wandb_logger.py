@@ -320,7 +320,7 @@ def test_inside_a_sweep_the_agents_id_is_kept_when_the_server_is_gone(tmp_path: 
     """In a process of its own, as an agent starts one: wandb reads the sweep's variables once."""
     environment = {**os.environ, "WANDB_RUN_ID": "agents", "WANDB_SWEEP_ID": "sweep", "WANDB_API_KEY": KEY,
                    "WANDB_BASE_URL": "http://127.0.0.1:9", "PYTHONPATH": str(ROOT / "src")}
-    code = ("from pathlib import Path; from t2i import wandb_mirror as w; w.PATIENCE = 2\n"
+    code = ("from pathlib import Path; from t2i.training import wandb_logger as w; w.PATIENCE = 2\n"
             f"log = w.WandB(Path({str(tmp_path)!r}), {{}}, 'run', None, 't2i'); log.log_metrics({{'a': 1.0}}, 0)\n"
             "log.finish()")
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, timeout=120)
