@@ -22,6 +22,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tests import tiny
 from wandb.proto import wandb_internal_pb2
 from wandb.sdk.launch.sweeps import utils as sweeps
 
@@ -32,14 +33,8 @@ from t2i.training.callbacks.checkpointing import RunCheckpoint
 from t2i.training.wandb_logger import WandbLogger, has_key, last_step
 from t2i.version import code_version
 
-TINY = ["model=vqgan", "model.autoencoder.channels=8", "model.autoencoder.multipliers=[1]",
-        "model.autoencoder.attention_levels=[]", "model.autoencoder.mid_attention=false",
-        "model.autoencoder.patch_size=8", "model.autoencoder.z_channels=8", "model.autoencoder.num_groups=0",
-        "model.quantizer.codebook_size=16", "model.quantizer.dim=4", "model.discriminator.channels=4",
-        "model.discriminator.num_layers=2", "data.image_size=32", "data.size=96", "data.val_size=16",
-        "data.batch_size=8", "trainer=cpu", "trainer.precision=32-true", "trainer.max_steps=8",
-        "trainer.val_every_steps=4", "trainer.limit_val_batches=1", "trainer.log_every_steps=1",
-        "trainer.checkpoint_every_steps=2", "callbacks.plots=null", "callbacks.progress=null"]
+TINY = [*tiny.VQGAN, *tiny.DATA, *tiny.TRAINER, "trainer.max_steps=8", "trainer.log_every_steps=1",
+        "callbacks.plots=null", "callbacks.progress=null"]
 KEY = "0123456789" * 4  # has the form of one
 
 

@@ -22,7 +22,7 @@ from t2i.checkpoint import atomic, building, lightning_io, registry
 from t2i.config import quiet
 from t2i.config.messages import is_for_people, shown
 from t2i.data.datasets import caption_texts, data_module
-from t2i.models.base import NonFiniteElsewhere, NonFiniteLoss, precision, switch
+from t2i.models.base import NonFiniteLoss, NonFiniteLossOnOtherRank, precision, set_accumulation_and_compile
 from t2i.training import loggers
 from t2i.training.callbacks.checkpointing import FULL, ConfigInCheckpoint, OptimizerSettings, RunCheckpoint
 from t2i.training.callbacks.seeding import StepSeed
@@ -79,7 +79,7 @@ def errors_for_people(trainer: pl.Trainer, saver: RunCheckpoint, resume: Path | 
     """Inside, what can go wrong in a training without being a fault says what is kept and how the run goes on."""
     try:
         yield
-    except NonFiniteElsewhere as error:
+    except NonFiniteLossOnOtherRank as error:
         raise SystemExit(2) from error
     except NonFiniteLoss as error:
         state = f"The state is in {saver.folder / 'crash.ckpt'}; " if saver.crashed else ""
@@ -104,7 +104,7 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
     started, t = time.monotonic(), config["trainer"]
     pl.seed_everything(config["seed"], workers=False, verbose=False)
     model = building.build(config["model"])
-    switch(model, t["accumulate_grad_batches"], t["compile"], config["data"]["batch_size"])
+    set_accumulation_and_compile(model, t["accumulate_grad_batches"], t["compile"], config["data"]["batch_size"])
     data = data_module(config, model)
     if hasattr(model, "prepare") and resume is None:
         model.prepare(caption_texts(data.train_set))

@@ -24,7 +24,6 @@ from t2i.evaluation.generated_images import largest_batch, sampled
 from t2i.evaluation.protocols import Protocol
 from t2i.evaluation.reference_images import Reference
 from t2i.metrics.clip_score import CLIPScorer
-from t2i.metrics.features import ClipFeatures
 from t2i.metrics.frechet import frechet_distance
 from t2i.metrics.r_precision import r_precision
 from t2i.metrics.statistics import Statistics
@@ -86,7 +85,7 @@ class GenerationMetrics(pl.Callback):
         reference = Reference(config, Protocol(None, n=self.n), module.image_size, self.seed)
         self.text = reference.text
         first = trainer.is_global_zero
-        net = ClipFeatures(self.scorer)
+        net = self.scorer
         self.words = self.scorer.text_features(self.text).cpu()
         self.real = None
         if "fd_clip" in self.metrics:
@@ -117,7 +116,7 @@ class GenerationMetrics(pl.Callback):
         """Of the module as it is; every rank must call it, and gets the same."""
         mine = list(range(rank, len(self.text), ranks))
         seeds = [number(self.seed, "evaluation", i) for i in mine]
-        net = ClipFeatures(self.scorer)
+        net = self.scorer
         statistics, features, at = Statistics(net.dim), [torch.zeros(0, net.dim)], 0
         batch = largest_batch(module.device, self.batch_size)
         for images in sampled(module, [self.text[i] for i in mine], seeds, self.options, batch):
