@@ -11,7 +11,8 @@ from t2i.checkpoint import atomic, building, file_format
 from t2i.config import quiet
 from t2i.data.data_module import DataModule
 from t2i.losses.gan import hinge_d, hinge_g
-from t2i.models.base import NonFiniteLoss, check_finite, frozen_call, warmup_cosine
+from t2i.models.base import NonFiniteLoss, check_finite, frozen_call
+from t2i.models.optimizers import warmup_cosine
 from t2i.models.vqgan import VQGAN, load_tokenizer
 from t2i.nets.patchgan import PatchGAN
 from t2i.training import loggers

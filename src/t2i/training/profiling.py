@@ -138,7 +138,7 @@ def parts(model: Any) -> list[Row]:
         rows.append((f"parameters of {name}", millions(count(child)), "counted"))
         inside = [(inner, count(module)) for inner, module in child.named_children()]
         rows += [(f"  {inner}", millions(n), "counted") for inner, n in inside if n > 0.05 * total]
-    for frozen in getattr(model, "_outside", ()):
+    for frozen in model.frozen_parts:
         if frozen is not None:
             rows.append((f"frozen: {type(frozen).__name__}", millions(count(frozen)), "counted"))
     return rows
@@ -170,7 +170,7 @@ def measure(config: dict[str, Any], earlier: list[dict[str, Any]]) -> tuple[list
         loader: DataLoader[Any] = DataLoader(data, batch_size=None)  # type: ignore[arg-type]
         trainer.fit(model, loader, loader)
     kinds = {"trained": sum(p.numel() * p.element_size() for p in model.parameters()),
-             "frozen": 4 * sum(count(part) for part in getattr(model, "_outside", ()) if part is not None),
+             "frozen": 4 * sum(count(part) for part in model.frozen_parts if part is not None),
              "averaged": 4 * sum(count(model.get_submodule(name)) for name in averaged["modules"]) if averaged else 0}
     activations = max(meter.activations.values())
     memory = 2 * kinds["trained"] + kinds["frozen"] + kinds["averaged"] + meter.state + activations
