@@ -16,8 +16,8 @@ import torch.distributed as dist
 from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from campaign.two_processes import (
+    FORK,
     MODELS,
-    SERVER,
     SINCE_VALIDATION,
     apart,
     command,
@@ -111,7 +111,7 @@ def _meets(rank: int, folder: str) -> None:
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_stops_both_and_that_one_tells(tmp_path: Path) -> None:
-    processes: list[Any] = [SERVER.Process(target=_meets, args=(rank, str(tmp_path))) for rank in range(2)]
+    processes: list[Any] = [FORK.Process(target=_meets, args=(rank, str(tmp_path))) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from tests import tiny
 from torch.utils.data import DataLoader
 
 from t2i.checkpoint import atomic, building, file_format
@@ -30,22 +31,13 @@ from t2i.training import train
 from t2i.training.callbacks.checkpointing import Checkpoints
 from t2i.types import Batch, CodeBatch, TextEmbedding
 
-DATA = ["data.image_size=32", "data.size=96", "data.val_size=16", "data.batch_size=8"]
-TRAINER = ["trainer=cpu", "trainer.precision=32-true", "trainer.val_every_steps=4", "trainer.limit_val_batches=1",
-           "trainer.checkpoint_every_steps=2", "logger=csv"]
-VQ_WORDS = ["model=vqgan", "model.autoencoder.channels=8", "model.autoencoder.multipliers=[1]",
-            "model.autoencoder.attention_levels=[]", "model.autoencoder.mid_attention=false",
-            "model.autoencoder.patch_size=8", "model.autoencoder.z_channels=8", "model.autoencoder.num_groups=0",
-            "model.quantizer.codebook_size=16", "model.quantizer.dim=4", "model.discriminator.channels=4",
-            "model.discriminator.num_layers=2", "model.discriminator_start=0.25"]
-CLIP_WORDS = ["model=clip", "model.patch_size=8", "model.width=16", "model.num_layers=1", "model.num_heads=2",
-              "model.text_width=16", "model.text_layers=1", "model.text_heads=2", "model.embed_dim=8"]
-PRIOR_WORDS = ["model=prior", "model.width=16", "model.num_layers=2", "model.num_heads=2", "model.dropout=0.1"]
+VQ_WORDS = [*tiny.VQGAN, "model.discriminator_start=0.25"]
+PRIOR_WORDS = [*tiny.PRIOR, "model.num_layers=2"]
 
 
 def config(folder: Path, model: list[str], *more: str, steps: int = 8) -> dict[str, Any]:
     paths = [f"paths.runs={folder / 'runs'}", f"paths.cache={folder / 'cache'}"]
-    return compose([*model, *DATA, *TRAINER, *paths, f"trainer.max_steps={steps}", *more])
+    return compose([*model, *tiny.DATA, *tiny.TRAINER, *tiny.QUIET, *paths, f"trainer.max_steps={steps}", *more])
 
 
 def held(folder: Path, name: str) -> dict[str, Any]:
@@ -340,7 +332,7 @@ def test_compiled_nets_train_validate_and_draw(tmp_path: Path, monkeypatch: Any)
              "model.checkpointing=true",
              "callbacks.composition={_target_: t2i.training.callbacks.validation_metrics.Composition, n_per_task: 1}"]
     for compiled in ("false", "aot_eager"):
-        for name, words in (("clip", CLIP_WORDS), ("vqgan", VQ_WORDS), ("prior", [*PRIOR_WORDS, *needs])):
+        for name, words in (("clip", tiny.CLIP), ("vqgan", VQ_WORDS), ("prior", [*PRIOR_WORDS, *needs])):
             train.run(config(tmp_path, words, f"name={name}-{compiled}", f"trainer.compile={compiled}"))
             ends[name, compiled] = held(tmp_path, f"{name}-{compiled}")["state_dict"]
         if compiled == "false":
