@@ -170,8 +170,8 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_moves(tmp_path) -> No
 class Overflowing(VQGAN):
     """Its discriminator's loss overflows while the generator's terms are finite."""
 
-    def step_both(self, generator_loss, discriminator_loss, keys):
-        return super().step_both(generator_loss, lambda: discriminator_loss() * torch.inf, keys)
+    def backward_and_step(self, generator_loss, discriminator_loss, keys):
+        return super().backward_and_step(generator_loss, lambda: discriminator_loss() * torch.inf, keys)
 
 
 def test_a_discriminator_loss_that_is_not_finite_stops_as_well(tmp_path) -> None:
