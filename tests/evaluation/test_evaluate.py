@@ -13,7 +13,7 @@ from PIL import Image
 from tests import tiny
 from torch import Tensor
 
-from t2i.checkpoint.lock import alone
+from t2i.checkpoint.lock import exclusive
 from t2i.config.compose import ConfigError, compose
 from t2i.evaluation import evaluate
 from t2i.evaluation.feature_models import involved
@@ -310,7 +310,7 @@ def test_what_is_broken_off_leaves_the_scores_that_there_are(place: Path, tmp_pa
 
 def test_one_evaluation_at_a_time_writes_a_folder(place: Path, tmp_path: Path) -> None:
     asked = config(place, ckpt(place), "metrics=[fd_clip]", f"judge={place / 'judge'}", f"out={tmp_path}")
-    with alone(tmp_path, "evaluation"):
+    with exclusive(tmp_path, "evaluation"):
         with pytest.raises(ValueError, match=r"out=.* is being written by process \d+ on .* since 2.*out=…"):
             evaluate.run(asked)
     assert not list(tmp_path.iterdir())

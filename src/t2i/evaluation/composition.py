@@ -16,7 +16,7 @@ from torch import Tensor
 
 from t2i.data import shapes
 from t2i.data.scenes import TASKS, Caption, Scene, Task, render
-from t2i.data.seeds import number
+from t2i.data.seeds import derive_seed
 from t2i.evaluation.generated_images import BATCH, Drawn, sampled
 from t2i.metrics.composition import composition_score, shares, shuffled, verdicts
 
@@ -30,7 +30,7 @@ Paint = Callable[[str, list[str]], Tensor]  # split and captions -> uint8 (n, h,
 def draw(model: Any, text: list[str], seed: int, options: dict[str, Any], progress: Any = None) -> Tensor:
     """One picture a caption, uint8 (n, h, w, 3), in batches; picture i has the seed f(seed, "evaluation", i)."""
     drawn, done = [], 0
-    for images in sampled(model, text, [number(seed, "evaluation", i) for i in range(len(text))], options, BATCH):
+    for images in sampled(model, text, [derive_seed(seed, "evaluation", i) for i in range(len(text))], options, BATCH):
         drawn.append(as_bytes(images))
         done += len(images)
         if progress is not None:

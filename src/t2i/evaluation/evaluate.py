@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from t2i.checkpoint import atomic, building, file_format
-from t2i.checkpoint.lock import alone
+from t2i.checkpoint.lock import exclusive
 from t2i.checkpoint.registry import trust
 from t2i.config.messages import shown as printable
-from t2i.data.datasets import admit_data
+from t2i.data.datasets import check_data_node
 from t2i.evaluation.composition import composed, listed, refined, table, world_of
 from t2i.evaluation.export_references import export
 from t2i.evaluation.feature_models import involved, open_inception, open_judge
@@ -64,7 +64,7 @@ class Evaluation:
         self.hash = file_format.file_hash(config["ckpt"]) if config["ckpt"] is not None else None
         node = config["data"] if "data" in config else (self.held or {}).get("data")
         if node is not None and "data" not in config:
-            admit_data(node, config["ckpt"])
+            check_data_node(node, config["ckpt"])
         self.protocol, self.changed = settle(config, node["_target_"] if node is not None else None)
         metrics = self.metrics = self.protocol.metrics
         if config["n_per_task"] < 2:
@@ -123,7 +123,7 @@ class Evaluation:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             if rank_and_world_size()[0] == 0:
-                self.held_open.enter_context(alone(self.out, "evaluation"))
+                self.held_open.enter_context(exclusive(self.out, "evaluation"))
         except OSError as error:
             raise ValueError(f"out={printable(self.out)} cannot be written: {error.strerror}") from error
 

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import torch
 
+from t2i.checkpoint.file_checks import quoted
 from t2i.checkpoint.registry import is_trusted_place
-from t2i.checkpoint.safe_building import said
 from t2i.evaluation.protocols import NEEDS_INCEPTION, NEEDS_JUDGE, Protocol
 from t2i.generation.clip_guided.clip_models.identity import same_weights
 from t2i.metrics.clip_score import CLIPScorer, text_hash
@@ -60,7 +60,7 @@ def open_judge(
                          " name; it had better be one that neither conditioned nor guided the pictures")
     if protocol.judge is None and not is_trusted_place(str(path)):
         raise ValueError(f"metrics=[{', '.join(wanting)}] need judge=, a CLIP's folder or hub name; the checkpoint"
-                         f" names {said(path)}, and a file's word opens nothing: if it is meant, judge= says so")
+                         f" names {quoted(path)}, and a file's word opens nothing: if it is meant, judge= says so")
     try:
         return CLIPScorer(path, config["allow_download"], prefix=protocol.prefix).to(device)
     except ValueError as error:

@@ -19,11 +19,11 @@ from PIL import Image
 from torch import Tensor
 
 from t2i.checkpoint import atomic
-from t2i.checkpoint.json_file import read_json
-from t2i.checkpoint.safe_building import said
+from t2i.checkpoint.file_checks import quoted
+from t2i.checkpoint.plain_files import read_json
 from t2i.data.decode import fit, read_pixels
 from t2i.data.folder import read_folder
-from t2i.data.seeds import number
+from t2i.data.seeds import derive_seed
 from t2i.viz.grids import to_uint8, write_bytes
 
 BATCH = 64
@@ -79,7 +79,7 @@ class Drawn:
     @classmethod
     def for_captions(cls, root: Path, request: dict[str, Any], text: Sequence[str]) -> Drawn:
         """The folder under `root` that belongs to this request (model, sampler, seed) and these captions."""
-        key = f"{number(json.dumps(request, sort_keys=True), list(text)):016x}"
+        key = f"{derive_seed(json.dumps(request, sort_keys=True), list(text)):016x}"
         folder = root / key
         names = [f"{i:06}.png" for i in range(len(text))]
         lines = [json.dumps({"file_name": n, "text": t}, ensure_ascii=False) for n, t in zip(names, text, strict=True)]
@@ -114,7 +114,7 @@ class Drawn:
             odd = [name for name, text in listed if not isinstance(name, str) or Path(name).name != name
                    or not isinstance(text, str | None)]
             if odd:
-                raise ValueError(f"a picture's file {said(odd[0])}; names in the folder and captions are wanted")
+                raise ValueError(f"a picture's file {quoted(odd[0])}; names in the folder and captions are wanted")
             guides = list(record["request"].get("hashes", {}).get("guides", {}).values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{root / RECORD} is not as sample.py writes it ({type(error).__name__}:"
@@ -139,7 +139,7 @@ class Drawn:
         whoever draws it. Unwritten says how many are there."""
         at = len(self) - len(todo)
         text = [self.text[i] or "" for i in todo]
-        seeds = [number(seed, "evaluation", i) for i in todo]
+        seeds = [derive_seed(seed, "evaluation", i) for i in todo]
         where = iter(todo)
         for images in sampled(model, text, seeds, options, batch):
             for pixels in to_uint8(images):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from t2i.config.messages import shown as printable
-from t2i.data.datasets import admit_data, dataset
+from t2i.data.datasets import check_data_node, dataset
 from t2i.metrics.nearest_neighbours import nearest
 from t2i.viz import grids
 from t2i.viz.html import document, picture, score_table, table
@@ -61,7 +61,7 @@ def neighbours(task: Any, drawn: Any) -> Any | None:
         return None
     node = task.held["data"]
     try:
-        admit_data(node, task.config["ckpt"])
+        check_data_node(node, task.config["ckpt"])
         node = {**node, "pack": False} if "pack" in node else node  # to look at some is no reason to pack all
         data = dataset({"data": node, "paths": task.config["paths"]}, "train")
     except ValueError as error:

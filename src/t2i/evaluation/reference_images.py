@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from t2i.config.messages import shown
-from t2i.data.datasets import dataset, described
-from t2i.data.images import Pictures
+from t2i.data.datasets import data_settings, dataset
+from t2i.data.image_dataset import ImageDataset
 from t2i.data.scenes import render
-from t2i.data.seeds import number
+from t2i.data.seeds import derive_seed
 from t2i.evaluation.generated_images import BATCH
 from t2i.evaluation.protocols import SHAPES, Protocol
 from t2i.metrics.features import FeatureNet
@@ -93,11 +93,11 @@ class Reference:
         rounds = max(counts) if self.protocol.captions == "rounds" else 1
         found: list[tuple[int, int]] = []
         for turn in range(rounds):
-            every = [(i, (number(self.seed, "caption", i) + turn) % count) for i, count in enumerate(counts)
+            every = [(i, (derive_seed(self.seed, "caption", i) + turn) % count) for i, count in enumerate(counts)
                      if turn < count]
             left = None if self.protocol.n is None else self.protocol.n - len(found)
             if left is not None and left < len(every):
-                every = sorted(sorted(every, key=lambda pair: number(self.seed, "pick", pair[0]))[:left])
+                every = sorted(sorted(every, key=lambda pair: derive_seed(self.seed, "pick", pair[0]))[:left])
             found += every
         return found
 
@@ -131,7 +131,7 @@ class Reference:
         whole = self.data.pixels(self.data.rows[index]).permute(1, 2, 0).numpy()
         if self.protocol.crop == "lanczos":
             return lanczos(whole, self.size)
-        return augmented(whole, self.size, number(self.seed, "augment", index))
+        return augmented(whole, self.size, derive_seed(self.seed, "augment", index))
 
     def batches(self, size: int = BATCH, label: str = "real pictures") -> Iterator[tuple[Tensor, Tensor]]:
         """Numbers and pictures, uint8 (b, h, w, 3)."""
@@ -144,18 +144,19 @@ class Reference:
 
     def described(self) -> dict[str, Any]:
         """What decides about the real pictures."""
-        shown = described(self.config, self.data) if isinstance(self.data, Pictures) else {
+        shown = data_settings(self.config, self.data) if isinstance(self.data, ImageDataset) else {
             key: value for key, value in self.config["data"].items() if key not in ("batch_size", "workers")}
         return {"data": shown, "crop": self.protocol.crop, "size": self.size, "n": len(self.numbers),
                 "first": self.numbers.start, **({"seed": self.seed} if self.protocol.crop == "augmented" else {})}
 
     def hash(self) -> str:
-        return f"{number(json.dumps(self.described(), sort_keys=True, default=str)):016x}"
+        return f"{derive_seed(json.dumps(self.described(), sort_keys=True, default=str)):016x}"
 
     def statistics(self, net: FeatureNet, keep: bool) -> Statistics:
         """Of the real pictures' features; from the cache where they were computed before."""
         held = {"reference": self.described(), "net": net.protocol(), "keep": keep}
-        path = self.cache / "statistics" / f"{number(json.dumps(held, sort_keys=True, default=str)):016x}.safetensors"
+        code = derive_seed(json.dumps(held, sort_keys=True, default=str))
+        path = self.cache / "statistics" / f"{code:016x}.safetensors"
         if path.is_file():
             try:
                 return Statistics.from_state(load_file(path))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from t2i.data.datasets import dataset
 from t2i.data.scenes import render
-from t2i.data.seeds import number
+from t2i.data.seeds import derive_seed
 from t2i.evaluation.composition import as_bytes, composition, world_of
 from t2i.evaluation.generated_images import BATCH
 from t2i.metrics.clip_score import CLIPScorer
@@ -72,7 +72,7 @@ def drawn(model: Any, text: Sequence[str], seed: int, options: dict[str, Any], l
         for start in range(0, len(text), BATCH):
             part = list(text[start : start + BATCH])
             with torch.no_grad():
-                seeds = [number(seed, "comparison", start + i) for i in range(len(part))]
+                seeds = [derive_seed(seed, "comparison", start + i) for i in range(len(part))]
                 yield as_bytes(model.sample(part, seeds=seeds, **options))
             progress(start + len(part))
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t2i.data.data_module import DataModule, scaled
-from t2i.data.datasets import dataset, described
+from t2i.data.data_module import DataModule, to_float
+from t2i.data.datasets import data_settings, dataset
 from t2i.evaluation.composition import as_bytes
 from t2i.evaluation.generated_images import BATCH
 from t2i.evaluation.protocols import fid_name
@@ -50,7 +50,7 @@ def reconstruction(
     values: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "lpips": []}
     shown: tuple[Tensor, Tensor] | None = None
     with counter("reconstructions", total) as progress:
-        for batch in map(scaled, data.val_dataloader()):
+        for batch in map(to_float, data.val_dataloader()):
             image = batch.image[: total - count]
             ids = tokenizer.encode(image.to(device))
             back = tokenizer.decode_ids(ids.clone()).float().cpu()
@@ -74,7 +74,7 @@ def reconstruction(
                 break
     if shown is None:
         raise ValueError(f"split={split} of the data holds no pictures")
-    protocol = {**base, "split": split, "n": count, "interval": "bootstrap, 1000", "data": described(config, made)}
+    protocol = {**base, "split": split, "n": count, "interval": "bootstrap, 1000", "data": data_settings(config, made)}
     for name, better in (("psnr", "higher"), ("ssim", "higher"), ("lpips", "lower")):
         if values[name]:
             with scores.trying([name if name == "lpips" else "reconstruction"], part=name == "psnr"):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from t2i.checkpoint import atomic, file_format
-from t2i.checkpoint.json_file import read_table
+from t2i.checkpoint.plain_files import read_table
 from t2i.config import quiet
 from t2i.config.compose import Stage, compose
 from t2i.evaluation import evaluate

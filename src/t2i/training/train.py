@@ -21,7 +21,7 @@ import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from t2i.checkpoint import atomic, building, file_format, lightning_io, registry, renames
-from t2i.checkpoint.json_file import read_table
+from t2i.checkpoint.plain_files import read_table
 from t2i.config import quiet
 from t2i.config.compose import compared, difference, flat
 from t2i.config.messages import is_for_people, shown

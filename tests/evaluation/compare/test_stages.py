@@ -17,7 +17,7 @@ from t2i.checkpoint import file_format
 from t2i.config.compose import Stage, compose
 from t2i.data import shapes
 from t2i.data.scenes import render
-from t2i.data.seeds import number
+from t2i.data.seeds import derive_seed
 from t2i.evaluation.compare import stages as compare_stages
 from t2i.evaluation.ruler import Ruler, drawn
 from t2i.metrics.clip_score import CLIPScorer
@@ -154,7 +154,7 @@ def test_each_picture_has_its_own_seed() -> None:
     model = Grey(0.0)
     parts = list(drawn(model, ["x"] * 70, 5, {"truncation": 0.5}, "x"))
     assert [len(part) for part in parts] == [64, 6]
-    wanted = model.sample(["x"], seeds=[number(5, "comparison", 66)], truncation=0.5).detach()
+    wanted = model.sample(["x"], seeds=[derive_seed(5, "comparison", 66)], truncation=0.5).detach()
     assert int(parts[1][2, 0, 0, 0]) == round(float((wanted[0, 0, 0, 0] + 1) * 127.5))
 
 

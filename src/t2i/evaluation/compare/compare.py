@@ -86,7 +86,7 @@ def versions() -> str:
 def run(named: list[str], options: dict[str, Any]) -> dict[str, Any]:
     """Compares runs as `parse` gives them, writes the three files, prints the table, and returns what `compare.json`
     holds."""
-    from t2i.checkpoint.lock import alone
+    from t2i.checkpoint.lock import exclusive
     from t2i.checkpoint.registry import trust
     from t2i.config.quiet import quiet
     from t2i.evaluation.compare.runs import gather
@@ -102,7 +102,7 @@ def run(named: list[str], options: dict[str, Any]) -> dict[str, Any]:
     with ExitStack() as held:
         try:
             out.mkdir(parents=True, exist_ok=True)
-            held.enter_context(alone(out, "compare"))
+            held.enter_context(exclusive(out, "compare"))
         except OSError as error:
             raise ValueError(f"out={shown(out)} cannot be written: {error.strerror}") from error
         return compared(named, options, runs, out, device)

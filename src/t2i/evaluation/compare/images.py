@@ -19,7 +19,7 @@ from torch import Tensor
 
 from t2i.checkpoint import building, file_format
 from t2i.config.compose import difference
-from t2i.data.datasets import LOOP, admit_data, node_of
+from t2i.data.datasets import LOOP, check_data_node, dataset_node
 from t2i.evaluation.compare.runs import Run
 from t2i.evaluation.composition import reconstructed
 from t2i.evaluation.ruler import drawn
@@ -48,8 +48,8 @@ def validation(run: Run, n: int, size: int | None = None) -> tuple[Tensor, list[
     captions ("" where there is none)."""
     config, source = run.config, run.folder / "config.json"
     data = config["data"] if size is None else {**config["data"], "image_size": size}
-    admit_data(data, source)
-    made = building.build(node_of({**config, "data": data}), split="val")
+    check_data_node(data, source)
+    made = building.build(dataset_node({**config, "data": data}), split="val")
     examples = [made[(i, 0)] for i in range(min(n, len(made)))]
     return (torch.stack([one.image for one in examples]),
             [str(one.captions[0]) if one.captions else "" for one in examples])

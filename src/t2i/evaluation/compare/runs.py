@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from t2i.checkpoint import file_format
-from t2i.checkpoint.json_file import read_table
+from t2i.checkpoint.plain_files import read_table
 from t2i.config.compose import compared, flat
 from t2i.viz.plots import read_metrics
 

@@ -17,7 +17,7 @@ import torch
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 
 from t2i.checkpoint import atomic, file_format
-from t2i.data.seeds import number
+from t2i.data.seeds import derive_seed
 from t2i.models.base import NonFiniteLoss
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # a disk that takes no more
@@ -36,8 +36,8 @@ class StepSeed(pl.Callback):
         self.seed = seed
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
-        torch.manual_seed(number(self.seed, "step", trainer.global_step, trainer.global_rank))
-        module.shared_seed = number(self.seed, "step", trainer.global_step, 0)  # what all ranks draw alike
+        torch.manual_seed(derive_seed(self.seed, "step", trainer.global_step, trainer.global_rank))
+        module.shared_seed = derive_seed(self.seed, "step", trainer.global_step, 0)  # what all ranks draw alike
 
 
 class SelfDescribing(pl.Callback):

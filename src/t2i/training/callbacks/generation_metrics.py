@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from t2i.data.seeds import number
+from t2i.data.seeds import derive_seed
 from t2i.evaluation.composition import as_bytes
 from t2i.evaluation.feature_models import involved, named
 from t2i.evaluation.generated_images import largest_batch, sampled
@@ -116,7 +116,7 @@ class Scores(pl.Callback):
     def scores(self, module: Any, rank: int, ranks: int) -> dict[str, float]:
         """Of the module as it is; every rank must call it, and gets the same."""
         mine = list(range(rank, len(self.text), ranks))
-        seeds = [number(self.seed, "evaluation", i) for i in mine]
+        seeds = [derive_seed(self.seed, "evaluation", i) for i in mine]
         net = ClipFeatures(self.scorer)
         statistics, features, at = Statistics(net.dim), [torch.zeros(0, net.dim)], 0
         batch = largest_batch(module.device, self.batch_size)
