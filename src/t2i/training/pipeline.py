@@ -7,6 +7,8 @@ the hash of the checkpoint that they scored.
 from __future__ import annotations
 
 import json
+import resource
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,6 +53,12 @@ def word(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(word(item) for item in value) + "]"
     return str(value)
+
+
+def peak_memory() -> float:
+    """The process's largest resident size so far, in GB."""
+    unit = 1024 if sys.platform == "linux" else 1
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
@@ -101,7 +109,7 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
         runs = {stage["name"]: stage["run_dir"] for stage in done}
         commands = [f'python sample.py ckpt={runs[stage]}/last.ckpt prompt="two red circles above a blue square" n=8'
                     for stage in config["comparison"]["models"].values()]
-    memory = train.peak_memory()
+    memory = peak_memory()
     total = time.monotonic() - started
     notes.append(f"This command took {clock(total)} min and {memory:.1f} GB of memory at most.")
     shown = compare_stages.scores(compared) if scores is None and compared is not None else scores

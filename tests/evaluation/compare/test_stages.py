@@ -22,7 +22,7 @@ from t2i.evaluation.compare import stages as compare_stages
 from t2i.evaluation.ruler import Ruler, drawn
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.models.clip import CLIP
-from t2i.training import pipeline, train
+from t2i.training import pipeline, resume
 from t2i.viz.grids import MARGIN
 
 DATA = tiny.DATA
@@ -222,8 +222,8 @@ def test_a_pipeline_ends_with_a_comparison(tmp_path: Path, capsys: Any) -> None:
     assert set(held["protocol"]["shared_seconds"]) == {"clip"}
     report = Path(result["report"]).read_text()
     assert "models in columns" in report and "two-stage" in report
-    first = train.finished(runs / "g/prior")
+    first = resume.finished(runs / "g/prior")
     pipeline.run(config, stages)
-    assert train.finished(runs / "g/prior") == first
+    assert resume.finished(runs / "g/prior") == first
     assert "two-stage: fd_clip" not in capsys.readouterr().err
     assert json.loads((runs / "g/comparison.json").read_text())["models"] == held["models"]

@@ -24,18 +24,17 @@ from t2i.evaluation.generated_images import largest_batch, sampled
 from t2i.evaluation.protocols import Protocol
 from t2i.evaluation.reference_images import Reference
 from t2i.metrics.clip_score import CLIPScorer
-from t2i.metrics.features import ClipFeatures
 from t2i.metrics.frechet import frechet_distance
 from t2i.metrics.r_precision import r_precision
 from t2i.metrics.statistics import Statistics
-from t2i.training.callbacks.checkpointing import SelfDescribing
-from t2i.training.callbacks.visuals import undisturbed
+from t2i.training.callbacks.checkpointing import ConfigInCheckpoint
+from t2i.training.callbacks.image_grid import undisturbed
 from t2i.training.strategies import is_sharded
 
 KINDS = ("fd_clip", "clip_score", "r_precision")
 
 
-class Scores(pl.Callback):
+class GenerationMetrics(pl.Callback):
     """Logs `val/fd_clip`, `val/clip_score` and so on, with n (`val/score_n`), and what they cost: `val/score_seconds`,
     and `val/score_share`, their part of all the time since training began.
 
@@ -80,13 +79,13 @@ class Scores(pl.Callback):
             raise ValueError("callbacks.scores draws on every rank, which trainer=fsdp cannot; use trainer=ddp")
         self.options = {**{k: v for k, v in module.options.items() if v is not None}, **self.given}
         module.check_options(**self.options)
-        config = next(c for c in trainer.callbacks if isinstance(c, SelfDescribing)).config
+        config = next(c for c in trainer.callbacks if isinstance(c, ConfigInCheckpoint)).config
         self.scorer.to(module.device)
         self.how = involved(self.scorer, module)
         reference = Reference(config, Protocol(None, n=self.n), module.image_size, self.seed)
         self.text = reference.text
         first = trainer.is_global_zero
-        net = ClipFeatures(self.scorer)
+        net = self.scorer
         self.words = self.scorer.text_features(self.text).cpu()
         self.real = None
         if "fd_clip" in self.metrics:
@@ -117,7 +116,7 @@ class Scores(pl.Callback):
         """Of the module as it is; every rank must call it, and gets the same."""
         mine = list(range(rank, len(self.text), ranks))
         seeds = [derive_seed(self.seed, "evaluation", i) for i in mine]
-        net = ClipFeatures(self.scorer)
+        net = self.scorer
         statistics, features, at = Statistics(net.dim), [torch.zeros(0, net.dim)], 0
         batch = largest_batch(module.device, self.batch_size)
         for images in sampled(module, [self.text[i] for i in mine], seeds, self.options, batch):

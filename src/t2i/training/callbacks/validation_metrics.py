@@ -111,9 +111,8 @@ class Gap(pl.Callback):
 
 
 class Composition(pl.Callback):
-    """Composition score of samples at validation, `n_per_task` pictures a task: a rough curve, not the evaluation."""
-
-    now_and_then = "val/composition_"  # what is not measured in each validation
+    """Composition score of samples at the first of every so many validations, `n_per_task` pictures a task: a rough
+    curve, not the evaluation."""
 
     def __init__(self, n_per_task: int = 8, guidance: float = 3.0, every_n_validations: int = 1) -> None:
         if n_per_task < 1:
@@ -129,7 +128,7 @@ class Composition(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
         self.seen += 1
-        if self.seen % self.every:
+        if (self.seen - 1) % self.every:
             return
         options = {"guidance": self.guidance} if "guidance" in module.options else {}
         pictures = draw(module, [caption.text for caption in self.captions], 1, options)
