@@ -19,8 +19,13 @@ MODULES = {
     "t2i.text.clip": "t2i.text_encoders.clip",
     "t2i.watch": "t2i.training.callbacks.generation_metrics",
 }
-CLASSES: dict[str, str] = {}
-KEYS: dict[str, str] = {}
+CLASSES: dict[str, str] = {
+    "t2i.training.callbacks.generation_metrics.Scores": "t2i.training.callbacks.generation_metrics.GenerationMetrics",
+}
+KEYS: dict[str, str] = {
+    "callbacks.scores.judge": "callbacks.scores.clip_model",
+    "comparison.judge": "comparison.clip_model",
+}
 
 
 def renamed(value: Any) -> Any:
