@@ -105,7 +105,8 @@ def test_two_ranks_score_as_one(tmp_path: Path, clips: tuple[str, str]) -> None:
         for name in ("val/fd_clip", "val/clip_score", "val/r_precision"):
             assert float(one[name]) == pytest.approx(float(two[name]), rel=1e-5, abs=1e-6), name
     scored = [f"ckpt={tmp_path / 'one/gan/last.ckpt'}", f"clip_model={clips[1]}", "n=20",
-              "metrics=[fd_clip,clip_score]", f"paths.cache={tmp_path / 'cache'}", "batch_size=1"]  # one who begins late must not count what is drawn
+              "metrics=[fd_clip,clip_score]", f"paths.cache={tmp_path / 'cache'}",
+              "batch_size=1"]  # one who begins late must not count what is drawn
     single = evaluate.run(compose([*scored, f"out={tmp_path / 'alone'}"], "evaluate"))["scores"]
     apart("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "evaluate.py"), *scored,
           f"out={tmp_path / 'both'}")
