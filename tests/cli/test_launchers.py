@@ -22,8 +22,7 @@ import pytest
 
 from t2i.cli import launchers
 from t2i.cli.launchers import Job, Outcome
-from t2i.config.compose import compose
-from t2i.training import train
+from t2i.config.compose import IGNORED, compose
 
 ROOT = Path(__file__).resolve().parents[2]
 # A door: takes name= and what to do, writes what it was given where a run writes its results.
@@ -246,7 +245,7 @@ def test_what_is_finished_is_not_started(tmp_path: Path) -> None:
         (0, {"result": {"steps": 2}, "before": True})]
     assert launchers.finished(Job("x", [], config | {"resume": "never"}, todo.log)) is None
     assert launchers.finished(Job("x", [], config | {"seed": 1}, todo.log)) is None
-    assert "sweep" in train.IGNORED
+    assert "sweep" in IGNORED
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ from t2i.losses.perceptual import LPIPS
 from t2i.metrics.composition import READER
 from t2i.metrics.features import FeatureNet
 from t2i.metrics.intervals import bootstrap
-from t2i.models.distributed import first_fault, meet, own_device, processes
+from t2i.models.distributed import barrier, first_error, local_device, rank_and_world_size
 from t2i.version import code_version, version
 from t2i.viz.progress import counter
 
@@ -87,7 +87,7 @@ class Evaluation:
             raise ValueError("data= is needed: whose captions and real pictures to compare with (data=shapes, data=coco"
                              " data.root=…)")
         self.data: Any = None if node is None else {"data": node, "paths": config["paths"], "seed": self.seed}
-        self.device = device_of(own_device(config["device"]))
+        self.device = device_of(local_device(config["device"]))
         self.model: Any = None
         self.options: dict[str, Any] = {}
         if config["ckpt"] is not None:
@@ -146,7 +146,7 @@ class Evaluation:
             n_real = None if self.reference is None else len(self.reference.numbers)
             self.scores.missing |= too_few(asked, text, n_real)
             self.leave_out()
-            if self.scores.missing and processes()[0] == 0:  # now, so that who cannot do without can stop
+            if self.scores.missing and rank_and_world_size()[0] == 0:  # now, so that who cannot do without can stop
                 print("\n".join(without(self.scores.missing)), file=sys.stderr)
 
     def leave_out(self) -> None:
@@ -160,7 +160,7 @@ class Evaluation:
         """The folder, for this process alone; of several processes the first takes it for all."""
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            if processes()[0] == 0:
+            if rank_and_world_size()[0] == 0:
                 self.lock.enter_context(alone(self.out, "evaluation"))
         except OSError as error:
             raise ValueError(f"out={shown(self.out)} cannot be written: {error.strerror}") from error
@@ -170,10 +170,10 @@ class Evaluation:
         request = {"what": what, "hash": self.hash, "sampler": self.options, "seed": self.seed,
                    **({"guide": self.config["guide"]} if guided else {})}
         images = GeneratedImages.for_captions(self.out / "drawn", request, text)
-        rank, ranks = processes()
-        meet()
+        rank, ranks = rank_and_world_size()
+        barrier()
         missing = images.missing()  # the same for all: nobody draws before everybody knows
-        meet()
+        barrier()
         fault = None
         try:
             if missing:
@@ -183,7 +183,7 @@ class Evaluation:
         except OSError as error:
             fault = (f"{error.strerror}; {len(images) - len(images.missing())} of {len(images)} pictures are drawn, and"
                      " the same command goes on where it stopped")
-        if (fault := first_fault(fault)) is not None:
+        if (fault := first_error(fault)) is not None:
             raise ValueError(fault)
         return images
 
@@ -305,7 +305,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     """
     quiet()
     trust(config["trust"])
-    first = processes()[0] == 0
+    first = rank_and_world_size()[0] == 0
     task = Evaluation(config)
     if config["export"] is not None:
         return task.export()
@@ -323,5 +323,5 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
             result, path = task.save()
             print("\n".join(f"Written: {shown(file)}" for file in (path, *write(task, result))))
-        meet()  # who goes on may read what was written
+        barrier()  # who goes on may read what was written
     return {**result, "out": str(task.out)}

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from t2i.types import digits
+from t2i.types import unravel_index
 
 _MAX_PSNR = 100.0
 
@@ -51,7 +51,7 @@ class CodebookUsage:
         self.counts = [torch.zeros(factor, dtype=torch.long) for factor in factors]
 
     def update(self, ids: Int[Tensor, "..."]) -> None:
-        each = digits(ids.detach().reshape(-1), self.factors)
+        each = unravel_index(ids.detach().reshape(-1), self.factors)
         for i, factor in enumerate(self.factors):
             self.counts[i] = self.counts[i].to(ids.device) + torch.bincount(each[:, i], minlength=factor)
 
