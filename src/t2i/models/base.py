@@ -273,8 +273,8 @@ def set_accumulation_and_compile(model: Any, accumulate: int, compile: bool | st
             raise ValueError(f"trainer.accumulate_grad_batches={accumulate}: {type(model).__name__} needs every batch"
                              " whole; 1 is allowed (trainer.accumulate_grad_batches=1)")
         if accumulate > batch_size:
-            raise ValueError(f"trainer.accumulate_grad_batches={accumulate} is more than data.batch_size={batch_size}: a"
-                             " piece has at least one picture")
+            raise ValueError(f"trainer.accumulate_grad_batches={accumulate} is more than data.batch_size={batch_size}:"
+                             " a piece has at least one picture")
         model.num_micro_batches = accumulate
     if compile:
         from torch._dynamo import config as dynamo

@@ -18,7 +18,7 @@ from t2i.checkpoint import atomic, file_format
 from t2i.checkpoint.plain_files import read_table
 from t2i.config import quiet
 from t2i.config.compose import Stage, compose
-from t2i.evaluation import evaluate
+from t2i.evaluation import composition, evaluate
 from t2i.training import train
 from t2i.viz.progress import clock
 
@@ -37,7 +37,7 @@ def evaluated(settings: dict[str, Any], ckpt: Path, out: Path) -> dict[str, Any]
         held = read_table(found, protocol=dict, scores=dict)
         if held["protocol"].get("hash") == file_format.file_hash(ckpt) and held.get("settings") == settings:
             print("already there:")
-            print(evaluate.table(held["scores"]["composition"]))
+            print(composition.table(held["scores"]["composition"]))
             return held
     started = time.monotonic()
     result = evaluate.run(compose(overrides, "evaluate"))
@@ -93,8 +93,9 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
     if config["comparison"] is not None:
         heading("Comparison")
         since = time.monotonic()
-        compared = compare_stages.run(config["comparison"], done[: len(stages)], folder, config["seed"])
-        grids.insert(0, ("Captions in rows, models in columns", folder / "comparison.png"))
+        compared = compare_stages.run(config["comparison"], done[: len(stages)], folder, config["seed"],
+                                      config["paths"])
+        grids.insert(0, ("Models in rows, captions in columns", folder / "comparison.png"))
         done.append({"name": "comparison", "run_dir": str(folder), "seconds": round(time.monotonic() - since, 1)})
     last = f"{done[len(stages) - 1]['run_dir']}/last.ckpt"
     prompt = "two red circles above a blue square" if settings is not None else "a caption of your own"
