@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -45,6 +46,14 @@ def alone_in(folder: Path) -> Iterator[None]:
         except OSError as error:
             raise unwritable(folder, error) from error
         yield
+
+
+def move_away(folder: Path) -> None:
+    """Takes an earlier run, if one lies in `folder`, to a folder beside it."""
+    if (folder / "config.json").is_file():
+        old = folder.with_name(f"{folder.name}.old{int(time.time())}")
+        folder.rename(old)
+        print(f"The earlier run was moved to {old}")
 
 
 def alive(pid: int) -> bool:

@@ -29,7 +29,7 @@ from t2i.data.datasets import caption_texts, data_module
 from t2i.models.base import NonFiniteElsewhere, NonFiniteLoss, precision, switch
 from t2i.training import loggers
 from t2i.training.callbacks.checkpointing import FULL, AsConfigured, Checkpoints, Minutes, SelfDescribing, StepSeed
-from t2i.training.run_folder import alone_in, tidy, unwritable
+from t2i.training.run_folder import alone_in, move_away, tidy, unwritable
 from t2i.training.strategies import lost, strategy
 
 STOPPED = 75  # exit code of a run that was asked to stop and can be continued
@@ -72,10 +72,8 @@ def open_run(config: dict[str, Any], run_dir: Path) -> Path | None:
     """
     resume, saved = config["resume"], run_dir / "config.json"
     first = first_of_all()  # of several processes one makes and moves folders
-    if resume == "never" and run_dir.exists() and first:
-        old = run_dir.with_name(f"{run_dir.name}.old{int(time.time())}")
-        run_dir.rename(old)
-        print(f"The earlier run was moved to {old}")
+    if resume == "never" and first:
+        move_away(run_dir)
     begun = any((run_dir / f"{name}.ckpt").is_file() for name in ("last", "previous", "best"))
     if begun and saved.is_file() and resume != "never":
         before = renames.current(_held(saved, "goes on under this command's settings", paths=dict))
