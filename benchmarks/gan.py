@@ -14,7 +14,7 @@ from torch import Tensor
 from t2i.losses.text_gan import discriminator_loss, generator_loss, gradient_penalty
 from t2i.models.base import frozen
 from t2i.nets.dfgan import DFDiscriminator, DFGenerator
-from t2i.types import Judged
+from t2i.types import DiscriminatorLogits
 
 
 class Round:
@@ -42,12 +42,12 @@ class Round:
         with self.faster():
             return self.generator(self.noise, self.text).image
 
-    def judge(self, image: Tensor, text: Tensor) -> Judged:
-        return self.discriminator.judge(self.discriminator.features(image), text)
+    def logits(self, image: Tensor, text: Tensor) -> DiscriminatorLogits:
+        return self.discriminator.logits(self.discriminator.features(image), text)
 
     def for_generator(self, fake: Tensor) -> None:
         with frozen(self.discriminator), self.faster():
-            loss = generator_loss(self.judge(fake, self.text), "hinge")
+            loss = generator_loss(self.logits(fake, self.text), "hinge")
         self.g.zero_grad()
         loss.backward()
         self.g.step()
@@ -56,10 +56,10 @@ class Round:
         fake = self.draw()
         image, text = self.image.clone().requires_grad_(), self.text.clone().requires_grad_()
         seen = self.discriminator.features(image)
-        real, wrong = self.discriminator.judge(seen, text), self.discriminator.judge(seen, self.text.roll(-1, 0))
+        real, wrong = self.discriminator.logits(seen, text), self.discriminator.logits(seen, self.text.roll(-1, 0))
         with self.faster():
-            judged = self.judge(fake.detach(), self.text)
-        loss = discriminator_loss(real, wrong, judged, "hinge") + gradient_penalty(real.matched, image, text)
+            judged = self.logits(fake.detach(), self.text)
+        loss = discriminator_loss(real, wrong, judged, "hinge") + gradient_penalty(real.conditional, image, text)
         self.d.zero_grad()
         loss.backward()
         self.d.step()
@@ -67,13 +67,13 @@ class Round:
 
     def plain(self) -> None:
         self.d.zero_grad()
-        torch.relu(1 - self.judge(self.image, self.text).matched).mean().backward()
-        (0.5 * torch.relu(1 + self.judge(self.image, self.text.roll(-1, 0)).matched).mean()).backward()
+        torch.relu(1 - self.logits(self.image, self.text).conditional).mean().backward()
+        (0.5 * torch.relu(1 + self.logits(self.image, self.text.roll(-1, 0)).conditional).mean()).backward()
         fake = self.draw().detach()
         with self.faster():
-            judged = self.judge(fake, self.text).matched.float()
+            judged = self.logits(fake, self.text).conditional.float()
         (0.5 * torch.relu(1 + judged).mean()).backward()
         image, text = self.image.clone().requires_grad_(), self.text.clone().requires_grad_()
-        gradient_penalty(self.judge(image, text).matched, image, text).backward()
+        gradient_penalty(self.logits(image, text).conditional, image, text).backward()
         self.d.step()
         self.for_generator(self.draw())

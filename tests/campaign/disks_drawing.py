@@ -138,11 +138,10 @@ class Cases:
     """Every case is a method; `place` has models, runs and a disk's folder to each."""
 
     def __init__(self, folder: Path) -> None:
-        from tests.evaluation.test_evaluate import MODEL, clip_folder
-        from tests.generation.clip_guided.test_settings import make_parts
-
         from t2i.config.compose import compose
         from t2i.training import train
+        from tests.evaluation.test_evaluate import MODEL, clip_folder
+        from tests.generation.clip_guided.test_settings import make_parts
 
         self.folder = folder
         self.parts = make_parts(folder / "parts")

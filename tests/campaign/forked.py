@@ -100,11 +100,12 @@ def warm() -> None:
     import torch
     import transformers
 
-    for name in ("engine", "drawing", "evaluation", "compare", "compare_runs", "pipeline", "comparison", "report",
-                 "interop.__main__", "interop.inspection", "interop.convert", "interop.reconstruct",
-                 "interop.tokenizers", "models.vqgan", "models.prior", "models.clip", "models.dfgan",
-                 "models.stackgan", "text.clip", "text.bilstm", "data.shapes", "data.folder", "callbacks", "measures",
-                 "progress", "plots"):
+    for name in ("training.train", "generation.text_to_image", "evaluation.evaluate", "evaluation.compare.compare",
+                 "training.pipeline", "training.report", "cli.console", "convert.inspection", "convert.convert",
+                 "convert.reconstruct", "convert.tokenizers", "models.vqgan", "models.prior", "models.clip",
+                 "models.dfgan", "models.stackgan", "text_encoders.clip", "text_encoders.bilstm", "data.shapes",
+                 "data.folder", "training.callbacks.visuals", "training.callbacks.validation_metrics",
+                 "training.callbacks.progress", "viz.plots"):
         __import__(f"t2i.{name}")
     from t2i.config.compose import compose
 

@@ -268,8 +268,9 @@ def test_shell_completion(tmp_path: Path) -> None:
 def test_composing_imports_no_torch(tmp_path: Path) -> None:
     code = f"""
 import sys; sys.path.insert(0, {str(ROOT / "src")!r})
-import t2i.cli.app, t2i.config.compose
-t2i.config.compose.compose(["model=vqgan"])
+import t2i.cli.app
+from t2i.config.compose import compose
+compose(["model=vqgan"])
 heavy = {{"torch", "pytorch_lightning", "transformers", "numpy", "matplotlib"}} & set(sys.modules)
 assert not heavy, heavy
 """

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests import tiny
 from torch import Tensor
 
 from t2i.checkpoint.lock import alone
@@ -22,10 +23,8 @@ from t2i.models.clip import CLIP
 from t2i.training import train
 
 SIZES = {"width": 16, "num_heads": 2, "num_layers": 1, "text_width": 16, "text_layers": 1, "text_heads": 2}
-MODEL = ["model=dfgan", "model.generator.channels=2", "model.discriminator.channels=2", "model.text_dim=8",
-         "data.image_size=32", "data.size=64", "data.val_size=16", "data.batch_size=8", "trainer=cpu",
-         "trainer.max_steps=2", "trainer.val_every_steps=2", "trainer.limit_val_batches=1", "logger=csv",
-         "callbacks.plots=null", "callbacks.pictures=null"]
+MODEL = [*tiny.DFGAN, *tiny.DATA, *tiny.TRAINER, *tiny.QUIET, "data.size=64", "trainer.max_steps=2",
+         "trainer.val_every_steps=2"]
 
 
 def clip_folder(folder: Path, seed: int) -> str:

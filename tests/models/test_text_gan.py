@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests import tiny
 
 from t2i.checkpoint import building, file_format
 from t2i.config.compose import compose
@@ -24,12 +25,10 @@ from t2i.training import train
 from t2i.training.callbacks.checkpointing import Checkpoints
 
 BASE = ["data.size=64", "data.val_size=16", "data.batch_size=8", "trainer=cpu", "trainer.val_every_steps=4",
-        "trainer.limit_val_batches=1", "trainer.log_every_steps=1", "logger=csv", "callbacks=gan",
-        "callbacks.plots=null", "callbacks.pictures=null", "callbacks.ema.decay=0.9"]
-DFGAN_ = ["model=dfgan", "model.generator.channels=2", "model.discriminator.channels=2", "model.text_dim=8",
-          "data.image_size=16"]
-STACK1 = ["model=stackgan1", "model.generator.channels=4", "model.discriminator.channels=4", "data.image_size=16",
-          "model.generator.noise_dim=12", "model.generator.condition_dim=8", "model.generator.text_dim=8"]
+        "trainer.limit_val_batches=1", "trainer.log_every_steps=1", "logger=csv", "callbacks=gan", *tiny.QUIET,
+        "callbacks.ema.decay=0.9"]
+DFGAN_ = [*tiny.DFGAN, "data.image_size=16"]
+STACK1 = [*tiny.STACKGAN1, "data.image_size=16"]
 STACK2 = ["model=stackgan2", "model.generator.channels=4", "model.discriminator.channels=4", "data.image_size=64",
           "model.generator.condition_dim=8", "model.generator.text_dim=8", "model.generator.num_res_blocks=1"]
 UNET = ["model/discriminator=unet", "model.discriminator.channels=2", "model.cutmix_steps=1"]

@@ -6,23 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import tiny
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from t2i.config.compose import compose
 from t2i.training import train
 
-COMMON = ["data.image_size=32", "data.size=64", "data.val_size=16", "data.batch_size=8", "trainer=cpu",
-          "trainer.precision=32-true", "trainer.monitor=null", "logger=none", "callbacks.plots=null",
-          "callbacks.pictures=null", "callbacks.progress=null", "model.betas=[0.5,0.9]", "trainer.max_steps=2"]
-CLIP = ["model=clip", "model.patch_size=8", "model.width=16", "model.num_layers=1", "model.num_heads=2",
-        "model.text_width=16", "model.text_layers=1", "model.text_heads=2", "model.embed_dim=8"]
-VQ = ["model=vqgan", "model.autoencoder.channels=8", "model.autoencoder.multipliers=[1]",
-      "model.autoencoder.attention_levels=[]", "model.autoencoder.mid_attention=false",
-      "model.autoencoder.patch_size=8", "model.autoencoder.z_channels=8", "model.autoencoder.num_groups=0",
-      "model.quantizer.codebook_size=16", "model.quantizer.dim=4", "model.discriminator.channels=4",
-      "model.discriminator.num_layers=2", "model.discriminator_start=0"]
-DFGAN = ["model=dfgan", "model.generator.channels=2", "model.discriminator.channels=2", "model.text_dim=8"]
-PRIOR = ["model=prior", "model.width=16", "model.num_layers=1", "model.num_heads=2"]
+COMMON = [*tiny.DATA, *tiny.QUIET, "trainer=cpu", "trainer.precision=32-true", "trainer.monitor=null", "logger=none",
+          "model.betas=[0.5,0.9]", "trainer.max_steps=2"]
+VQ = [*tiny.VQGAN, "model.discriminator_start=0"]
 NEW = ["model.learning_rate=0.0123", "model.betas=[0.6,0.8]", "trainer.max_steps=4"]
 ADAMW = [*NEW, "model.weight_decay=0.07", "model.warmup_steps=3"]
 MUON = ["model.optimizer=muon", "model.muon_learning_rate=0.03"]
@@ -32,7 +24,7 @@ MUON = ["model.optimizer=muon", "model.muon_learning_rate=0.03"]
 def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What DF-GAN and the prior stand on, trained for two steps; each is also continued."""
     folder = tmp_path_factory.mktemp("stages")
-    for model, more in ((CLIP, []), (VQ, MUON)):
+    for model, more in ((tiny.CLIP, []), (VQ, MUON)):
         train.run(config(folder, model, *more))
     return folder
 
@@ -62,8 +54,9 @@ def settings_by_step(made: dict[str, Any]) -> list[list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize(("model", "new"), [
-    (VQ, [*ADAMW, *MUON, "model.discriminator_learning_rate=0.002"]), (CLIP, ADAMW), (PRIOR, ADAMW),
-    (DFGAN, [*NEW, "model.discriminator_learning_rate=0.002", "model.halve_every=1"])],
+    (VQ, [*ADAMW, *MUON, "model.discriminator_learning_rate=0.002"]), (tiny.CLIP, ADAMW),
+    (tiny.PRIOR, ADAMW),
+    (tiny.DFGAN, [*NEW, "model.discriminator_learning_rate=0.002", "model.halve_every=1"])],
     ids=["vqgan", "clip", "prior", "dfgan"])  # fmt: skip
 def test_from_the_first_step_on_rates_decay_betas_and_schedule_are_the_new_configs(
     stages: Path, model: list[str], new: list[str]
@@ -81,4 +74,4 @@ def test_from_the_first_step_on_rates_decay_betas_and_schedule_are_the_new_confi
 def test_another_optimiser_is_refused_by_name(stages: Path) -> None:
     words = [*NEW, f"resume={stages}/clip/last.ckpt", "name=refused", "model.optimizer=muon"]
     with pytest.raises(ValueError, match=r"model\.optimizer=muon: .* state of adamw.*optimizer=adamw is allowed"):
-        train.run(config(stages, CLIP, *words))
+        train.run(config(stages, tiny.CLIP, *words))

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from t2i.config import quiet
-from t2i.training import loggers
 from t2i.training.loggers import MetricsCSV, make_loggers
 
 
@@ -68,7 +67,7 @@ def test_quiet_drops_adverts_and_keeps_the_rest(caplog) -> None:
     quiet.quiet()
     quiet.quiet()
     log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
-    assert log.filters.count(loggers._says_something) == 1
+    assert log.filters.count(quiet._says_something) == 1
     with caplog.at_level(logging.INFO, log.name):
         log.propagate, before = True, log.propagate
         log.info("💡 Tip: For seamless cloud logging, try installing [litlogger]")

@@ -8,23 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from tests import tiny
 
 from t2i.checkpoint import building
-from t2i.config.compose import ConfigError, compose
-from t2i.config.compose import compose as config_compose
+from t2i.config.compose import ConfigError, compared, compose
 from t2i.training import profiling
 from t2i.training.meter import Peak, product
 
 SMALL = ["trainer=cpu", "trainer.precision=32-true", "data.image_size=32", "data.batch_size=4", "estimate=true"]
-VQ = ["model=vqgan", "model.autoencoder.channels=8", "model.autoencoder.multipliers=[1]",
-      "model.autoencoder.attention_levels=[]", "model.autoencoder.mid_attention=false",
-      "model.autoencoder.patch_size=8", "model.autoencoder.z_channels=8", "model.autoencoder.num_groups=0",
-      "model.quantizer.codebook_size=16", "model.quantizer.dim=4", "model.discriminator.channels=4",
-      "model.discriminator.num_layers=2", "name=vqgan"]
-CLIP = ["model=clip", "model.patch_size=8", "model.width=16", "model.num_layers=1", "model.num_heads=2",
-        "model.text_width=16", "model.text_layers=1", "model.text_heads=2", "model.embed_dim=8", "name=clip"]
-PRIOR = ["model=prior", "model.width=16", "model.num_layers=1", "model.num_heads=2", "name=prior",
-         "model.tokenizer.path=runs/vqgan/last.ckpt", "text_encoder.path=runs/clip/hf"]
+VQ, CLIP = [*tiny.VQGAN, "name=vqgan"], [*tiny.CLIP, "name=clip"]
+PRIOR = [*tiny.PRIOR, "name=prior", "model.tokenizer.path=runs/vqgan/last.ckpt", "text_encoder.path=runs/clip/hf"]
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +119,7 @@ def test_devices() -> None:
 
 
 def test_a_run_does_not_care_whether_it_was_estimated() -> None:
-    assert config_compose.compared({"seed": 1, "estimate": True}) == config_compose.compared({"seed": 1,
+    assert compared({"seed": 1, "estimate": True}) == compared({"seed": 1,
                                                                                               "estimate": False})
 
 

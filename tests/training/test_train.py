@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests import tiny
 
 from hydra_app import main
 from t2i.checkpoint import file_format
@@ -26,22 +27,12 @@ from t2i.models.vqgan import VQGAN
 from t2i.training import pipeline, train
 from t2i.training.callbacks.checkpointing import Checkpoints
 
-DATA = ["data.image_size=32", "data.size=96", "data.val_size=16", "data.batch_size=8"]
-TRAINER = ["trainer=cpu", "trainer.precision=32-true", "trainer.val_every_steps=4", "trainer.limit_val_batches=1",
-           "trainer.checkpoint_every_steps=2", "logger=csv"]
-VQ = ["model=vqgan", "model.autoencoder.channels=8", "model.autoencoder.multipliers=[1]",
-      "model.autoencoder.attention_levels=[]", "model.autoencoder.mid_attention=false",
-      "model.autoencoder.patch_size=8", "model.autoencoder.z_channels=8", "model.autoencoder.num_groups=0",
-      "model.quantizer.codebook_size=16", "model.quantizer.dim=4", "model.discriminator.channels=4",
-      "model.discriminator.num_layers=2", "model.discriminator_start=0.25"]
-CLIP = ["model=clip", "model.patch_size=8", "model.width=16", "model.num_layers=1", "model.num_heads=2",
-        "model.text_width=16", "model.text_layers=1", "model.text_heads=2", "model.embed_dim=8"]
-PRIOR = ["model=prior", "model.width=16", "model.num_layers=1", "model.num_heads=2", "model.dropout=0.1"]
+VQ = [*tiny.VQGAN, "model.discriminator_start=0.25"]
+DATA, TRAINER = tiny.DATA, [*tiny.TRAINER, *tiny.QUIET]
 
 
-def config(folder: Path, model: list[str], *more: str, steps: int = 8) -> dict[str, Any]:
-    paths = [f"paths.runs={folder / 'runs'}", f"paths.cache={folder / 'cache'}"]
-    return compose([*model, *DATA, *TRAINER, *paths, f"trainer.max_steps={steps}", *more])
+def config(folder: Path, model: list[str], *more: str, steps: int = 8, trainer: list[str] = TRAINER) -> dict[str, Any]:
+    return compose([*model, *DATA, *trainer, *recipe(folder), f"trainer.max_steps={steps}", *more])
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -133,7 +124,8 @@ def test_a_second_signal_ends_sweeps_and_pipelines(tmp_path: Path, monkeypatch: 
     with pytest.raises(SystemExit) as end:
         main("train", lambda found, overrides: train.run(found))
     assert end.value.code == 130 and "[2/2]" not in capsys.readouterr().out
-    stage = Stage("quickstart/clip", ["experiments=quickstart/clip", *CLIP[1:], *DATA, *TRAINER, *recipe(tmp_path)], "")
+    words = ["experiments=quickstart/clip", *tiny.CLIP[1:], *DATA, *TRAINER, *recipe(tmp_path)]
+    stage = Stage("quickstart/clip", words, "")
     with pytest.raises(SystemExit) as end:
         pipeline.run(compose(["experiments=quickstart", *recipe(tmp_path)], files=False), [stage])
     assert end.value.code == 130
@@ -208,12 +200,13 @@ def recipe(tmp_path: Path) -> list[str]:
 
 def test_the_three_stages_and_their_report(tmp_path: Path, capsys: Any) -> None:
     """What experiments/quickstart does, at a few steps a stage; twice: the second time nothing is done again."""
-    train.run(config(tmp_path, CLIP, "name=clip"))
-    train.run(config(tmp_path, VQ, "name=vqgan"))
+    train.run(config(tmp_path, tiny.CLIP, "name=clip", trainer=tiny.TRAINER))  # with all callbacks, as by default
+    train.run(config(tmp_path, VQ, "name=vqgan", trainer=tiny.TRAINER))
     runs = tmp_path / "runs"
     needs = [f"model.tokenizer.path={runs / 'vqgan/last.ckpt'}", f"text_encoder.path={runs / 'clip/hf'}"]
-    result = train.run(config(tmp_path, PRIOR, "name=prior", *needs))
+    result = train.run(config(tmp_path, tiny.PRIOR, "name=prior", *needs, trainer=tiny.TRAINER))
     assert result["metrics"]["val/loss"] < 1.2 * math.log(16)
+    assert all(list((runs / name).rglob("*.png")) for name in ("clip", "vqgan", "prior"))
     settings = {"metrics": ["composition", "reconstruction"], "n_per_task": 2, "guidance": 2.0}
     out = tmp_path / "runs/all"
     scored = pipeline.evaluated(settings, tmp_path / "runs/prior/last.ckpt", out)

@@ -22,6 +22,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tests import tiny
 from wandb.proto import wandb_internal_pb2
 from wandb.sdk.launch.sweeps import utils as sweeps
 
@@ -32,14 +33,8 @@ from t2i.training.callbacks.checkpointing import Checkpoints
 from t2i.training.wandb_logger import WandB, has_key, last_step
 from t2i.version import code_version
 
-TINY = ["model=vqgan", "model.autoencoder.channels=8", "model.autoencoder.multipliers=[1]",
-        "model.autoencoder.attention_levels=[]", "model.autoencoder.mid_attention=false",
-        "model.autoencoder.patch_size=8", "model.autoencoder.z_channels=8", "model.autoencoder.num_groups=0",
-        "model.quantizer.codebook_size=16", "model.quantizer.dim=4", "model.discriminator.channels=4",
-        "model.discriminator.num_layers=2", "data.image_size=32", "data.size=96", "data.val_size=16",
-        "data.batch_size=8", "trainer=cpu", "trainer.precision=32-true", "trainer.max_steps=8",
-        "trainer.val_every_steps=4", "trainer.limit_val_batches=1", "trainer.log_every_steps=1",
-        "trainer.checkpoint_every_steps=2", "callbacks.plots=null", "callbacks.progress=null"]
+TINY = [*tiny.VQGAN, *tiny.DATA, *tiny.TRAINER, "trainer.max_steps=8", "trainer.log_every_steps=1",
+        "callbacks.plots=null", "callbacks.progress=null"]
 KEY = "0123456789" * 4  # has the form of one
 
 
@@ -325,7 +320,7 @@ def test_inside_a_sweep_the_agents_id_is_kept_when_the_server_is_gone(tmp_path: 
     """In a process of its own, as an agent starts one: wandb reads the sweep's variables once."""
     environment = {**os.environ, "WANDB_RUN_ID": "agents", "WANDB_SWEEP_ID": "sweep", "WANDB_API_KEY": KEY,
                    "WANDB_BASE_URL": "http://127.0.0.1:9", "PYTHONPATH": str(ROOT / "src")}
-    code = ("from pathlib import Path; from t2i import wandb_mirror as w; w.PATIENCE = 2\n"
+    code = ("from pathlib import Path; from t2i.training import wandb_logger as w; w.PATIENCE = 2\n"
             f"log = w.WandB(Path({str(tmp_path)!r}), {{}}, 'run', None, 't2i'); log.log_metrics({{'a': 1.0}}, 0)\n"
             "log.finish()")
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, timeout=120)

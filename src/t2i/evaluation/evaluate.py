@@ -36,7 +36,7 @@ from t2i.losses.perceptual import LPIPS
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.metrics.composition import READER
 from t2i.metrics.intervals import bootstrap
-from t2i.models.distributed import first_fault, meet, own_device, processes
+from t2i.models.distributed import barrier, first_error, local_device, rank_and_world_size
 from t2i.version import code_version, version
 from t2i.viz.progress import counter
 
@@ -73,7 +73,7 @@ class Evaluation:
             raise ValueError("data= is needed: whose captions and real pictures to compare with (data=shapes, data=coco"
                              " data.root=…)")
         self.data: Any = None if node is None else {"data": node, "paths": config["paths"], "seed": self.seed}
-        self.device = device_of(own_device(config["device"]))
+        self.device = device_of(local_device(config["device"]))
         self.model: Any = None
         self.drawn_by: Any = None
         self.options: dict[str, Any] = {}
@@ -108,7 +108,7 @@ class Evaluation:
             n_real = None if self.reference is None else len(self.reference.numbers)
             self.scores.missing |= short(asked, len(text), n_real, text)
             self.leave_out()
-            if self.scores.missing and processes()[0] == 0:  # now, so that who cannot do without can stop
+            if self.scores.missing and rank_and_world_size()[0] == 0:  # now, so that who cannot do without can stop
                 print(without(self.scores.missing), file=sys.stderr)
 
     def leave_out(self) -> None:
@@ -122,7 +122,7 @@ class Evaluation:
         """The folder, for this process alone; of several processes the first takes it for all."""
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            if processes()[0] == 0:
+            if rank_and_world_size()[0] == 0:
                 self.held_open.enter_context(alone(self.out, "evaluation"))
         except OSError as error:
             raise ValueError(f"out={printable(self.out)} cannot be written: {error.strerror}") from error
@@ -160,10 +160,10 @@ class Evaluation:
     def pictures(self, what: str, text: list[str], guided: bool) -> Drawn:
         """Drawn for these captions, now or before."""
         drawn = Drawn.for_captions(self.out / "drawn", self.request(what, guided), text)
-        rank, ranks = processes()
-        meet()
+        rank, ranks = rank_and_world_size()
+        barrier()
         missing = drawn.missing()  # the same for all: nobody draws before everybody knows
-        meet()
+        barrier()
         fault = None
         if missing:
             try:
@@ -173,7 +173,7 @@ class Evaluation:
                                progress)
             except Unwritten as error:
                 fault = str(error)
-        if (fault := first_fault(fault)) is not None:
+        if (fault := first_error(fault)) is not None:
             raise ValueError(fault)
         return drawn
 
@@ -278,7 +278,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
     quiet()
     trust(config["trust"])
-    first = processes()[0] == 0
+    first = rank_and_world_size()[0] == 0
     task = Evaluation(config)
     if config["export"] is not None:
         return export(config, task)
@@ -297,5 +297,5 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
             result, path = save(task)
             print("\n".join(f"Written: {printable(file)}" for file in (path, *write_page(task.out, result, shown))))
-        meet()  # who goes on may read what was written
+        barrier()  # who goes on may read what was written
     return {**result, "out": str(task.out)}

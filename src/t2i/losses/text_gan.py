@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from t2i.types import Judged
+from t2i.types import DiscriminatorLogits
 
 Kind = Literal["hinge", "bce"]
 
@@ -30,7 +30,8 @@ def called_fake(logits: Float[Tensor, "..."], kind: Kind) -> Float[Tensor, "..."
 
 
 def discriminator_loss(
-    real: Judged, wrong: Judged, fake: Judged, kind: Kind, weight: Float[Tensor, " b"] | None = None
+    real: DiscriminatorLogits, wrong: DiscriminatorLogits, fake: DiscriminatorLogits, kind: Kind,
+    weight: Float[Tensor, " b"] | None = None,
 ) -> Float[Tensor, ""]:
     """Real pictures up; those under wrong captions, and drawn ones, down.
 
@@ -38,11 +39,11 @@ def discriminator_loss(
     caption) / 3. With logits a pixel: the mean of that and of the pixels' real + fake (a wrong caption says nothing
     about pixels). `weight` of the wrong pairs has mean 1, or is 0 where a caption is the picture's own after all.
     """
-    missed = called_fake(wrong.matched, kind)
+    missed = called_fake(wrong.conditional, kind)
     missed = missed.mean() if weight is None else (weight * missed).mean()
-    up, down = called_real(real.matched, kind).mean(), called_fake(fake.matched, kind).mean()
-    if real.real is not None and fake.real is not None:
-        free_up, free_down = called_real(real.real, kind).mean(), called_fake(fake.real, kind).mean()
+    up, down = called_real(real.conditional, kind).mean(), called_fake(fake.conditional, kind).mean()
+    if real.unconditional is not None and fake.unconditional is not None:
+        free_up, free_down = called_real(real.unconditional, kind).mean(), called_fake(fake.unconditional, kind).mean()
         loss = (up + free_up) / 2 + (down + missed + free_down) / 3
     else:
         loss = up + (missed + down) / 2
@@ -51,15 +52,15 @@ def discriminator_loss(
     return loss
 
 
-def generator_loss(fake: Judged, kind: Kind) -> Float[Tensor, ""]:
+def generator_loss(fake: DiscriminatorLogits, kind: Kind) -> Float[Tensor, ""]:
     """Every logit of a drawn picture up: minus their mean (hinge), or as if real (bce, non-saturating)."""
 
     def wanted(logits: Tensor) -> Tensor:
         return -logits.float().mean() if kind == "hinge" else F.softplus(-logits.float()).mean()
 
-    loss = wanted(fake.matched)
-    if fake.real is not None:
-        loss = loss + wanted(fake.real)
+    loss = wanted(fake.conditional)
+    if fake.unconditional is not None:
+        loss = loss + wanted(fake.unconditional)
     return loss if fake.pixels is None else (loss + wanted(fake.pixels)) / 2
 
 

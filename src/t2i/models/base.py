@@ -14,24 +14,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from t2i.models.distributed import first_not, several
+from t2i.models.distributed import first_rank_without, is_distributed
 
 
 class NonFiniteLoss(ArithmeticError):
     """A loss was NaN or infinite; the message names the step, the terms and the batch's keys. All ranks raise it."""
 
 
-class NonFiniteElsewhere(NonFiniteLoss):
+class NonFiniteLossOnOtherRank(NonFiniteLoss):
     """The same on a rank that has nothing to say about it: another one tells."""
 
 
 def check_finite(terms: dict[str, Tensor], step: int, keys: list[str]) -> None:
     """Raises NonFiniteLoss, before any optimiser has stepped, if a term is not finite on any rank."""
-    culprit = first_not(torch.stack([torch.isfinite(value.detach()).all() for value in terms.values()]).all())
+    culprit = first_rank_without(torch.stack([torch.isfinite(value.detach()).all() for value in terms.values()]).all())
     if culprit is None:
         return
-    if several() and culprit != dist.get_rank():
-        raise NonFiniteElsewhere
+    if is_distributed() and culprit != dist.get_rank():
+        raise NonFiniteLossOnOtherRank
     listed = ", ".join(f"{name}={float(value.detach()):g}" for name, value in terms.items())
     shown = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
     raise NonFiniteLoss(
@@ -88,7 +88,7 @@ def _nothing(*_: Any, **__: Any) -> None:
 B = TypeVar("B")
 
 
-def take(batch: B, where: slice) -> B:
+def slice_batch(batch: B, where: slice) -> B:
     """Some of a batch's items: every tensor and list of the dataclass, cut alike."""
     values = {f.name: getattr(batch, f.name) for f in fields(batch)}  # type: ignore[arg-type]
     return type(batch)(**{name: None if value is None else value[where] for name, value in values.items()})
@@ -117,7 +117,7 @@ class Divided(pl.LightningModule):
                              f" from 1 to {size} are allowed")
         where = slice(size * self.piece // self.accumulate, size * (self.piece + 1) // self.accumulate)
         self.share = (where.stop - where.start) / size
-        return take(batch, where), where
+        return slice_batch(batch, where), where
 
     def pieces(self, batch: B, size: int) -> Iterator[B]:
         """The pieces of a batch, each at work while it is out."""
@@ -141,7 +141,7 @@ class Divided(pl.LightningModule):
         return nullcontext() if self.last else getattr(self.trainer.strategy, "block_backward_sync", nullcontext)()
 
 
-class OnePlayer(Divided):
+class GradAccumulationModule(Divided):
     """Automatic optimisation, which FSDP needs, with batches in pieces: Lightning's closure (training step, zero_grad,
     backward) runs once a piece, and the optimiser steps after the last."""
 
@@ -169,7 +169,7 @@ class OnePlayer(Divided):
             optimizer.zero_grad()
 
 
-def switch(model: Any, accumulate: int, compile: bool | str, batch_size: int) -> None:
+def set_accumulation_and_compile(model: Any, accumulate: int, compile: bool | str, batch_size: int) -> None:
     """Sets what the trainer's switches ask of a model, or says why it cannot.
 
     Args:
@@ -195,7 +195,7 @@ def switch(model: Any, accumulate: int, compile: bool | str, batch_size: int) ->
             net.compile(backend="inductor" if compile is True else compile)
 
 
-class TwoPlayers(Divided):
+class GANModule(Divided):
     """Manual optimisation of a generator and a discriminator in which a batch is a step.
 
     Lightning counts every `optimizer.step()` (PITFALLS of manual optimisation); here only the generator's counts,

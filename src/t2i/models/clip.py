@@ -26,7 +26,7 @@ from t2i.losses.contrastive import caption_groups, contrastive
 from t2i.metrics.retrieval import retrieval
 from t2i.models import optimizers
 from t2i.models.base import check_finite, clip_by_norm, warmup_cosine
-from t2i.models.distributed import gathered, gathered_objects
+from t2i.models.distributed import all_gather_objects, all_gather_rows
 from t2i.text_encoders import bilstm_folder
 from t2i.text_encoders.bilstm_folder import BiLSTM, WordTokenizer
 from t2i.text_encoders.clip_folder import SPECIAL, CaptionTokenizer, preprocess, save_folder, train_tokenizer
@@ -190,8 +190,8 @@ class CLIP(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Of the global batch: the negatives do not depend on the number of ranks.
-        image, text = gathered(self.encode_image(batch.image)), gathered(self.encode_text(batch.text))
-        loss = self._loss(image, text, gathered_objects(batch.text))
+        image, text = all_gather_rows(self.encode_image(batch.image)), all_gather_rows(self.encode_text(batch.text))
+        loss = self._loss(image, text, all_gather_objects(batch.text))
         check_finite({"loss": loss}, self.global_step, batch.key)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.text))
         self.log("train/scale", self.clip.logit_scale.detach().exp(), batch_size=len(batch.text))
@@ -207,7 +207,7 @@ class CLIP(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         image, text = self.encode_image(batch.image).float().cpu(), self.encode_text(batch.text).float().cpu()
-        rows = gathered_objects(list(zip(image, text, batch.text, strict=True)))
+        rows = all_gather_objects(list(zip(image, text, batch.text, strict=True)))
         image, text = torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
         captions = [row[2] for row in rows]
         loss = self._loss(image.to(self.device), text.to(self.device), captions)

@@ -16,7 +16,7 @@ from t2i.checkpoint.registry import register
 from t2i.losses.text_gan import Kind
 from t2i.models.text_gan import TextGAN
 from t2i.nets.projection import text_projection
-from t2i.types import Drawn, TextDiscriminator, TextEncoder, TextGenerator
+from t2i.types import GeneratorOutput, TextDiscriminator, TextEncoder, TextGenerator
 
 
 @register("model")
@@ -72,8 +72,8 @@ class DFGAN(TextGAN):
     def sides(self) -> tuple[list[nn.Module], list[nn.Module]]:
         return [self.generator, self.generator_text], [self.discriminator, self.discriminator_text]
 
-    def draw(self, pooled: Float[Tensor, "b p"], noise: Float[Tensor, "b z"]) -> Drawn:
+    def draw(self, pooled: Float[Tensor, "b p"], noise: Float[Tensor, "b z"]) -> GeneratorOutput:
         return self.generator(noise, self.generator_text(pooled))
 
-    def told(self, pooled: Float[Tensor, "b p"], drawn: Drawn) -> Float[Tensor, "b t"]:
+    def told(self, pooled: Float[Tensor, "b p"], drawn: GeneratorOutput) -> Float[Tensor, "b t"]:
         return self.discriminator_text(pooled)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
@@ -30,15 +30,15 @@ class _Rows(torch.autograd.Function):
         return total[dist.get_rank() :: dist.get_world_size()]
 
 
-def gathered(x: Tensor) -> Tensor:
+def all_gather_rows(x: Tensor) -> Tensor:
     """The rows of all ranks in the order of the global batch, with gradients (their sum over the ranks is taken, as
     data-parallel averaging wants of a loss that every rank computes whole)."""
-    return _Rows.apply(x) if several() else x
+    return _Rows.apply(x) if is_distributed() else x
 
 
-def gathered_objects(items: list[Any]) -> list[Any]:
+def all_gather_objects(items: list[Any]) -> list[Any]:
     """The same for a list of anything, whose length may differ by one between the ranks; tensors on the CPU."""
-    if not several():
+    if not is_distributed():
         return items
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, items)
@@ -48,7 +48,7 @@ def gathered_objects(items: list[Any]) -> list[Any]:
 def shared_rand(module: Any, count: int) -> Tensor:
     """`count` uniform numbers, this rank's share of those of the global batch: what one rank alone draws first in its
     step (`t2i.training.callbacks.checkpointing.StepSeed`)."""
-    if not several():
+    if not is_distributed():
         return torch.rand(count, device=module.device)
     world = module.trainer.world_size
     every = torch.rand(count * world, generator=torch.Generator().manual_seed(module.shared_seed))
@@ -61,17 +61,17 @@ def log(module: Any, values: dict[str, Tensor], batch_size: int) -> None:
     results, ahead = module.trainer._results, "training_step."
     for key in [key for key in results if key.startswith(ahead) and key.removeprefix(ahead) not in values]:
         del results[key]
-    if several() and module.trainer._logger_connector.should_update_logs:
+    if is_distributed() and module.trainer._logger_connector.should_update_logs:
         means = torch.stack([value.detach().float() for value in values.values()])
         dist.all_reduce(means)
         values = dict(zip(values, means / dist.get_world_size(), strict=True))
     module.log_dict(values, batch_size=batch_size)
 
 
-def following(x: Tensor) -> Tensor:
+def next_rows(x: Tensor) -> Tensor:
     """For each row the one after it in the global batch, and for the last the first; without gradient."""
     x = x.detach()
-    if not several():
+    if not is_distributed():
         return x.roll(-1, 0)
     return _Rows.apply(x).roll(-1, 0)[dist.get_rank() :: dist.get_world_size()]
 
@@ -79,7 +79,7 @@ def following(x: Tensor) -> Tensor:
 def average_gradients(parameters: list[Tensor]) -> None:
     """Means over the ranks of what each worked out for its share; for backwards outside data-parallel's own."""
     found = [p.grad for p in parameters if p.grad is not None]
-    if not several() or not found:
+    if not is_distributed() or not found:
         return
     flat = torch.cat([gradient.flatten() for gradient in found])
     dist.all_reduce(flat)
@@ -88,25 +88,25 @@ def average_gradients(parameters: list[Tensor]) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
-def first_not(fine: Tensor) -> int | None:
+def first_rank_without(fine: Tensor) -> int | None:
     """The first rank on which it is not so; None where it is so on all. One look at the device, whatever the ranks."""
-    if not several():
+    if not is_distributed():
         return None if bool(fine) else 0
     rank = torch.where(fine, dist.get_world_size(), dist.get_rank())
     dist.all_reduce(rank, dist.ReduceOp.MIN)
     return None if int(rank) == dist.get_world_size() else int(rank)
 
 
-def agreed(fine: bool, device: torch.device) -> bool:
+def all_ranks_agree(fine: bool, device: torch.device) -> bool:
     """Whether it is so on every rank."""
-    if not several():
+    if not is_distributed():
         return fine
     flag = torch.tensor(float(fine), device=device)
     dist.all_reduce(flag, dist.ReduceOp.MIN)
     return bool(flag)
 
 
-class Draws:
+class StepRandom:
     """The random numbers of a training step: drawn for the global batch, of which a rank takes its rows.
 
     Args:
@@ -115,8 +115,8 @@ class Draws:
 
     def __init__(self, module: Any, count: int) -> None:
         self.generator = torch.Generator().manual_seed(module.shared_seed)
-        self.world = dist.get_world_size() if several() else 1
-        self.rank = dist.get_rank() if several() else 0
+        self.world = dist.get_world_size() if is_distributed() else 1
+        self.rank = dist.get_rank() if is_distributed() else 0
         self.count, self.device = count * self.world, module.device
 
     def normal(self, size: int) -> Tensor:
@@ -132,7 +132,7 @@ class Draws:
         return float(torch.rand((), generator=self.generator))
 
 
-def processes() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """This process's number and how many torchrun started; they are joined (gloo) on the first call. (0, 1) alone."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if ranks == 1:
@@ -142,15 +142,15 @@ def processes() -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
-def meet() -> None:
+def barrier() -> None:
     """Waits for the other processes that torchrun started."""
-    if processes()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         dist.barrier()
 
 
-def first_fault(fault: str | None) -> str | None:
+def first_error(fault: str | None) -> str | None:
     """What is wrong with the first process that has something wrong; waits for all, so that all end alike."""
-    ranks = processes()[1]
+    ranks = rank_and_world_size()[1]
     if ranks == 1:
         return fault
     told: list[str | None] = [None] * ranks
@@ -158,8 +158,8 @@ def first_fault(fault: str | None) -> str | None:
     return next((one for one in told if one is not None), None)
 
 
-def own_device(wanted: str) -> str:
+def local_device(wanted: str) -> str:
     """Of several processes each takes a GPU of its own where `auto` finds some."""
-    if wanted == "auto" and torch.cuda.is_available() and processes()[1] > 1:
+    if wanted == "auto" and torch.cuda.is_available() and rank_and_world_size()[1] > 1:
         return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
     return wanted

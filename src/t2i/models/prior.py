@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from t2i.checkpoint.registry import register
 from t2i.losses.cross_entropy import cross_entropy
 from t2i.models import optimizers
-from t2i.models.base import OnePlayer, check_finite, warmup_cosine
+from t2i.models.base import GradAccumulationModule, check_finite, warmup_cosine
 from t2i.models.distributed import log, shared_rand
 from t2i.models.sampling import check_options, generate, uniforms
 from t2i.nets.gpt import GPT
 from t2i.nets.recompute import set_checkpointing
-from t2i.types import Batch, CodeBatch, TextEncoder, Tokenizer, digits
+from t2i.types import Batch, CodeBatch, TextEncoder, Tokenizer, unravel_index
 
 
 @register("model")
-class Prior(OnePlayer):
+class Prior(GradAccumulationModule):
     """A GPT over a tokenizer's codes with caption states as its prefix.
 
     Args:
@@ -165,7 +165,7 @@ class Prior(OnePlayer):
             other = torch.randint_like(shown, self.tokenizer.codebook_size)
             shown = torch.where(torch.rand(shown.shape, device=shown.device) < self.code_dropout, other, shown)
         logits = self.gpt(shown, states, mask, null)
-        each = digits(batch.ids, self.gpt.factors).flatten(0, 1)
+        each = unravel_index(batch.ids, self.gpt.factors).flatten(0, 1)
         parts = [cross_entropy(part.flatten(0, 1), each[:, i]) for i, part in enumerate(logits)]
         return torch.stack(parts).sum()
 

@@ -20,7 +20,7 @@ from t2i.losses.text_gan import Kind, gaussian_kl
 from t2i.models.sampling import normals
 from t2i.models.text_gan import TextGAN
 from t2i.nets.projection import text_projection
-from t2i.types import Drawn, TextDiscriminator, TextEncoder
+from t2i.types import GeneratorOutput, TextDiscriminator, TextEncoder
 
 
 class StackGAN(TextGAN):
@@ -54,10 +54,10 @@ class StackGAN(TextGAN):
     def sides(self) -> tuple[list[nn.Module], list[nn.Module]]:
         return [self.generator, self.generator_text], [self.discriminator]
 
-    def told(self, pooled: Float[Tensor, "b p"], drawn: Drawn) -> Float[Tensor, "b c"]:
+    def told(self, pooled: Float[Tensor, "b p"], drawn: GeneratorOutput) -> Float[Tensor, "b c"]:
         return cast(Tensor, drawn.mean).detach()
 
-    def generator_terms(self, drawn: Drawn) -> dict[str, Tensor]:
+    def generator_terms(self, drawn: GeneratorOutput) -> dict[str, Tensor]:
         return {"loss/kl": self.kl_weight * gaussian_kl(cast(Tensor, drawn.mean), cast(Tensor, drawn.log_var))}
 
 
@@ -103,7 +103,7 @@ class StackGAN1(StackGAN):
         )
         self.noise_dim = generator.noise_dim
 
-    def draw(self, pooled: Float[Tensor, "b p"], noise: Float[Tensor, "b z"]) -> Drawn:
+    def draw(self, pooled: Float[Tensor, "b p"], noise: Float[Tensor, "b z"]) -> GeneratorOutput:
         return self.generator(noise, self.generator_text(pooled))
 
 
@@ -220,7 +220,7 @@ class StackGAN2(StackGAN):
     def drawing_parameters(self) -> int:
         return super().drawing_parameters() + sum(p.numel() for p in self.stage1.parameters())
 
-    def draw(self, pooled: Float[Tensor, "b p"], noise: Float[Tensor, "b z"]) -> Drawn:
+    def draw(self, pooled: Float[Tensor, "b p"], noise: Float[Tensor, "b z"]) -> GeneratorOutput:
         own = self.stage1.generator.noise_dim
         with torch.no_grad():
             coarse = self.stage1(pooled, noise[:, :own])

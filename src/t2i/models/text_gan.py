@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from t2i.losses.cutmix import consistency, cutmix_masks, mix, pixel_loss_by_mask, ramp
 from t2i.losses.text_gan import Kind, called_fake, discriminator_loss, generator_loss, gradient_penalty
 from t2i.models import optimizers
-from t2i.models.base import NonFiniteElsewhere, NonFiniteLoss, TwoPlayers, frozen
-from t2i.models.distributed import Draws, agreed, average_gradients, following, gathered_objects, log
+from t2i.models.base import GANModule, NonFiniteLoss, NonFiniteLossOnOtherRank, frozen
+from t2i.models.distributed import StepRandom, all_gather_objects, all_ranks_agree, average_gradients, log, next_rows
 from t2i.models.sampling import check_truncation, normals
-from t2i.types import Batch, Drawn, Judged, Seen, TextDiscriminator, TextEncoder
+from t2i.types import Batch, DiscriminatorFeatures, DiscriminatorLogits, GeneratorOutput, TextDiscriminator, TextEncoder
 
 
-class TextGAN(TwoPlayers):
+class TextGAN(GANModule):
     """A generator and a discriminator of pictures with captions, and how the two train.
 
     Args:
@@ -89,18 +89,18 @@ class TextGAN(TwoPlayers):
     def image_size(self) -> int: ...
 
     @abstractmethod
-    def draw(self, pooled: Float[Tensor, "b p"], noise: Float[Tensor, "b z"]) -> Drawn:
+    def draw(self, pooled: Float[Tensor, "b p"], noise: Float[Tensor, "b z"]) -> GeneratorOutput:
         """Pictures for captions; gradients reach the generator's own parts."""
 
     @abstractmethod
-    def told(self, pooled: Float[Tensor, "b p"], drawn: Drawn) -> Float[Tensor, "b t"]:
+    def told(self, pooled: Float[Tensor, "b p"], drawn: GeneratorOutput) -> Float[Tensor, "b t"]:
         """The captions as the discriminator is told them."""
 
     @abstractmethod
     def sides(self) -> tuple[list[nn.Module], list[nn.Module]]:
         """What the generator's optimiser moves, and what the discriminator's does."""
 
-    def generator_terms(self, drawn: Drawn) -> dict[str, Tensor]:
+    def generator_terms(self, drawn: GeneratorOutput) -> dict[str, Tensor]:
         """Losses of the generator beside the discriminator's word, weighed."""
         return {}
 
@@ -145,7 +145,7 @@ class TextGAN(TwoPlayers):
             raise ValueError("data.batch_size=1: a picture needs another one's caption to be mismatched with;"
                              " 2 or more are needed")
         self.schedule()
-        draws = Draws(self, size)
+        draws = StepRandom(self, size)
         generator, discriminator = self.players()
         # Running statistics are no parameters: a skipped turn must not leave what it made of them.
         before = {name: value.clone() for name, value in self.named_buffers()}
@@ -158,7 +158,7 @@ class TextGAN(TwoPlayers):
         if fine:
             with frozen(nn.ModuleList(self.sides()[1])):
                 told = self.told(pooled, drawn).detach()
-                fake = self.discriminator.judge(self.discriminator.features(drawn.image), told)
+                fake = self.discriminator.logits(self.discriminator.features(drawn.image), told)
             g_terms = {"loss/generator": generator_loss(fake, self.gan_loss), **self.generator_terms(drawn)}
             terms |= g_terms
             g_loss = sum(g_terms.values(), torch.zeros((), device=self.device))
@@ -170,35 +170,36 @@ class TextGAN(TwoPlayers):
         log(self, shown, size)
 
     def judgement(
-        self, batch: Batch, pooled: Tensor, drawn: Drawn, draws: Draws
+        self, batch: Batch, pooled: Tensor, drawn: GeneratorOutput, draws: StepRandom
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The discriminator's losses, and what is logged beside them. One look at the real and one at the drawn."""
         net, kind = self.discriminator, self.gan_loss
         told = self.told(pooled, drawn)
-        others = self.told(following(pooled), Drawn(drawn.image, None if drawn.mean is None else following(drawn.mean)))
+        mean = None if drawn.mean is None else next_rows(drawn.mean)
+        others = self.told(next_rows(pooled), GeneratorOutput(drawn.image, mean))
         exact = self.penalty_weight > 0 and self.global_step % self.penalty_every == 0
         image = batch.image.requires_grad_().clone() if exact else batch.image  # clones: estimate takes no leaf
         with torch.autocast(self.device.type, enabled=False) if exact else nullcontext():
             told, others = (told.float().requires_grad_().clone(), others.float()) if exact else (told, others)
-            seen: Seen = net.features(image)
-            real: Judged = net.judge(seen, told)
-            wrong: Judged = net.judge(seen, others)
+            seen: DiscriminatorFeatures = net.features(image)
+            real: DiscriminatorLogits = net.logits(seen, told)
+            wrong: DiscriminatorLogits = net.logits(seen, others)
         fake_image = drawn.image.detach()
-        fake: Judged = net.judge(net.features(fake_image), told)
+        fake: DiscriminatorLogits = net.logits(net.features(fake_image), told)
         loss = discriminator_loss(real, wrong, fake, kind, self.mismatched(batch.text))
         terms = {"loss/discriminator": loss}
         if exact:
             with torch.autocast(self.device.type, enabled=False):
                 terms["loss/penalty"] = gradient_penalty(
-                    real.matched, image, told, self.penalty_weight * self.penalty_every, self.penalty_power)
+                    real.conditional, image, told, self.penalty_weight * self.penalty_every, self.penalty_power)
         if real.pixels is not None and self.consistency_weight > 0:
             terms |= self.cutmix(batch.image.detach(), fake_image, told, real.pixels, cast(Tensor, fake.pixels), draws)
-        named = {f"logits/{name}": one.matched.float().mean()
+        named = {f"logits/{name}": one.conditional.float().mean()
                  for name, one in (("real", real), ("wrong", wrong), ("fake", fake))}
         return terms, named
 
     def cutmix(
-        self, real: Tensor, fake: Tensor, told: Tensor, real_pixels: Tensor, fake_pixels: Tensor, draws: Draws
+        self, real: Tensor, fake: Tensor, told: Tensor, real_pixels: Tensor, fake_pixels: Tensor, draws: StepRandom
     ) -> dict[str, Tensor]:
         """CutMix of real and drawn pictures (arXiv 2002.12655, section 3.2), in this step or not."""
         chance, numbers = draws.one(), draws.uniform(3)
@@ -206,22 +207,22 @@ class TextGAN(TwoPlayers):
             return {}
         mask = cutmix_masks(numbers[:, 0], numbers[:, 1:], real.shape[-1])
         seen = self.discriminator.features(mix(mask, real, fake.to(real.dtype)))
-        mixed: Judged = self.discriminator.judge(seen, told)
+        mixed: DiscriminatorLogits = self.discriminator.logits(seen, told)
         pixels = cast(Tensor, mixed.pixels)
-        whole = called_fake(mixed.matched, self.gan_loss).mean()
+        whole = called_fake(mixed.conditional, self.gan_loss).mean()
         return {"loss/cutmix": (whole + pixel_loss_by_mask(pixels, mask, self.gan_loss)) / 2,
                 "loss/consistency": self.consistency_weight * consistency(pixels, real_pixels, fake_pixels, mask)}
 
     def mismatched(self, text: list[str]) -> Float[Tensor, " b"]:
         """Weights of the wrong pairs: 0 where the other caption is the same words, mean 1 over the global batch."""
-        every = gathered_objects([caption.lower() for caption in text])
+        every = all_gather_objects([caption.lower() for caption in text])
         differs = torch.tensor([a != b for a, b in zip(every, every[1:] + every[:1], strict=True)], dtype=torch.float32)
         weights = differs / differs.mean().clamp(min=1 / len(every))
         return weights[self.global_rank :: len(every) // len(text)].to(self.device)
 
     def turn(self, optimizer: Any, side: list[nn.Module], loss: Tensor) -> bool:
         """Backward and step of one player; False, with nothing moved, if loss or gradient is not finite anywhere."""
-        if not agreed(bool(torch.isfinite(loss)), self.device):
+        if not all_ranks_agree(bool(torch.isfinite(loss)), self.device):
             return False
         optimizer.zero_grad(set_to_none=True)
         with getattr(self.trainer.strategy, "block_backward_sync", nullcontext)():
@@ -246,7 +247,7 @@ class TextGAN(TwoPlayers):
         generator._on_after_step()
         if int(cast(Tensor, self.skipped)) > self.max_skipped:
             if self.global_rank:
-                raise NonFiniteElsewhere
+                raise NonFiniteLossOnOtherRank
             listed = ", ".join(f"{name}={float(value.detach()):g}" for name, value in terms.items())
             raise NonFiniteLoss(
                 f"{int(cast(Tensor, self.skipped))} turns had a loss or gradient that is not finite, the last at step"
@@ -258,14 +259,14 @@ class TextGAN(TwoPlayers):
         """Mean logits, and the share of pictures that get a higher one with their own caption than with a wrong one."""
         pooled, net = self.text_encoder(batch.text).pooled, self.discriminator
         rank, world = self.global_rank, self.trainer.world_size
-        every = torch.stack(gathered_objects(list(pooled.float().cpu())))  # ranks' shares may differ by one
+        every = torch.stack(all_gather_objects(list(pooled.float().cpu())))  # ranks' shares may differ by one
         numbers = torch.randn(len(every), self.noise_dim, generator=torch.Generator().manual_seed(batch_index))
         noise = numbers[rank::world].to(self.device)
         others = every.roll(-1, 0)[rank::world].to(self.device)
         drawn, wrongly = self.draw(pooled, noise), self.draw(others, noise)
         told, seen = self.told(pooled, drawn), net.features(batch.image)
-        real, wrong = net.judge(seen, told).matched, net.judge(seen, self.told(others, wrongly)).matched
-        fake = net.judge(net.features(drawn.image), told).matched
+        real, wrong = net.logits(seen, told).conditional, net.logits(seen, self.told(others, wrongly)).conditional
+        fake = net.logits(net.features(drawn.image), told).conditional
         named = {"val/logits/real": real.mean(), "val/logits/wrong": wrong.mean(), "val/logits/fake": fake.mean(),
                  "val/matching": (real > wrong).float().mean()}
         self.log_dict(named, batch_size=len(batch.text), sync_dist=True)

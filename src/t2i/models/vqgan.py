@@ -17,7 +17,7 @@ from t2i.checkpoint import building, file_format
 from t2i.checkpoint.registry import register
 from t2i.losses.gan import adaptive_weight, hinge_d, hinge_g, vanilla_d, vanilla_g
 from t2i.models import optimizers
-from t2i.models.base import TwoPlayers, check_finite, frozen_call
+from t2i.models.base import GANModule, check_finite, frozen_call
 from t2i.models.distributed import log
 from t2i.nets.recompute import set_checkpointing
 from t2i.nets.resnet_blocks import Level, Middle
@@ -26,7 +26,7 @@ from t2i.types import Autoencoder, Batch, Quantizer
 
 
 @register("model")
-class VQGAN(TwoPlayers):
+class VQGAN(GANModule):
     """A tokenizer, its discriminator, and how the two train.
 
     Args:

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from t2i.checkpoint.registry import register
-from t2i.types import Drawn, Judged, Seen
+from t2i.types import DiscriminatorFeatures, DiscriminatorLogits, GeneratorOutput
 
 
 def doublings(image_size: int, smallest: int) -> int:
@@ -108,13 +108,13 @@ class DFGenerator(nn.Module):
         self.blocks = nn.ModuleList(UpBlock(condition, a, b) for a, b in itertools.pairwise(found))
         self.head = nn.Conv2d(found[-1], 3, 3, padding=1)
 
-    def forward(self, noise: Float[Tensor, "b z"], text: Float[Tensor, "b t"]) -> Drawn:
+    def forward(self, noise: Float[Tensor, "b z"], text: Float[Tensor, "b t"]) -> GeneratorOutput:
         condition = torch.cat([noise, text], 1)
         x = self.stem(noise).unflatten(1, (-1, 4, 4))
         for block in self.blocks:
             x = block(x, condition)
         image = self.head(F.leaky_relu(x, 0.2))
-        return Drawn(torch.tanh(image) if self.tanh else image)
+        return GeneratorOutput(torch.tanh(image) if self.tanh else image)
 
 
 class DownBlock(nn.Module):
@@ -174,11 +174,11 @@ class DFDiscriminator(nn.Module):
         self.blocks = nn.ModuleList(DownBlock(a, b, residual_start) for a, b in itertools.pairwise(found))
         self.head = Head(found[-1], 2 * channels, text_dim)
 
-    def features(self, image: Float[Tensor, "b 3 h w"]) -> Seen:
+    def features(self, image: Float[Tensor, "b 3 h w"]) -> DiscriminatorFeatures:
         x = self.stem(image)
         for block in self.blocks:
             x = block(x)
-        return Seen(x)
+        return DiscriminatorFeatures(x)
 
-    def judge(self, seen: Seen, text: Float[Tensor, "b t"]) -> Judged:
-        return Judged(self.head(seen.deep, text))
+    def logits(self, seen: DiscriminatorFeatures, text: Float[Tensor, "b t"]) -> DiscriminatorLogits:
+        return DiscriminatorLogits(self.head(seen.deep, text))

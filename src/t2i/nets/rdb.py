@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from t2i.checkpoint.registry import register
 from t2i.nets.dfgan import UpBlock, doublings
 from t2i.nets.stackgan import BatchNorm, Residual, conv3
-from t2i.types import Drawn
+from t2i.types import GeneratorOutput
 
 
 class ResidualDense(nn.Module):
@@ -67,7 +67,7 @@ class RDBGenerator(nn.Module):
         self.fine = nn.ModuleList(UpBlock(condition, a, b) for a, b in itertools.pairwise(found))
         self.head = nn.Conv2d(found[-1], 3, 3, padding=1)
 
-    def forward(self, noise: Float[Tensor, "b z"], text: Float[Tensor, "b t"]) -> Drawn:
+    def forward(self, noise: Float[Tensor, "b z"], text: Float[Tensor, "b t"]) -> GeneratorOutput:
         condition = torch.cat([noise, text], 1)
         x = self.stem(noise).unflatten(1, (-1, 4, 4))
         for block in self.coarse:
@@ -78,4 +78,4 @@ class RDBGenerator(nn.Module):
         for block in self.fine:
             x = block(x, condition)
         image = self.head(F.leaky_relu(x, 0.2))
-        return Drawn(torch.tanh(image) if self.tanh else image)
+        return GeneratorOutput(torch.tanh(image) if self.tanh else image)

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from t2i.checkpoint.registry import register
-from t2i.types import Drawn, Judged, Seen
+from t2i.types import DiscriminatorFeatures, DiscriminatorLogits, GeneratorOutput
 
 
 class _Sum(torch.autograd.Function):
@@ -156,7 +156,7 @@ class StageOne(nn.Module):
         self.head = conv3(wide // 2**ups, 3)
         start(self)
 
-    def forward(self, noise: Float[Tensor, "b z"], text: Float[Tensor, "b t"]) -> Drawn:
+    def forward(self, noise: Float[Tensor, "b z"], text: Float[Tensor, "b t"]) -> GeneratorOutput:
         mean, log_var = self.augmentation(text)
         own, around = noise.split([self.noise_dim - self.condition_dim, self.condition_dim], 1)
         condition = mean + around * (0.5 * log_var).exp()
@@ -164,7 +164,7 @@ class StageOne(nn.Module):
         for block in self.ups:
             x = block(x)
         image = self.head(x)
-        return Drawn(torch.tanh(image) if self.tanh else image, mean, log_var)
+        return GeneratorOutput(torch.tanh(image) if self.tanh else image, mean, log_var)
 
 
 @register("generator")
@@ -202,7 +202,7 @@ class StageTwo(nn.Module):
         self.head = conv3(wide // 16, 3)
         start(self)
 
-    def forward(self, coarse: Float[Tensor, "b 3 h w"], noise: Float[Tensor, "b c"], text: Tensor) -> Drawn:
+    def forward(self, coarse: Float[Tensor, "b 3 h w"], noise: Float[Tensor, "b c"], text: Tensor) -> GeneratorOutput:
         mean, log_var = self.augmentation(text)
         condition = mean + noise * (0.5 * log_var).exp()
         x = self.encoder(coarse)
@@ -213,7 +213,7 @@ class StageTwo(nn.Module):
         image = self.head(x)
         if self.skip:
             image = image + F.interpolate(coarse.to(image.dtype), scale_factor=4.0, mode="bilinear")
-        return Drawn(torch.tanh(image) if self.tanh else image, mean, log_var)
+        return GeneratorOutput(torch.tanh(image) if self.tanh else image, mean, log_var)
 
 
 def norm(channels: int, batch_norm: bool) -> nn.Module:
@@ -273,9 +273,9 @@ class StackDiscriminator(nn.Module):
         if batch_norm:
             start(self)
 
-    def features(self, image: Float[Tensor, "b 3 h w"]) -> Seen:
-        return Seen(self.encoder(image))
+    def features(self, image: Float[Tensor, "b 3 h w"]) -> DiscriminatorFeatures:
+        return DiscriminatorFeatures(self.encoder(image))
 
-    def judge(self, seen: Seen, text: Float[Tensor, "b c"]) -> Judged:
+    def logits(self, seen: DiscriminatorFeatures, text: Float[Tensor, "b c"]) -> DiscriminatorLogits:
         free = None if self.free_head is None else self.free_head(seen.deep)
-        return Judged(self.head(seen.deep, text), free)
+        return DiscriminatorLogits(self.head(seen.deep, text), free)

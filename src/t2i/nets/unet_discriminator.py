@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from t2i.checkpoint.registry import register
-from t2i.types import Judged, Seen
+from t2i.types import DiscriminatorFeatures, DiscriminatorLogits
 
 _MULTIPLIERS = (1, 2, 4, 8, 8, 16)
 _BOTTLENECK = 4  # pixels a side
@@ -101,7 +101,7 @@ class UNetDiscriminator(nn.Module):
         self.joint = _conv(widths[-1] + text_dim, 2 * channels, 3, spectral)
         self.head = _conv(2 * channels, 1, _BOTTLENECK, spectral, padding=0)
 
-    def features(self, image: Float[Tensor, "b 3 h w"]) -> Seen:
+    def features(self, image: Float[Tensor, "b 3 h w"]) -> DiscriminatorFeatures:
         """What there is to say of pictures (b, 3, image_size, image_size) without a caption, the logit of every pixel
         included.
         """
@@ -119,9 +119,9 @@ class UNetDiscriminator(nn.Module):
             h = up(h)
             if skips:
                 h = torch.cat([h, skips.pop()], 1)
-        return Seen(deep=deep, pixels=self.pixel_head(F.relu(h)))
+        return DiscriminatorFeatures(deep=deep, pixels=self.pixel_head(F.relu(h)))
 
-    def judge(self, seen: Seen, text: Float[Tensor, "b t"]) -> Judged:
+    def logits(self, seen: DiscriminatorFeatures, text: Float[Tensor, "b t"]) -> DiscriminatorLogits:
         """The logit of each picture with its caption; those of the pixels are handed on."""
         if text.shape != (len(seen.deep), self.text_dim):
             raise ValueError(
@@ -130,4 +130,4 @@ class UNetDiscriminator(nn.Module):
             )
         tiled = text[:, :, None, None].expand(-1, -1, _BOTTLENECK, _BOTTLENECK)  # (b, t, 4, 4)
         h = F.leaky_relu(self.joint(torch.cat([seen.deep, tiled], 1)), 0.2)
-        return Judged(matched=self.head(h).flatten(), pixels=seen.pixels)
+        return DiscriminatorLogits(conditional=self.head(h).flatten(), pixels=seen.pixels)

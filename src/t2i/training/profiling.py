@@ -22,7 +22,7 @@ from t2i.checkpoint import building, registry
 from t2i.config import quiet
 from t2i.config.check import nodes
 from t2i.config.compose import ConfigError, choices, compose, plan
-from t2i.models.base import switch
+from t2i.models.base import set_accumulation_and_compile
 from t2i.training import train
 from t2i.training.callbacks.progress import Progress
 from t2i.training.meter import TIMED, Meter, product
@@ -157,7 +157,7 @@ def measure(config: dict[str, Any], earlier: list[dict[str, Any]]) -> tuple[list
     model = building.build(config["model"], **stand_ins(config, earlier))
     if hasattr(model, "prepare"):
         model.prepare(captions(64))
-    switch(model, t["accumulate"], t["compile"], config["data"]["batch_size"])
+    set_accumulation_and_compile(model, t["accumulate"], t["compile"], config["data"]["batch_size"])
     world = devices({"trainer": t})
     size = max(1, config["data"]["batch_size"] // world)
     rows, averaged = parts(model), config["callbacks"].get("ema")

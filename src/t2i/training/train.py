@@ -26,7 +26,7 @@ from t2i.config import quiet
 from t2i.config.compose import compared, difference, flat
 from t2i.config.messages import is_for_people, shown
 from t2i.data.datasets import caption_texts, data_module
-from t2i.models.base import NonFiniteElsewhere, NonFiniteLoss, precision, switch
+from t2i.models.base import NonFiniteLoss, NonFiniteLossOnOtherRank, precision, set_accumulation_and_compile
 from t2i.training import loggers
 from t2i.training.callbacks.checkpointing import FULL, AsConfigured, Checkpoints, Minutes, SelfDescribing, StepSeed
 from t2i.training.run_folder import alone_in, move_away, tidy, unwritable
@@ -201,7 +201,8 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
     started = time.monotonic()
     pl.seed_everything(config["seed"], workers=False, verbose=False)
     model = building.build(config["model"])
-    switch(model, config["trainer"]["accumulate"], config["trainer"]["compile"], config["data"]["batch_size"])
+    t = config["trainer"]
+    set_accumulation_and_compile(model, t["accumulate"], t["compile"], config["data"]["batch_size"])
     data = data_module(config, model)
     if hasattr(model, "prepare") and resume is None:
         model.prepare(caption_texts(data.train_set))
@@ -219,7 +220,7 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
         with saver.signals(), on_a_full_disk(saver):
             trainer.fit(model, data, ckpt_path=resume, weights_only=True)
         failed = False
-    except NonFiniteElsewhere as error:
+    except NonFiniteLossOnOtherRank as error:
         raise SystemExit(2) from error
     except RuntimeError as error:
         told = lost(trainer.strategy, error)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests import tiny
 
 from t2i.checkpoint import building, file_format
 from t2i.cli import console
@@ -29,18 +30,9 @@ from t2i.evaluation.compare.scores import Column, best, columns, scores_of, unli
 from t2i.training import train
 from t2i.viz.plots import COLOURS
 
-DATA = ["data.image_size=32", "data.size=96", "data.val_size=16", "data.batch_size=8"]
-COMMON = [*DATA, "trainer=cpu", "trainer.precision=32-true", "trainer.val_every_steps=2", "trainer.max_steps=4",
-          "trainer.limit_val_batches=1", "trainer.log_every_steps=1", "logger=csv", "callbacks.plots=null",
-          "callbacks.pictures=null"]
-TINY = ["model.width=16", "model.num_layers=1", "model.num_heads=2"]
-CLIP = ["model=clip", *TINY, "model.patch_size=8", "model.text_width=16", "model.text_layers=1", "model.text_heads=2",
-        "model.embed_dim=8"]
-VQGAN = ["model=vqgan", "model.autoencoder.channels=8", "model.autoencoder.multipliers=[1]",
-         "model.autoencoder.attention_levels=[]", "model.autoencoder.mid_attention=false",
-         "model.autoencoder.patch_size=8", "model.autoencoder.z_channels=8", "model.autoencoder.num_groups=0",
-         "model.quantizer.codebook_size=16", "model.quantizer.dim=4", "model.discriminator=null"]
-DFGAN_ = ["model=dfgan", "model.generator.channels=2", "model.discriminator.channels=2", "model.text_dim=8"]
+COMMON = [*tiny.DATA, *tiny.TRAINER, *tiny.QUIET, "trainer.val_every_steps=2", "trainer.max_steps=4",
+          "trainer.log_every_steps=1"]
+VQGAN = [*tiny.TOKENIZER, "model.discriminator=null"]
 CPU = torch.device("cpu")
 
 
@@ -51,9 +43,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     paths = [f"paths.runs={folder}", f"paths.cache={folder / 'cache'}"]
     encoder = f"text_encoder.path={folder}/clip/hf"
     for name, words in {
-        "clip": CLIP, "a": VQGAN, "b": [*VQGAN, "model.learning_rate=0.01", "seed=1"],
-        "prior": ["model=prior", *TINY, f"model.tokenizer.path={folder}/a/last.ckpt", encoder],
-        "gan": [*DFGAN_, encoder],
+        "clip": tiny.CLIP, "a": VQGAN, "b": [*VQGAN, "model.learning_rate=0.01", "seed=1"],
+        "prior": [*tiny.PRIOR, f"model.tokenizer.path={folder}/a/last.ckpt", encoder],
+        "gan": [*tiny.DFGAN, encoder],
     }.items():
         train.run(compose([*words, *COMMON, *paths, f"name={name}"]))
     return folder

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests import tiny
 from torch import Tensor, nn
 
 from t2i.checkpoint import file_format
@@ -24,8 +25,7 @@ from t2i.models.clip import CLIP
 from t2i.training import pipeline, train
 from t2i.viz.grids import MARGIN
 
-DATA = ["data.image_size=32", "data.size=96", "data.val_size=16", "data.batch_size=8"]
-TINY = ["model.width=16", "model.num_layers=1", "model.num_heads=2"]
+DATA = tiny.DATA
 FACTS = {"minutes": 1.5, "steps": 7}
 
 
@@ -201,17 +201,11 @@ def test_mistakes_are_told_before_anything_runs(tmp_path: Path) -> None:
 def test_a_pipeline_ends_with_a_comparison(tmp_path: Path, capsys: Any) -> None:
     """Four real stages of a few steps; the second time nothing is done again."""
     runs = tmp_path / "runs"
-    common = [*DATA, "trainer=cpu", "trainer.precision=32-true", "trainer.val_every_steps=2", "trainer.max_steps=2",
-              "trainer.limit_val_batches=1", "logger=csv", f"paths.runs={runs}", f"paths.cache={tmp_path / 'cache'}"]
-    clip = ["model=clip", *TINY, "model.patch_size=8", "model.text_width=16", "model.text_layers=1",
-            "model.text_heads=2", "model.embed_dim=8"]
-    vqgan = ["model=vqgan", "model.autoencoder.channels=8", "model.autoencoder.multipliers=[1]",
-             "model.autoencoder.attention_levels=[]", "model.autoencoder.mid_attention=false",
-             "model.autoencoder.patch_size=8", "model.autoencoder.z_channels=8", "model.autoencoder.num_groups=0",
-             "model.quantizer.codebook_size=16", "model.quantizer.dim=4", "model.discriminator=null"]
-    prior = ["model=prior", *TINY, f"model.tokenizer.path={runs}/g/vqgan/last.ckpt",
-             f"text_encoder.path={runs}/g/clip/hf"]
-    words = {"clip": clip, "judge": [*clip, "seed=1"], "vqgan": vqgan, "prior": prior}
+    common = [*DATA, *tiny.TRAINER, *tiny.QUIET, "trainer.val_every_steps=2", "trainer.max_steps=2",
+              f"paths.runs={runs}", f"paths.cache={tmp_path / 'cache'}"]
+    prior = [*tiny.PRIOR, f"model.tokenizer.path={runs}/g/vqgan/last.ckpt", f"text_encoder.path={runs}/g/clip/hf"]
+    words = {"clip": tiny.CLIP, "judge": [*tiny.CLIP, "seed=1"],
+             "vqgan": [*tiny.TOKENIZER, "model.discriminator=null"], "prior": prior}
     stages = [Stage(name, [*given, *common, f"name=g/{name}"], "…") for name, given in words.items()]
     config = {**compose(["model=clip", *common]), "name": "g", "comparison": settings(
         models={"two-stage": "prior"}, includes={"two-stage": ["vqgan"]})}

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests import tiny
 from tests.evaluation.test_evaluate import MODEL as TINY
 from tests.evaluation.test_evaluate import clip_folder
 
@@ -21,7 +22,7 @@ from t2i.evaluation import evaluate
 from t2i.training import train
 from t2i.training.callbacks.generation_metrics import Scores
 
-MODEL = [*TINY, "callbacks=gan", "trainer.precision=32-true"]
+MODEL = [*TINY, "callbacks=gan"]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_what_is_refused(tmp_path: Path, clips: tuple[str, str], capsys: Any) ->
         Scores(clips[1], metrics=["fid"])
     with pytest.raises(ValueError, match="n=1"):
         Scores(clips[1], n=1)
-    vq = ["model=vqgan", "model.autoencoder.channels=8", "model.quantizer.codebook_size=16", *MODEL[4:8], "trainer=cpu"]
+    vq = ["model=vqgan", "model.autoencoder.channels=8", "model.quantizer.codebook_size=16", *tiny.DATA, "trainer=cpu"]
     with pytest.raises(ValueError, match=r"callbacks\.scores: a vqgan draws nothing"):
         train.run(compose([*vq, "callbacks.scores={_target_: t2i.training.callbacks.generation_metrics.Scores,"
                            f" judge: '{clips[1]}'}}", "name=vq",

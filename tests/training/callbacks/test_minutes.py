@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests import tiny
 
 from t2i.checkpoint import file_format
 from t2i.config.compose import ConfigError, compose
@@ -19,10 +20,7 @@ from t2i.training.callbacks import checkpointing
 from t2i.training.callbacks.checkpointing import Checkpoints, Minutes
 from t2i.training.callbacks.progress import Progress
 
-CLIP = ["model=clip", "model.patch_size=8", "model.width=16", "model.num_layers=1", "model.num_heads=2",
-        "model.text_width=16", "model.text_layers=1", "model.text_heads=2", "model.embed_dim=8", "data.image_size=32",
-        "data.size=96", "data.val_size=16", "data.batch_size=8", "trainer=cpu", "trainer.precision=32-true",
-        "trainer.val_every_steps=4", "trainer.limit_val_batches=1", "logger=csv"]
+CLIP = [*tiny.CLIP, *tiny.DATA, *tiny.TRAINER, *tiny.QUIET, "trainer.checkpoint_every_steps=100"]
 
 
 def config(folder: Path, name: str, *more: str) -> dict[str, Any]:
