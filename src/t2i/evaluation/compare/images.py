@@ -53,7 +53,7 @@ def drawn(model: Any, text: Sequence[str], seed: int, options: dict[str, Any], l
 
 
 def speed(model: Any, text: Sequence[str], options: dict[str, Any]) -> float:
-    """ImageDataset a second in batches of 64, warmed up, median of three."""
+    """Pictures a second in batches of 64, warmed up, median of three."""
     some = [text[i % len(text)] for i in range(BATCH)]
     seconds = []
     for _ in range(1 + TIMED):
@@ -158,7 +158,7 @@ def sheets(
             missing.append(f"Nothing was drawn: {error} (captions=FILE does without the data)")
     if tokenizers:
         rebuilt = Sheet("The same pictures, reconstructed", [], [
-            f"ImageDataset: the first of {tokenizers[0].label}'s validation split. PSNR in dB, higher is nearer."])
+            f"Pictures: the first of {tokenizers[0].label}'s validation split. PSNR in dB, higher is nearer."])
     for made, members in ((sheet, drawing), (rebuilt, tokenizers)):
         if made is not None:
             made.notes += [note for run in members if (note := other_data(members[0], run)) is not None]
