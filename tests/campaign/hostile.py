@@ -67,7 +67,7 @@ DOORS = {"prior": ("sample", "evaluate", "compare", "inspect"), "dfgan": ("sampl
 
 def located(path: str) -> dict[str, Any]:
     """A Path, out of a file of plain values."""
-    return {"_target_": "t2i.checkpoint.safetensors_io.located", "path": path}
+    return {"_target_": "t2i.checkpoint.safetensors_io.weights_file", "path": path}
 
 
 def payloads() -> dict[str, Any]:

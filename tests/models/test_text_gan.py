@@ -75,7 +75,7 @@ def test_every_system_trains_and_draws_from_its_file(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [DFGAN_, STACK1], ids=["dfgan", "stackgan1"])
-def test_five_hundred_steps_in_bf16_skip_no_turn(tmp_path: Path, clip: str, model: list[str]) -> None:
+def test_five_hundred_steps_in_bf16_skip_no_step(tmp_path: Path, clip: str, model: list[str]) -> None:
     """About 15 s each."""
     more = ["trainer.precision=bf16-mixed", "trainer.val_every_steps=250", "trainer.log_every_steps=50", "name=x"]
     result = train.run(config(tmp_path, clip, model, *more, steps=500))
@@ -157,7 +157,7 @@ def test_stopping_and_continuing_equals_an_unbroken_run(
 def test_a_planted_nan_is_skipped_counted_and_stops_the_run_after_so_many(
     tmp_path: Path, monkeypatch: Any, clip: str
 ) -> None:
-    real, planted = TextGAN.judgement, {2, 3}
+    real, planted = TextGAN.discriminator_terms, {2, 3}
 
     def broken(self: TextGAN, batch: Any, *rest: Any) -> Any:
         terms, named = real(self, batch, *rest)
@@ -165,13 +165,13 @@ def test_a_planted_nan_is_skipped_counted_and_stops_the_run_after_so_many(
             terms["loss/discriminator"] = terms["loss/discriminator"] * float("nan")
         return terms, named
 
-    monkeypatch.setattr(TextGAN, "judgement", broken)
+    monkeypatch.setattr(TextGAN, "discriminator_terms", broken)
     result = train.run(config(tmp_path, clip, STACK1, "name=few", "model.max_skipped=2"))
     assert result["steps"] == 6 and result["metrics"]["train/skipped"] == 2
     held = file_format.read(tmp_path / "few/last.ckpt")
     assert int(held["state_dict"]["skipped"]) == 2
     assert all(bool(torch.isfinite(v).all()) for v in held["state_dict"].values())
-    with pytest.raises(ValueError, match=r"2 turns had a loss or gradient that is not finite.*max_skipped=1"):
+    with pytest.raises(ValueError, match=r"2 optimiser steps had a loss or gradient that is not finite.*max_skipped=1"):
         train.run(config(tmp_path, clip, STACK1, "name=many", "model.max_skipped=1"))
 
 

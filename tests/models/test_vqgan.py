@@ -11,7 +11,8 @@ from t2i.checkpoint import atomic, building, file_format
 from t2i.config import quiet
 from t2i.data.data_module import DataModule
 from t2i.losses.gan import hinge_d, hinge_g
-from t2i.models.base import NonFiniteLoss, check_finite, frozen_call, warmup_cosine
+from t2i.models.base import NonFiniteLoss, check_finite, frozen_call
+from t2i.models.optimizers import warmup_cosine
 from t2i.models.vqgan import VQGAN, load_tokenizer
 from t2i.nets.patchgan import PatchGAN
 from t2i.training import loggers
@@ -169,8 +170,8 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_moves(tmp_path) -> No
 class Overflowing(VQGAN):
     """Its discriminator's loss overflows while the generator's terms are finite."""
 
-    def step_both(self, generator_loss, discriminator_loss, keys):
-        return super().step_both(generator_loss, lambda: discriminator_loss() * torch.inf, keys)
+    def backward_and_step(self, generator_loss, discriminator_loss, keys):
+        return super().backward_and_step(generator_loss, lambda: discriminator_loss() * torch.inf, keys)
 
 
 def test_a_discriminator_loss_that_is_not_finite_stops_as_well(tmp_path) -> None:

@@ -135,21 +135,22 @@ def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 
 def test_pieces_of_a_batch() -> None:
     model = vqgan()
-    model.accumulate = 4
+    model.num_micro_batches = 4
     batch = codes(1, size=6)[0]
     shares, keys, at = [], [], []
-    for piece in model.pieces(batch, 6):
+    for _ in model.each_micro_batch():
+        piece = model.slice_micro_batch(batch, 6)[0]
         assert len(piece.ids) == len(piece.text) == len(piece.key) and piece.states is None
-        shares.append(model.share)
+        shares.append(model.micro_batch_share)
         keys += piece.key
-        at.append((model.first, model.last))
+        at.append((model.is_first_micro_batch, model.is_last_micro_batch))
     assert keys == batch.key and sum(shares) == pytest.approx(1)
-    assert at == [(True, False), (False, False), (False, False), (False, True)] and model.piece == 0
+    assert at == [(True, False), (False, False), (False, False), (False, True)] and model.micro_batch == 0
     states = CodeBatch(batch.ids, batch.text, batch.key, torch.ones(6, 2, 3), torch.ones(6, 2, dtype=torch.bool))
     assert slice_batch(states, slice(1, 3)).states.shape == (2, 2, 3)
-    model.accumulate = 7
+    model.num_micro_batches = 7
     with pytest.raises(ValueError, match=r"accumulate_grad_batches=7: a device's batch has 6 pictures; from 1 to 6"):
-        next(model.pieces(batch, 6))
+        model.slice_micro_batch(batch, 6)
 
 
 @pytest.mark.parametrize("accumulate", [2, 4, 6])

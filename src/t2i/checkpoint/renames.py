@@ -28,6 +28,8 @@ CLASSES: dict[str, str] = {
     "t2i.training.callbacks.visuals.PictureGrid": "t2i.training.callbacks.image_grid.ImageGrid",
 }
 KEYS: dict[str, str] = {
+    "callbacks.scores.judge": "callbacks.scores.clip_model",
+    "comparison.judge": "comparison.clip_model",
     "callbacks.early_stopping.least": "callbacks.early_stopping.min_delta",
     "trainer.accumulate": "trainer.accumulate_grad_batches",
     "trainer.gradient_clip": "trainer.gradient_clip_val",

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from t2i.checkpoint import atomic, file_format
-from t2i.checkpoint.json_file import read_table
+from t2i.checkpoint.plain_files import read_table
 from t2i.config import quiet
 from t2i.config.compose import Stage, compose
-from t2i.evaluation import evaluate
+from t2i.evaluation import composition, evaluate
 from t2i.training import train
 from t2i.viz.progress import clock
 
@@ -35,7 +35,7 @@ def evaluated(settings: dict[str, Any], ckpt: Path, out: Path) -> dict[str, Any]
     if (found := out / "evaluation.json").is_file():
         held = read_table(found, protocol=dict, scores=dict)
         if held["protocol"].get("hash") == file_format.file_hash(ckpt) and held.get("settings") == settings:
-            print(f"already there:\n{evaluate.table(held['scores']['composition'])}")
+            print(f"already there:\n{composition.table(held['scores']['composition'])}")
             return held
     started = time.monotonic()
     result = evaluate.run(compose(overrides, "evaluate"))
@@ -94,9 +94,9 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
     if comparison is not None:
         heading("Comparison")
         since = time.monotonic()
-        compared = compare_stages.run(comparison, trained, folder, config["seed"])
+        compared = compare_stages.run(comparison, trained, folder, config["seed"], config["paths"])
         shown = compare_stages.scores(compared) if scores is None else scores
-        grids.insert(0, ("Captions in rows, models in columns", folder / "comparison.png"))
+        grids.insert(0, ("Models in rows, captions in columns", folder / "comparison.png"))
         done.append({"name": "comparison", "run_dir": str(folder), "seconds": round(time.monotonic() - since, 1)})
         runs = {stage["name"]: stage["run_dir"] for stage in trained}
         commands = [f'python sample.py ckpt={runs[stage]}/last.ckpt prompt="two red circles above a blue square" n=8'

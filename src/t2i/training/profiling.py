@@ -272,7 +272,7 @@ def measure(config: dict[str, Any], earlier: list[dict[str, Any]]) -> tuple[list
         data = [batch(config, model, size)] * 1000  # more than there are steps
         loader: DataLoader[Any] = DataLoader(data, batch_size=None)  # type: ignore[arg-type]
         trainer.fit(model, loader, loader)
-    outside = [part for part in getattr(model, "_outside", ()) if part is not None]
+    outside = [part for part in model.frozen_parts if part is not None]
     trained = sum(p.numel() * p.element_size() for p in model.parameters())
     fixed = 4 * sum(map(count, outside))
     shadow = 4 * sum(count(model.get_submodule(name)) for name in averaged["modules"]) if averaged else 0

@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from t2i.checkpoint import building, file_format, registry, safetensors_io
-from t2i.checkpoint.json_file import read_table
+from t2i.checkpoint.plain_files import read_table
 from t2i.config.check import check_node, check_values
 from t2i.config.messages import shown
 from t2i.convert.tensors import read_tensors
@@ -35,7 +35,6 @@ from t2i.generation.output_folder import DrawingFolder
 from t2i.generation.text_to_image import OPTIONS, device_of, options_of, picture_seed, read_prompts, slug, version
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.viz import grids
-from t2i.viz.animation import film
 from t2i.viz.progress import Bar, brief
 
 GRID_LIMIT = 16  # columns of grid.png
@@ -78,7 +77,7 @@ def replayed(cfg: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"guide.path={path} opens {shown(', '.join(strange), 400)}; a file's word opens nothing, if it"
                          f" is meant trust=[{shown(','.join(strange), 400)}] says so, or a folder above")
     for file, before in known.items():
-        if not safetensors_io.located(file).is_file():
+        if not safetensors_io.weights_file(file).is_file():
             raise ValueError(f"guide.path={path} drew with {shown(file)}, which is gone")
         if (now := file_format.file_hash(Path(file).expanduser())) != before:
             raise ValueError(f"guide.path={path} drew with another {shown(file)}: its hash was {shown(before)} and is"
@@ -174,7 +173,7 @@ class Way:
         image = self.frames[-1]
         grids.save(Image.fromarray(image), self.path.with_name(self.path.name + ".png"))
         self.written = True
-        film(self.frames, self.path, self.drawer.settings.film)
+        grids.save_animation(self.frames, self.path, self.drawer.settings.film)
         notes = {"text": self.text, "shape": self.drawer.shape, "guide": dataclasses.asdict(self.drawer.settings)}
         # One entry: of several, safetensors writes another one first each time.
         content = save(self.drawing.state(), {"drawing": json.dumps(notes)})

@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from t2i.data.seeds import number
+from t2i.data.seeds import derive_seed
 
 
 class StepSeed(pl.Callback):
@@ -18,5 +18,5 @@ class StepSeed(pl.Callback):
         self.seed = seed
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, index: int) -> None:
-        torch.manual_seed(number(self.seed, "step", trainer.global_step, trainer.global_rank))
-        module.shared_seed = number(self.seed, "step", trainer.global_step, 0)  # what all ranks draw alike
+        torch.manual_seed(derive_seed(self.seed, "step", trainer.global_step, trainer.global_rank))
+        module.shared_seed = derive_seed(self.seed, "step", trainer.global_step, 0)  # what all ranks draw alike

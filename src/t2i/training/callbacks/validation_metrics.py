@@ -10,7 +10,7 @@ import torch
 
 from t2i.data.scenes import TASKS
 from t2i.data.shapes import prompts
-from t2i.evaluation.composition import draw
+from t2i.evaluation.generated_images import draw
 from t2i.metrics.composition import composition_score
 from t2i.metrics.reconstruction import CodebookUsage, psnr, ssim
 
@@ -123,6 +123,6 @@ class Composition(pl.Callback):
         self.seen += 1
         if (self.seen - 1) % self.every == 0:
             options = {"guidance": self.guidance} if "guidance" in module.options else {}
-            pictures = draw(module, [caption.text for caption in self.captions], 1, options)
-            scores = composition_score(pictures.numpy(), self.captions)
+            drawn = draw(module, [caption.text for caption in self.captions], 1, options)
+            scores = composition_score(torch.cat([pictures for _, pictures in drawn]).numpy(), self.captions)
             module.log_dict({f"val/composition_{name}": value for name, value in scores.items()}, sync_dist=False)
