@@ -15,13 +15,15 @@ import yaml
 
 from t2i.checkpoint import building, registry
 from t2i.checkpoint.safe_building import admit
-from t2i.config.check import SOURCE, nodes
-from t2i.config.compose import compose
+from t2i.config.check import nodes
+from t2i.config.compose import ROOT, compose
 
 ROLES = ("model", "tokenizer", "autoencoder", "quantizer", "generator", "discriminator", "stage1", "text_encoder",
          "data")
 # Arguments that are words and name no place.
 WORDS = {"tasks", "backgrounds", "background", "on_error", "crop", "splits"}
+
+SOURCE = ROOT / "src"
 
 
 def defined() -> Iterator[str]:

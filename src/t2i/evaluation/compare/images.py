@@ -49,7 +49,7 @@ def validation(run: Run, n: int, size: int | None = None) -> tuple[Tensor, list[
     config, source = run.config, run.folder / "config.json"
     data = config["data"] if size is None else {**config["data"], "image_size": size}
     admit_data(data, source)
-    made = building.build(node_of({**config, "data": data}), split="val")
+    made = building.build_admitted(node_of({**config, "data": data}), split="val")
     examples = [made[(i, 0)] for i in range(min(n, len(made)))]
     return (torch.stack([one.image for one in examples]),
             [str(one.captions[0]) if one.captions else "" for one in examples])
