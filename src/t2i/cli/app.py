@@ -121,7 +121,7 @@ def prepared_run(config_name: str, config: DictConfig) -> list[str]:
     if rank() > 0:
         return quiet  # the first of several processes writes for all
     if found.get("resume") == "never":  # before Hydra writes into the folder
-        from t2i.training.run_folder import alone_in, move_away
+        from t2i.training.resume import alone_in, move_away
 
         folder = Path(config.hydra.run.dir)
         with alone_in(folder):
