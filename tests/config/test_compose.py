@@ -126,7 +126,7 @@ def test_one_key_bounds_the_gradients_of_every_model_and_no_gan_claims_a_best_ch
     needed = {"clip": [], "prior": ["model.tokenizer.path=x", *text], "vqgan": [], "dfgan": text, "stackgan1": text,
               "stackgan2": ["model.stage1.path=x"]}
     for name, words in needed.items():
-        found = compose([f"model={name}", *words, "trainer.gradient_clip=3"], files=False)
+        found = compose([f"model={name}", *words, "trainer.gradient_clip_val=3"], files=False)
         # The others take it as Lightning has it.
         assert found["model"].get("gradient_clip") == (None if name in ("clip", "prior") else 3)
         gan = name.startswith(("dfgan", "stackgan"))

@@ -305,7 +305,7 @@ def _rank(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_ema_ranks_agree(tmp_path: Path) -> None:
-    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    mp.start_processes(_rank, args=(str(tmp_path),), nprocs=2, start_method="fork")
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(first[key], second[key]) for key in first)
     # 64 latents a step over both ranks: counts start at, are restarted with, and tend to 64 in all.

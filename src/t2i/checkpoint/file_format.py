@@ -63,6 +63,8 @@ def read(path: str | Path, kind: str | tuple[str, ...] | None = None) -> dict[st
     if section.get("format") != FORMAT:
         raise ValueError(f"{path} has format {quoted(section.get('format'))}; this version reads format {FORMAT}")
     held["t2i"] = _section(section, path)
+    if isinstance(held.get("callbacks"), dict):
+        held["callbacks"] = renames.callback_states(held["callbacks"])
     held["state_dict"] = tensors(held["state_dict"], "state_dict", path)
     if "ema" in held:
         if not isinstance(held["ema"], dict) or "weights" not in held["ema"]:
@@ -106,10 +108,11 @@ def _section(section: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def progress(held: Mapping[str, Any], path: str | Path) -> tuple[int, float]:
     """The steps and the minutes that a checkpoint of training was trained for."""
     steps, callbacks = held.get("global_step"), held.get("callbacks")
-    minutes = callbacks.get("Minutes") if isinstance(callbacks, Mapping) else None
-    seconds = minutes.get("seconds") if isinstance(minutes, Mapping) else None
+    timer = callbacks.get("Timer") if isinstance(callbacks, Mapping) else None
+    elapsed = timer.get("time_elapsed") if isinstance(timer, Mapping) else None
+    seconds = elapsed.get("train") if isinstance(elapsed, Mapping) else None
     if type(steps) is not int or type(seconds) not in (int, float) or not math.isfinite(cast(float, seconds)):
-        raise ValueError(f"{path} does not say how long it was trained: global_step or callbacks.Minutes is missing or"
+        raise ValueError(f"{path} does not say how long it was trained: global_step or callbacks.Timer is missing or"
                          " damaged")
     return steps, cast(float, seconds) / 60
 

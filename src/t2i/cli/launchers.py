@@ -138,12 +138,12 @@ def finished(job: Job) -> dict[str, Any] | None:
     if job.config["resume"] not in ("auto", "must") or not (job.run_dir / "finished.json").is_file():
         return None
     from t2i.config.compose import difference
-    from t2i.training import train
+    from t2i.training import resume
 
-    if not saved.is_file() or difference(train.decisive(json.loads(saved.read_text(encoding="utf-8"))),
-                                         train.decisive(dict(job.config))):
+    if not saved.is_file() or difference(resume.decisive(json.loads(saved.read_text(encoding="utf-8"))),
+                                         resume.decisive(dict(job.config))):
         return None  # the run itself says what differs
-    return train.finished(job.run_dir)
+    return resume.finished(job.run_dir)
 
 
 def outcome(job: Job, code: int, log: Path, since: int = 0) -> Outcome:

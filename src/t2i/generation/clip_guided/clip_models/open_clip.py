@@ -24,9 +24,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from t2i.checkpoint import building
-from t2i.checkpoint.hashes import weights_hash
 from t2i.convert.tensors import bare, read_tensors
-from t2i.generation.clip_guided.clip_models.frozen import Precision, checked, said, seen
+from t2i.generation.clip_guided.clip_models.frozen import Precision, checked, said, seen, weights_hash
 from t2i.text_encoders.clip_folder import MEAN, STD
 
 BESIDE = "open_clip_config.json"
