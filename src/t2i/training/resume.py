@@ -20,8 +20,8 @@ from typing import Any
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from t2i.checkpoint import atomic, file_format, renames
-from t2i.checkpoint.json_file import read_table
 from t2i.checkpoint.lock import locked
+from t2i.checkpoint.plain_files import read_table
 from t2i.config.compose import compared, difference, flat
 
 # What says where a run lies, and what is written beside it; no weight hangs on it.
