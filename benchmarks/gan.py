@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from t2i.losses.text_gan import discriminator_loss, generator_loss, gradient_penalty
-from t2i.models.base import frozen
 from t2i.nets.dfgan import DFDiscriminator, DFGenerator
 from t2i.types import DiscriminatorLogits
 
@@ -30,9 +29,9 @@ class Round:
         self.generator, self.discriminator = DFGenerator(self.size, channels), DFDiscriminator(self.size, channels)
         self.image = torch.rand(self.batch, 3, self.size, self.size).mul(2).sub(1)
         self.noise, self.text = torch.randn(self.batch, 100), torch.randn(self.batch, 256)
-        moved = [p for p in self.discriminator.parameters() if p.requires_grad]
+        self.moved = [p for p in self.discriminator.parameters() if p.requires_grad]
         self.g = torch.optim.Adam(self.generator.parameters(), 1e-4, (0.0, 0.9))
-        self.d = torch.optim.Adam(moved, 4e-4, (0.0, 0.9))
+        self.d = torch.optim.Adam(self.moved, 4e-4, (0.0, 0.9))
         self.mixed = mixed
 
     def faster(self) -> torch.autocast:
@@ -46,8 +45,12 @@ class Round:
         return self.discriminator.logits(self.discriminator.features(image), text)
 
     def for_generator(self, fake: Tensor) -> None:
-        with frozen(self.discriminator), self.faster():
+        for parameter in self.moved:
+            parameter.requires_grad_(False)
+        with self.faster():
             loss = generator_loss(self.logits(fake, self.text), "hinge")
+        for parameter in self.moved:
+            parameter.requires_grad_(True)
         self.g.zero_grad()
         loss.backward()
         self.g.step()

@@ -21,7 +21,7 @@ SETTINGS = [*tiny.VQGAN, "model.discriminator_start=0.25", "data.image_size=32",
             "data.batch_size=8", *tiny.TRAINER, *tiny.QUIET, "trainer.val_every_steps=2", "trainer.limit_val_batches=2",
             "trainer.checkpoint_every_steps=4", "trainer.log_every_steps=3", "trainer.max_steps=13",
             "model.learning_rate=0.01", "trainer.monitor=train/codebook_perplexity", "trainer.monitor_mode=max",
-            "callbacks.ema={_target_: t2i.training.callbacks.visuals.EMA, modules: [tokenizer], decay: 0.9}"]
+            "callbacks.ema={_target_: t2i.training.callbacks.ema.EMA, modules: [tokenizer], decay: 0.9}"]
 
 
 def config(folder: Path, *more: str) -> dict[str, Any]:

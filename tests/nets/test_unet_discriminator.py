@@ -80,7 +80,7 @@ def test_gradient_penalty_is_finite_and_reaches_every_weight_before_the_logit() 
     judged = net.logits(net.features(image), text)
     grads = torch.autograd.grad(judged.conditional.sum(), (image, text), create_graph=True)
     sum(g.square().flatten(1).sum(1) for g in grads).pow(3).mean().backward()
-    # Biases of a piecewise linear net do not change its slope; the decoder has no part in `matched`.
+    # Biases of a piecewise linear net do not change its slope; the decoder has no part in `conditional`.
     weights = {n: p for n, p in net.named_parameters() if "bias" not in n and not n.startswith(("up.", "pixel_head."))}
     assert len(weights) == 3 * len(net.down) + 2
     for name, weight in weights.items():
@@ -132,7 +132,7 @@ def test_spectral_norm_of_every_convolution_is_one() -> None:
 
 def test_errors() -> None:
     for size in (8, 48, 0, -16):
-        with pytest.raises(ValueError, match=f"image_size={size}: a power of two, at least 16"):
+        with pytest.raises(ValueError, match=f"image_size={size}: allowed are powers of two from 16"):
             UNetDiscriminator(size)
     with pytest.raises(ValueError, match="text_dim=0: at least 1 is needed; channels=-1: at least 1"):
         UNetDiscriminator(16, text_dim=0, channels=-1)

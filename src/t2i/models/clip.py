@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-import pytorch_lightning as pl
 import torch
 from jaxtyping import Float
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
@@ -25,7 +24,7 @@ from t2i.checkpoint.registry import register
 from t2i.losses.contrastive import caption_groups, contrastive
 from t2i.metrics.retrieval import retrieval
 from t2i.models import optimizers
-from t2i.models.base import check_finite, clip_by_norm, warmup_cosine
+from t2i.models.base import BaseModule, check_finite
 from t2i.models.distributed import all_gather_objects, all_gather_rows
 from t2i.text_encoders import bilstm_folder
 from t2i.text_encoders.bilstm_folder import BiLSTM, WordTokenizer
@@ -51,7 +50,7 @@ class WordTowers(nn.Module):
 
 
 @register("model")
-class CLIP(pl.LightningModule):
+class CLIP(BaseModule):
     """Text and image towers, trained to find each other's partner in the batch.
 
     Logs train/loss, val/loss, the temperature's inverse (`scale`), and top-1 retrieval in both directions:
@@ -67,8 +66,6 @@ class CLIP(pl.LightningModule):
     """
 
     kind = "clip"
-    batch = "images"
-    captions = True  # it needs them
 
     def __init__(
         self,
@@ -150,7 +147,6 @@ class CLIP(pl.LightningModule):
         self._validated: list[tuple[Tensor, Tensor, list[str]]] = []
 
     def nets(self) -> list[nn.Module]:
-        """What `trainer.compile` compiles."""
         if isinstance(self.clip, WordTowers):  # a packed recurrence is not traced
             return [self.clip.vision_model]
         return [self.clip.vision_model, self.clip.text_model]
@@ -226,17 +222,11 @@ class CLIP(pl.LightningModule):
         for name, share in retrieval(image, text, caption_groups(captions)).items():
             self.log(f"val/{name}", share, prog_bar=True, sync_dist=True)
 
-    configure_gradient_clipping = clip_by_norm
-
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Linear warm-up, then half a cosine down to 0 at `max_steps`."""
-        optimizer = optimizers.make(self.clip, self.optimizer, self.learning_rate, self.muon_learning_rate, self.betas,
-                               self.weight_decay)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _rate(self, step: int) -> float:
-        return warmup_cosine(step, self.warmup_steps, self.max_steps)
+        optimizer = optimizers.make(self.clip, self.optimizer, self.learning_rate, self.betas, self.weight_decay,
+                                    self.muon_learning_rate)
+        return optimizers.with_warmup_cosine(optimizer, self.warmup_steps, self.max_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CHECKPOINT_KEY] = self._trained_tokenizer().to_json()
