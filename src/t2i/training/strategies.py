@@ -51,7 +51,7 @@ class Launcher(_SubprocessScriptLauncher):
             gone = self.lost()
             if gone is not None and not done.wait(self.patience):
                 if self.speaks:
-                    print(f"error: {gone} {trainer.checkpoint_callback.way_on()}", file=sys.stderr, flush=True)
+                    print(f"error: {gone} {trainer.checkpoint_callback.how_to_continue()}", file=sys.stderr, flush=True)
                 self.end(0)
                 os._exit(2)
 

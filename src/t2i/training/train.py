@@ -75,24 +75,24 @@ def run(config: dict[str, Any], command: str | None = None) -> dict[str, Any]:
 
 
 @contextmanager
-def errors_for_people(trainer: pl.Trainer, saver: RunCheckpoint, resume: Path | None) -> Iterator[None]:
+def errors_for_people(trainer: pl.Trainer, checkpoint: RunCheckpoint, resume: Path | None) -> Iterator[None]:
     """Inside, what can go wrong in a training without being a fault says what is kept and how the run goes on."""
     try:
         yield
     except NonFiniteLossOnOtherRank as error:
         raise SystemExit(2) from error
     except NonFiniteLoss as error:
-        state = f"The state is in {saver.folder / 'crash.ckpt'}; " if saver.crashed else ""
-        raise ValueError(f"{error} {state}{saver.folder / 'last.ckpt'} is as it was.") from error
+        state = f"The state is in {checkpoint.folder / 'crash.ckpt'}; " if checkpoint.crashed else ""
+        raise ValueError(f"{error} {state}{checkpoint.folder / 'last.ckpt'} is as it was.") from error
     except Exception as error:  # a checkpoint from elsewhere can fail to be restored in every way there is
         if isinstance(error, OSError) and error.errno in FULL:
             where = f"{error.filename}: " if error.filename and error.filename not in str(error.strerror) else ""
             raise OSError(error.errno, f"{where}{str(error.strerror).rstrip('.')}. Make room on the disk."
-                                       f" {saver.way_on()}") from error
+                                       f" {checkpoint.how_to_continue()}") from error
         if (gone := lost(trainer.strategy, error)) is not None:
-            raise ValueError(f"{gone} {saver.way_on()}") from error
+            raise ValueError(f"{gone} {checkpoint.how_to_continue()}") from error
         ours = isinstance(error, ValueError | OSError) and is_for_people(error)
-        if resume is None or saver.began or ours:
+        if resume is None or checkpoint.training_began or ours:
             raise
         first = str(error).strip().partition("\n")[0]
         raise ValueError(f"{resume} is no checkpoint that this run can go on from ({type(error).__name__}:"
@@ -108,31 +108,31 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
     data = data_module(config, model)
     if hasattr(model, "prepare") and resume is None:
         model.prepare(caption_texts(data.train_set))
-    saver = RunCheckpoint(run_dir, t["checkpoint_every_steps"], t["checkpoint_every_minutes"], t["monitor"],
+    checkpoint = RunCheckpoint(run_dir, t["checkpoint_every_steps"], t["checkpoint_every_minutes"], t["monitor"],
                           t["monitor_mode"])
     given = [building.build(node) for node in config["callbacks"].values() if node]
     trainer = make_trainer(config, run_dir, [StepSeed(config["seed"]), *given, Timer(t["max_minutes"]),
-                                             ConfigInCheckpoint(config), OptimizerSettings(config), saver], model)
-    saver.attach(trainer)
+                                             ConfigInCheckpoint(config), OptimizerSettings(config), checkpoint], model)
+    checkpoint.attach(trainer)
     if resume is not None and is_first():
         print(f"Continuing from {resume}")
     failed = True
     try:
-        with saver.signals(), errors_for_people(trainer, saver, resume):
+        with checkpoint.signals(), errors_for_people(trainer, checkpoint, resume):
             trainer.fit(model, data, ckpt_path=resume, weights_only=True)
         failed = False
     finally:
         for logger in loggers.run_loggers(trainer.loggers):
             logger.finish(failed)
-    if saver.stopped:
+    if checkpoint.stopped:
         if trainer.is_global_zero:
             print(f"Stopped at step {trainer.global_step}; {run_dir / 'last.ckpt'} continues with the same command.")
         raise SystemExit(STOPPED)
     # Of a run that was broken off at its very end, those that came with its checkpoint.
-    metrics = saver.metrics | {name: float(value) for name, value in trainer.callback_metrics.items()}
+    metrics = checkpoint.metrics | {name: float(value) for name, value in trainer.callback_metrics.items()}
     result = {"run_dir": str(run_dir), "steps": trainer.global_step, "seconds": round(time.monotonic() - started, 1),
               "metrics": metrics}
     if trainer.is_global_zero:
-        with errors_for_people(trainer, saver, None):
+        with errors_for_people(trainer, checkpoint, None):
             atomic.write_text(run_dir / "finished.json", json.dumps(result, indent=1))
     return result

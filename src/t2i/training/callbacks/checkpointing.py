@@ -73,17 +73,17 @@ class OptimizerSettings(pl.Callback):
 
 
 class EpochLoop(_TrainingEpochLoop):
-    """Lightning's loop over batches, which calls `done` when all that a batch brings is done: its row in the logs, a
-    validation that is due, and what follows from it. Lightning has no hook there; this is the one place of t2i that
-    reaches into its loops."""
+    """Lightning's loop over batches, which calls `on_batch_done` when all that a batch brings is done: its row in the
+    logs, a validation that is due, and what follows from it. Lightning has no hook there; this is the one place of t2i
+    that reaches into its loops."""
 
-    def __init__(self, done: Callable[[pl.Trainer], None], loop: _TrainingEpochLoop) -> None:
+    def __init__(self, on_batch_done: Callable[[pl.Trainer], None], loop: _TrainingEpochLoop) -> None:
         super().__init__(loop.trainer, loop.min_steps, loop.max_steps)
-        self.when_done = done
+        self.on_batch_done = on_batch_done
 
     def on_advance_end(self, data_fetcher: Any) -> None:
         super().on_advance_end(data_fetcher)
-        self.when_done(self.trainer)
+        self.on_batch_done(self.trainer)
 
     @contextmanager
     def counted_as_trained(self) -> Iterator[None]:
@@ -122,8 +122,8 @@ class RunCheckpoint(Checkpoint):
         self.metrics: dict[str, float] = {}
         self.saved_step = -1
         self.saved_at = time.monotonic()
-        self.asked = self.stopped = self.began = self.training = False
-        self.speaks = True  # whether this process tells what happens
+        self.stop_requested = self.stopped = self.training_began = self.is_training = False
+        self.prints = True  # whether this process tells what happens
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "monitor": self.monitor, "mode": self.mode, "measured": self.measured,
@@ -139,25 +139,26 @@ class RunCheckpoint(Checkpoint):
         """To be called before the trainer is given anything to train."""
         trainer.fit_loop.epoch_loop = EpochLoop(self.after_batch, trainer.fit_loop.epoch_loop)
 
-    def way_on(self) -> str:
+    def how_to_continue(self) -> str:
         """How a run that ended before its end goes on."""
         last = self.folder / "last.ckpt"
         if not last.is_file():
             return "Nothing was saved yet: the same command begins anew."
         return f"The same command goes on from {f'step {self.saved_step}, ' if self.saved_step >= 0 else ''}{last}."
 
-    def ask(self, number: int, frame: Any) -> None:
-        if self.asked or not self.training:
+    def on_signal(self, number: int, frame: Any) -> None:
+        if self.stop_requested or not self.is_training:
             raise Aborted(ABORTED)
-        self.asked = True
-        if self.speaks:
+        self.stop_requested = True
+        if self.prints:
             print("\nStopping after this batch, with a checkpoint; once more aborts at once.", flush=True)
 
     @contextmanager
     def signals(self) -> Iterator[None]:
         """Inside, SIGINT and SIGTERM are ours; in other threads than the main one whoever runs us there has them."""
         ours = threading.current_thread() is threading.main_thread()
-        before = {which: signal.signal(which, self.ask) for which in (signal.SIGINT, signal.SIGTERM)} if ours else {}
+        listened = (signal.SIGINT, signal.SIGTERM) if ours else ()
+        before = {which: signal.signal(which, self.on_signal) for which in listened}
         try:
             yield
         finally:
@@ -168,16 +169,16 @@ class RunCheckpoint(Checkpoint):
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
         # What ranks save must not hang on what each sees of the folder.
         self.best, self.measured = trainer.strategy.broadcast((self.best, self.measured))
-        self.speaks = trainer.is_global_zero
-        if signal.getsignal(signal.SIGINT) == self.ask:
-            signal.signal(signal.SIGTERM, self.ask)  # Lightning has put a handler of its own before it
-        self.began = self.training = True
+        self.prints = trainer.is_global_zero
+        if signal.getsignal(signal.SIGINT) == self.on_signal:
+            signal.signal(signal.SIGTERM, self.on_signal)  # Lightning has put a handler of its own before it
+        self.training_began = self.is_training = True
 
     def after_batch(self, trainer: pl.Trainer) -> None:
         step, seconds = trainer.global_step, time.monotonic() - self.saved_at
         late = self.every_minutes is not None and seconds >= 60 * self.every_minutes
         # Ranks must agree.
-        asked, late = (trainer.strategy.reduce_boolean_decision(one, all=False) for one in (self.asked, late))
+        asked, late = (trainer.strategy.reduce_boolean_decision(one, all=False) for one in (self.stop_requested, late))
         ends = trainer.should_stop or step == trainer.max_steps
         missing = self.validated and not self.measured and not ends and not asked
         if self.improved:  # before last.ckpt, which says so
@@ -186,7 +187,8 @@ class RunCheckpoint(Checkpoint):
         if late or asked or ends or missing or (self.every_steps is not None and step % self.every_steps == 0):
             self.save(trainer)
         if missing:
-            raise ValueError(f"{self.unmeasured(trainer)} Give trainer.monitor= one of them, or null. {self.way_on()}")
+            raise ValueError(f"{self.unmeasured(trainer)} Give trainer.monitor= one of them, or null."
+                             f" {self.how_to_continue()}")
         if asked and not ends:
             self.stopped = trainer.should_stop = True
 
@@ -226,15 +228,15 @@ class RunCheckpoint(Checkpoint):
                 + (f"this run's validation has {known}." if known else "there was no validation."))
 
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
-        self.training = False
+        self.is_training = False
         if self.monitor and not self.measured and not self.stopped and trainer.is_global_zero:
             print(f"\nNo best.ckpt: {self.unmeasured(trainer)}")
 
     def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
         """Keeps the state as crash.ckpt where that is possible and there is something to keep; never raises, so that
         what went wrong is told."""
-        if isinstance(exception, Aborted) and self.speaks:
-            print(f"\nAborted at step {trainer.global_step}. {self.way_on()}", flush=True)
+        if isinstance(exception, Aborted) and self.prints:
+            print(f"\nAborted at step {trainer.global_step}. {self.how_to_continue()}", flush=True)
         full = isinstance(exception, OSError) and exception.errno in FULL
         nothing = self.saved_step < 0 or trainer.global_step == self.saved_step
         if isinstance(exception, KeyboardInterrupt | SystemExit) or full or nothing:
