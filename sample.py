@@ -10,12 +10,12 @@ from t2i.cli.app import main
 
 ABOUT = """
 python sample.py ckpt=runs/quickstart/prior/last.ckpt prompt="two red circles above a blue square" n=8 seed=0
-python sample.py guide=clip guide.clips=runs/quickstart/clip/hf guide.canvas=pixels prompt="a red circle"
+python sample.py method=clip_guided clip_guided.clips=openai/clip-vit-base-patch32 clip_guided.canvas=pixels prompt="…"
 """
 
 
 def run(config: dict[str, Any], overrides: list[str]) -> Any:
-    if "guide" in config:
+    if "clip_guided" in config:
         from t2i.generation.clip_guided import run as clip_guided_run
 
         return clip_guided_run.run(config)

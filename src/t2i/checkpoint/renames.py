@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from t2i.config import aliases
+
 MODULES = {
     "t2i.callbacks": "t2i.training.callbacks.visuals",
     "t2i.guiding": "t2i.generation.clip_guided.settings",
@@ -20,7 +22,7 @@ MODULES = {
     "t2i.watch": "t2i.training.callbacks.generation_metrics",
 }
 CLASSES: dict[str, str] = {}
-KEYS: dict[str, str] = {}
+KEYS: dict[str, str] = {**aliases.KEYS}
 
 
 def renamed(value: Any) -> Any:

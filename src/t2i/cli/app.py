@@ -29,7 +29,7 @@ settings with several values (model/quantizer=vq,ema seed=0,1). Mistakes give a 
 
 def usage(config_name: str, about: str) -> str:
     lines = [about.strip(), HELP]
-    own = {"train": [g for g in groups() if g != "guide"], "sample": ["guide"], "evaluate": ["data", "guide"]}
+    own = {"train": [g for g in groups() if g != "method"], "sample": ["method"], "evaluate": ["data", "method"]}
     if config_name in own:
         lines += ["Groups:", *(f"  {group}={'|'.join(choices(group))}" for group in own[config_name])]
     lines += ["", f"Keys (conf/{config_name}.yaml):"]

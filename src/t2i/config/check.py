@@ -234,7 +234,7 @@ def check_values(config: dict[str, Any]) -> list[str]:
             bounds = "" if least is None else f" >= {least:g}" if most is None else f" from {least:g} to {most:g}"
             problems.append(f"{path}={_shown(value)}: {allowed(annotation)}{bounds} is needed")
     if isinstance(config.get("prompt"), str) and not config["prompt"].strip():
-        other = "" if "guide" in config else ", or leave prompt= out and give unconditional=true"
+        other = "" if "clip_guided" in config else ", or leave prompt= out and give unconditional=true"
         problems.append(f"prompt is empty: say what to draw{other}")
     return problems
 

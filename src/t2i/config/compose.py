@@ -15,23 +15,25 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from t2i.config import aliases
 from t2i.config.check import check, near
 
 ROOT = Path(__file__).resolve().parents[3]
 CONF = ROOT / "conf"
 RECIPES = ROOT / "experiments"
-TEXTS = {"prompt", "negative", "guide.extras", "guide.excluded", "guide.styles", "guide.images"}  # to the letter
+TEXTS = {"prompt", "negative", "clip_guided.extras", "clip_guided.excluded", "clip_guided.styles",
+         "clip_guided.images"}  # to the letter
 # Text, or null.
 PATHS = {"ckpt", "out", "data.font", "prompts", "scorer", "resume", "name", "group", "completion.image",
-         "text_encoder.vocabulary", "guide.clips", "guide.start_image"}
+         "text_encoder.vocabulary", "clip_guided.clips", "clip_guided.start_image"}
 PATH_ENDINGS = ("path", "root", "runs", "cache", "folder")
 HINTS = {
     "ckpt": "the checkpoint to use, for instance runs/<name>/last.ckpt",
     "model.tokenizer.path": "a tokenizer, for instance runs/vqgan-shapes/last.ckpt, or taming-transformers' file",
     "model.stage1.path": "the checkpoint of a stage I (model=stackgan1), for instance runs/stackgan1-shapes/last.ckpt",
     "text_encoder.path": "a CLIP: a Hugging Face folder such as runs/clip-shapes/hf, or a hub name",
-    "guide.clips": "the CLIP that guides: a Hugging Face folder such as runs/quickstart/clip/hf, or a hub name",
-    "guide.path": "the drawing.json of a guided drawing",
+    "clip_guided.clips": "the CLIP that guides: a Hugging Face folder such as runs/quickstart/clip/hf, or a hub name",
+    "clip_guided.path": "the drawing.json of a clip-guided drawing",
     "data.root": "the folder with the pictures; python prepare.py data=… data.root=… looks it over",
 }
 
@@ -217,6 +219,7 @@ def parse_sweep(overrides: list[str]) -> list[tuple[str, list[str]]]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    overrides = aliases.current(overrides)
     refuse(overrides)
     words, _ = set_aside(overrides)
     found = []
@@ -264,7 +267,7 @@ def compose(overrides: list[str], config_name: str = "train", files: bool = True
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    words, texts = set_aside(imply_model(overrides))
+    words, texts = set_aside(imply_model(aliases.current(overrides)))
     literal = {w: t for w, t in texts.items() if words[[w in o for o in words].index(True)].lstrip("+")
                .partition("=")[0] in TEXTS}
     for key, values in parse_sweep(words):

@@ -142,20 +142,22 @@ class Evaluation:
                 self.changed.append(f"no truncation instead of {wanted}: a {self.model.kind} has no noise to truncate")
                 wanted = None
             self.options = options_of({**config, "truncation": wanted}, self.model)
-        if "guide" in config:
-            from t2i.generation.clip_guided.settings import Drawer, settings_of
+        if "clip_guided" in config:
+            from t2i.generation.clip_guided.generator import ClipGuidedGenerator
+            from t2i.generation.clip_guided.settings import settings_of
 
             if not hasattr(self.model, "codes"):
-                raise ValueError(f"guide= refines a prior's samples; {config['ckpt']} holds a {self.model.kind}")
-            self.drawer = Drawer(settings_of(config["guide"]), self.model, self.device, self.options)
+                raise ValueError(f"method=clip_guided refines a prior's samples; {config['ckpt']} holds a"
+                                 f" {self.model.kind}")
+            self.drawer = ClipGuidedGenerator(settings_of(config["clip_guided"]), self.model, self.device, self.options)
             if self.drawer.start != "prior":
-                raise ValueError(f"guide.start={self.drawer.start}: evaluate.py compares with the prior's own samples;"
-                                 " leave it out")
+                raise ValueError(f"clip_guided.start={self.drawer.start}: evaluate.py compares with the prior's own"
+                                 " samples; leave it out")
 
     def request(self, what: str, guided: bool) -> dict[str, Any]:
         """What decides about drawn pictures beside their captions."""
         return {"what": what, "hash": self.hash, "sampler": self.options,
-                "seed": self.seed, **({"guide": self.config["guide"]} if guided else {})}
+                "seed": self.seed, **({"clip_guided": self.config["clip_guided"]} if guided else {})}
 
     def pictures(self, what: str, text: list[str], guided: bool) -> Drawn:
         """Drawn for these captions, now or before."""
@@ -189,7 +191,7 @@ class Evaluation:
             return composed(paint, self.model.image_size, getattr(self.model, "tokenizer", None),
                             self.config["n_per_task"], self.seed, world)
 
-        return refined(found(False), found(True)) if "guide" in self.config else found(False)
+        return refined(found(False), found(True)) if "clip_guided" in self.config else found(False)
 
     def image_size(self) -> int:
         return int(self.drawn_by.picture(0).shape[0])
@@ -199,11 +201,12 @@ class Evaluation:
         if self.drawn_by is not None:
             drawn: Drawn = self.drawn_by
             return drawn
-        return self.pictures("captions", self.reference.text, "guide" in self.config)
+        return self.pictures("captions", self.reference.text, "clip_guided" in self.config)
 
     def base(self) -> dict[str, Any]:
         return {"protocol": self.protocol.name, "changed": self.changed, "seed": self.seed, "t2i": version(),
-                "sampler": self.options, **({"guide": self.config["guide"]} if "guide" in self.config else {})}
+                "sampler": self.options,
+                **({"clip_guided": self.config["clip_guided"]} if "clip_guided" in self.config else {})}
 
     def how(self, judge: CLIPScorer | None) -> str | None:
         return None if judge is None else involved(judge, self.drawer if self.model is not None else None,

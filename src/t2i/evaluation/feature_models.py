@@ -10,7 +10,7 @@ import torch
 from t2i.checkpoint.registry import is_trusted_place
 from t2i.checkpoint.safe_building import said
 from t2i.evaluation.protocols import NEEDS_INCEPTION, NEEDS_JUDGE, Protocol
-from t2i.generation.clip_guided.clip_models.identity import same_weights
+from t2i.generation.clip_guided.clip_models.base import same_weights
 from t2i.metrics.clip_score import CLIPScorer, text_hash
 from t2i.metrics.inception import Inception, Resize
 
@@ -30,7 +30,7 @@ def involved(judge: CLIPScorer, model: Any = None, guide_hashes: Sequence[str] =
 
     `guide_hashes`: of the CLIPs that a drawing.json says guided them.
     """
-    if any(same_weights(guide, judge) for guide in getattr(model, "guides", ())):
+    if any(same_weights(guide, judge) for guide in getattr(model, "clip_models", ())):
         return "guided"
     if any(judge.id[: len(h)] == h[: len(judge.id)] for h in guide_hashes):
         return "guided"

@@ -43,7 +43,7 @@ def sampled(
     while at < len(text):
         part = slice(at, at + batch)
         try:
-            with torch.set_grad_enabled(hasattr(model, "guides")):  # guided drawing goes by gradients
+            with torch.set_grad_enabled(hasattr(model, "clip_models")):  # guided drawing goes by gradients
                 found = model.sample(list(text[part]), seeds=list(seeds[part]), **options).detach().float().cpu()
         except torch.OutOfMemoryError:
             if batch == 1:
