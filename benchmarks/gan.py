@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from t2i.losses.text_gan import discriminator_loss, generator_loss, gradient_penalty
-from t2i.models.base import frozen
 from t2i.nets.dfgan import DFDiscriminator, DFGenerator
-from t2i.types import Judged
+from t2i.types import DiscriminatorLogits
 
 
 class Round:
@@ -30,9 +29,9 @@ class Round:
         self.generator, self.discriminator = DFGenerator(self.size, channels), DFDiscriminator(self.size, channels)
         self.image = torch.rand(self.batch, 3, self.size, self.size).mul(2).sub(1)
         self.noise, self.text = torch.randn(self.batch, 100), torch.randn(self.batch, 256)
-        moved = [p for p in self.discriminator.parameters() if p.requires_grad]
+        self.moved = [p for p in self.discriminator.parameters() if p.requires_grad]
         self.g = torch.optim.Adam(self.generator.parameters(), 1e-4, (0.0, 0.9))
-        self.d = torch.optim.Adam(moved, 4e-4, (0.0, 0.9))
+        self.d = torch.optim.Adam(self.moved, 4e-4, (0.0, 0.9))
         self.mixed = mixed
 
     def faster(self) -> torch.autocast:
@@ -42,12 +41,16 @@ class Round:
         with self.faster():
             return self.generator(self.noise, self.text).image
 
-    def judge(self, image: Tensor, text: Tensor) -> Judged:
-        return self.discriminator.judge(self.discriminator.features(image), text)
+    def logits(self, image: Tensor, text: Tensor) -> DiscriminatorLogits:
+        return self.discriminator.logits(self.discriminator.features(image), text)
 
     def for_generator(self, fake: Tensor) -> None:
-        with frozen(self.discriminator), self.faster():
-            loss = generator_loss(self.judge(fake, self.text), "hinge")
+        for parameter in self.moved:
+            parameter.requires_grad_(False)
+        with self.faster():
+            loss = generator_loss(self.logits(fake, self.text), "hinge")
+        for parameter in self.moved:
+            parameter.requires_grad_(True)
         self.g.zero_grad()
         loss.backward()
         self.g.step()
@@ -56,10 +59,10 @@ class Round:
         fake = self.draw()
         image, text = self.image.clone().requires_grad_(), self.text.clone().requires_grad_()
         seen = self.discriminator.features(image)
-        real, wrong = self.discriminator.judge(seen, text), self.discriminator.judge(seen, self.text.roll(-1, 0))
+        real, wrong = self.discriminator.logits(seen, text), self.discriminator.logits(seen, self.text.roll(-1, 0))
         with self.faster():
-            judged = self.judge(fake.detach(), self.text)
-        loss = discriminator_loss(real, wrong, judged, "hinge") + gradient_penalty(real.matched, image, text)
+            judged = self.logits(fake.detach(), self.text)
+        loss = discriminator_loss(real, wrong, judged, "hinge") + gradient_penalty(real.conditional, image, text)
         self.d.zero_grad()
         loss.backward()
         self.d.step()
@@ -67,13 +70,13 @@ class Round:
 
     def plain(self) -> None:
         self.d.zero_grad()
-        torch.relu(1 - self.judge(self.image, self.text).matched).mean().backward()
-        (0.5 * torch.relu(1 + self.judge(self.image, self.text.roll(-1, 0)).matched).mean()).backward()
+        torch.relu(1 - self.logits(self.image, self.text).conditional).mean().backward()
+        (0.5 * torch.relu(1 + self.logits(self.image, self.text.roll(-1, 0)).conditional).mean()).backward()
         fake = self.draw().detach()
         with self.faster():
-            judged = self.judge(fake, self.text).matched.float()
+            judged = self.logits(fake, self.text).conditional.float()
         (0.5 * torch.relu(1 + judged).mean()).backward()
         image, text = self.image.clone().requires_grad_(), self.text.clone().requires_grad_()
-        gradient_penalty(self.judge(image, text).matched, image, text).backward()
+        gradient_penalty(self.logits(image, text).conditional, image, text).backward()
         self.d.step()
         self.for_generator(self.draw())

@@ -1,7 +1,75 @@
-"""One thread a test: two cores are shared, and sums then do not depend on how many there are."""
+"""How the test processes are set, and what keeps one test from reaching the next.
+
+One thread a test: cores are shared between workers, and sums then do not depend on how many there are.
+"""
+
+from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch and NumPy are imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+
+import logging
+import random
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from t2i.checkpoint import registry
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a fixture of their module stay on one worker, which makes it once."""
+    for item in items:
+        made = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]
+        if any(each[-1].scope == "module" for each in made) and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+def _seed() -> None:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Fixtures of modules, too, begin with the same random numbers wherever they are made."""
+    _seed()
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a test changes of the whole process is put back; each begins with the same random numbers."""
+    environment, words, path, folder, modules = dict(os.environ), sys.argv[:], sys.path[:], Path.cwd(), set(sys.modules)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    root, level, logged = logging.getLogger(), logging.getLogger().level, logging.getLogger().handlers[:]
+    _seed()
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv[:], sys.path[:] = words, path
+    os.chdir(folder)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    root.setLevel(level)
+    root.handlers[:] = logged
+    registry.trust([])
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(True)
+    torch.set_default_dtype(torch.float32)
+    torch.set_float32_matmul_precision("highest")
+    torch.use_deterministic_algorithms(False)
+    scratch = str(tmp_path_factory.getbasetemp())
+    for name in set(sys.modules) - modules:  # of a test's own folder: the next one may have another of that name
+        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(scratch):
+            del sys.modules[name]

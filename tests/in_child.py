@@ -15,18 +15,13 @@ import torch
 from t2i.checkpoint import file_format
 from t2i.cli.app import is_for_people, message
 from t2i.config.compose import compose
+from tests import tiny
 
-SETTINGS = ["model=vqgan", "model.autoencoder.channels=8", "model.autoencoder.multipliers=[1]",
-            "model.autoencoder.attention_levels=[]", "model.autoencoder.mid_attention=false",
-            "model.autoencoder.patch_size=8", "model.autoencoder.z_channels=8", "model.autoencoder.num_groups=0",
-            "model.quantizer.codebook_size=16", "model.quantizer.dim=4", "model.discriminator.channels=4",
-            "model.discriminator.num_layers=2", "model.discriminator_start=0.25", "data.image_size=32", "data.size=40",
-            "data.val_size=16", "data.batch_size=8", "trainer=cpu", "trainer.precision=32-true",
-            "trainer.val_every_steps=2", "trainer.limit_val_batches=2", "trainer.checkpoint_every_steps=4",
-            "trainer.log_every_steps=3", "trainer.max_steps=13", "model.learning_rate=0.01", "logger=csv",
-            "trainer.monitor=train/codebook_perplexity", "trainer.monitor_mode=max", "callbacks.plots=null",
-            "callbacks.progress=null", "callbacks.pictures=null",
-            "callbacks.ema={_target_: t2i.training.callbacks.visuals.EMA, modules: [tokenizer], decay: 0.9}"]
+SETTINGS = [*tiny.VQGAN, "model.discriminator_start=0.25", "data.image_size=32", "data.size=40", "data.val_size=16",
+            "data.batch_size=8", *tiny.TRAINER, *tiny.QUIET, "trainer.val_every_steps=2", "trainer.limit_val_batches=2",
+            "trainer.checkpoint_every_steps=4", "trainer.log_every_steps=3", "trainer.max_steps=13",
+            "model.learning_rate=0.01", "trainer.monitor=train/codebook_perplexity", "trainer.monitor_mode=max",
+            "callbacks.ema={_target_: t2i.training.callbacks.ema.EMA, modules: [tokenizer], decay: 0.9}"]
 
 
 def config(folder: Path, *more: str) -> dict[str, Any]:

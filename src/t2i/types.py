@@ -64,7 +64,7 @@ class TextEmbedding:
     pooled: Float[Tensor, "b p"]
 
 
-def digits(ids: Int[Tensor, "..."], factors: Sequence[int]) -> Int[Tensor, "... f"]:
+def unravel_index(ids: Int[Tensor, "..."], factors: Sequence[int]) -> Int[Tensor, "... f"]:
     """A code as one number a factor, the most significant first."""
     found = []
     for factor in reversed(factors[1:]):
@@ -73,8 +73,8 @@ def digits(ids: Int[Tensor, "..."], factors: Sequence[int]) -> Int[Tensor, "... 
     return torch.stack([ids, *reversed(found)], -1)
 
 
-def number_of(each: Int[Tensor, "... f"], factors: Sequence[int]) -> Int[Tensor, "..."]:
-    """The inverse of `digits`."""
+def ravel_index(each: Int[Tensor, "... f"], factors: Sequence[int]) -> Int[Tensor, "..."]:
+    """The inverse of `unravel_index`."""
     ids = each[..., 0]
     for i, factor in enumerate(factors[1:], 1):
         ids = ids * factor + each[..., i]
@@ -194,7 +194,7 @@ class ImageParameters(Protocol):
 
 
 @dataclass
-class Drawn:
+class GeneratorOutput:
     """What a GAN's generator returns: pictures in [-1, 1] and, where it draws its conditions from a Gaussian around the
     caption (conditioning augmentation), that Gaussian's mean and the logarithm of its variance."""
 
@@ -204,7 +204,7 @@ class Drawn:
 
 
 @dataclass
-class Seen:
+class DiscriminatorFeatures:
     """What a discriminator makes of pictures before it is told a caption; `pixels` has a logit a pixel, if it has them.
     """
 
@@ -213,12 +213,12 @@ class Seen:
 
 
 @dataclass
-class Judged:
+class DiscriminatorLogits:
     """Logits of pictures, high for real ones: with the caption, and without it where the discriminator has such a head.
     """
 
-    matched: Float[Tensor, " b"]
-    real: Float[Tensor, " b"] | None = None
+    conditional: Float[Tensor, " b"]
+    unconditional: Float[Tensor, " b"] | None = None
     pixels: Float[Tensor, "b 1 h w"] | None = None
 
 
@@ -229,7 +229,7 @@ class TextGenerator(Protocol):
     noise_dim: int
     text_dim: int
 
-    def __call__(self, noise: Float[Tensor, "b z"], text: Float[Tensor, "b t"]) -> Drawn: ...
+    def __call__(self, noise: Float[Tensor, "b z"], text: Float[Tensor, "b t"]) -> GeneratorOutput: ...
 
 
 class TextDiscriminator(Protocol):
@@ -238,9 +238,9 @@ class TextDiscriminator(Protocol):
     image_size: int
     text_dim: int
 
-    def features(self, image: Float[Tensor, "b 3 h w"]) -> Seen: ...
+    def features(self, image: Float[Tensor, "b 3 h w"]) -> DiscriminatorFeatures: ...
 
-    def judge(self, seen: Seen, text: Float[Tensor, "b t"]) -> Judged: ...
+    def logits(self, seen: DiscriminatorFeatures, text: Float[Tensor, "b t"]) -> DiscriminatorLogits: ...
 
 
 @runtime_checkable

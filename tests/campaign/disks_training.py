@@ -89,7 +89,7 @@ class Case:
 
 def cases(made: Path) -> Iterator[Case]:
     data = ("data=folder", f"data.root={made / 'pictures'}", "data.image_size=16", "data.batch_size=8")
-    grids = ("callbacks.pictures={_target_: t2i.training.callbacks.visuals.PictureGrid}", "logger=default")
+    grids = ("callbacks.pictures={_target_: t2i.training.callbacks.image_grid.ImageGrid}", "logger=default")
     yield Case("full from the start", "vqgan", None)
     yield Case("full before the first checkpoint", "clip", PLACES["in a step"](1))
     yield Case("full, but for 4 kB, before the first checkpoint", "vqgan", PLACES["in a step"](1), leave=4096)

@@ -81,12 +81,12 @@ def command(door: str, words: Sequence[str]) -> Callable[[], object]:
             sys.exit(console([door, *words] if door == "compare" else list(words)))
         import importlib
 
-        from t2i.cli.app import main
+        from hydra_app import main
 
         if str(ROOT) not in sys.path:
             sys.path.insert(0, str(ROOT))
         module = importlib.import_module(door)
-        main(door, module.run, module.ABOUT)
+        main(door, module.run)
 
     return call
 
@@ -100,11 +100,12 @@ def warm() -> None:
     import torch
     import transformers
 
-    for name in ("engine", "drawing", "evaluation", "compare", "compare_runs", "pipeline", "comparison", "report",
-                 "interop.__main__", "interop.inspection", "interop.convert", "interop.reconstruct",
-                 "interop.tokenizers", "models.vqgan", "models.prior", "models.clip", "models.dfgan",
-                 "models.stackgan", "text.clip", "text.bilstm", "data.shapes", "data.folder", "callbacks", "measures",
-                 "progress", "plots"):
+    for name in ("training.train", "generation.text_to_image", "evaluation.evaluate", "evaluation.compare.compare",
+                 "training.pipeline", "training.report", "cli.console", "convert.inspection", "convert.convert",
+                 "convert.reconstruct", "convert.tokenizers", "models.vqgan", "models.prior", "models.clip",
+                 "models.dfgan", "models.stackgan", "text_encoders.clip", "text_encoders.bilstm",
+                 "data.shapes", "data.folder", "training.callbacks.ema", "training.callbacks.image_grid",
+                 "training.callbacks.validation_metrics", "training.callbacks.progress", "viz.plots"):
         __import__(f"t2i.{name}")
     from t2i.config.compose import compose
 

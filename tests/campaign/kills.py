@@ -79,7 +79,8 @@ def kills(made: Path) -> Iterator[Kill]:
     yield Kill("clip: three times", "clip", (PLACES["in a step"](5), PLACES["in a validation"](1),
                                              PLACES["in a row of metrics.csv"](2)))
     yield Kill("dfgan: while it is restored", "dfgan", (PLACES["in a step"](7), Moment("load_checkpoint", "", 1)))
-    stop = "callbacks.early_stopping={_target_: t2i.training.callbacks.visuals.EarlyStopping, patience: 2, least: 10}"
+    stop = ("callbacks.early_stopping={_target_: t2i.training.callbacks.early_stopping.EarlyStopping, patience: 2,"
+            " min_delta: 10}")
     for n in (2, 3):
         yield Kill(f"vqgan: in validation {n}, before an early stop", "vqgan", (PLACES["in a validation"](n),), (stop,))
     for n in (3, 7):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import os
+import random
 import re
 import runpy
 import signal
@@ -20,32 +21,35 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+if __name__ == "__main__":
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src"), str(ROOT)]
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch  # noqa: E402
+from pytorch_lightning.utilities.rank_zero import rank_zero_only  # noqa: E402
+
+from campaign import forked  # noqa: E402
+from tests import tiny  # noqa: E402
+
 SMALL = ["data.image_size=32", "data.size=96", "data.val_size=22", "data.batch_size=8", "trainer.precision=32-true",
          "trainer.val_every_steps=25", "trainer.checkpoint_every_steps=15", "trainer.max_steps=60", "logger=csv",
          "callbacks.plots=null"]
 MODELS = {
-    "clip": ["model=clip", "model.patch_size=8", "model.width=16", "model.num_layers=1", "model.num_heads=2",
-             "model.text_width=16", "model.text_layers=1", "model.text_heads=2", "model.embed_dim=8"],
-    "vqgan": ["model=vqgan", "model.autoencoder.channels=8", "model.autoencoder.multipliers=[1]",
-              "model.autoencoder.attention_levels=[]", "model.autoencoder.mid_attention=false",
-              "model.autoencoder.patch_size=8", "model.autoencoder.z_channels=8", "model.autoencoder.num_groups=0",
-              "model.quantizer.codebook_size=16", "model.quantizer.dim=4", "model.discriminator.channels=4",
-              "model.discriminator.num_layers=2", "model.discriminator.norm=none", "model.discriminator_start=0.25"],
-    "prior": ["model=prior", "model.width=16", "model.num_layers=2", "model.num_heads=2", "trainer.gradient_clip=1"],
-    "dfgan": ["model=dfgan", "model.generator.channels=2", "model.discriminator.channels=2", "model.text_dim=8",
-              "callbacks=gan", "trainer.gradient_clip=100"],
-    "stackgan1": ["model=stackgan1", "model/discriminator=unet", "model.generator.channels=4", "model.cutmix_steps=1",
-                  "model.discriminator.channels=2", "model.generator.noise_dim=12", "model.generator.condition_dim=8",
-                  "model.generator.text_dim=8"],
+    "clip": tiny.CLIP,
+    "vqgan": [*tiny.VQGAN, "model.discriminator.norm=none", "model.discriminator_start=0.25"],
+    "prior": [*tiny.PRIOR, "model.num_layers=2", "model.dropout=0", "trainer.gradient_clip_val=1"],
+    "dfgan": [*tiny.DFGAN, "callbacks=gan", "trainer.gradient_clip_val=100"],
+    "stackgan1": [*tiny.STACKGAN1, "model/discriminator=unet", "model.discriminator.channels=2",
+                  "model.cutmix_steps=1"],
 }
 SINCE_VALIDATION = ("val/gap", "train/codebook_")  # of the steps since the last one, or since the start of the process
-SERVER = get_context("forkserver")  # it imports torch and Lightning once; every process of a run is a fork of it
-SERVER.set_forkserver_preload(["t2i.training.train", "t2i.models.clip", "t2i.models.vqgan"])
+FORK = get_context("fork")  # of a process that has imported everything
 
 
 def command(folder: Path, model: str, ranks: int, trainer: str, *more: str) -> list[str]:
@@ -61,25 +65,31 @@ def _one_of(rank: int, ranks: int, port: int, words: list[str], log: str, torchr
     with open(log, "a") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
+    sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1) for stream in (1, 2))  # a fork has its parent's
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "LOCAL_RANK": str(rank),
                    "WORLD_SIZE": str(ranks)}
     if torchrun:
         os.environ |= {"TORCHELASTIC_RUN_ID": "none", "RANK": str(rank), "GROUP_RANK": "0",
                        "LOCAL_WORLD_SIZE": str(ranks)}
-    import torch
-    from pytorch_lightning.utilities.rank_zero import rank_zero_only
-
     rank_zero_only.rank = rank  # was set when it was imported, for the environment of then
     torch.set_num_threads(1)
     sys.argv = [str(ROOT / "train.py"), *words]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
+def free_port() -> int:
+    """A port below those that the system gives to whoever asks: none other takes it before it is used."""
+    while True:
+        port = random.SystemRandom().randrange(20000, 32000)
+        with socket.socket() as found, suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return port
+
+
 def start(ranks: int, words: Sequence[str], log: Path, torchrun: bool = False) -> list[Any]:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    processes = [SERVER.Process(target=_one_of, args=(rank, ranks, port, list(words), str(log), torchrun))
+    forked.warm()
+    port = free_port()
+    processes = [FORK.Process(target=_one_of, args=(rank, ranks, port, list(words), str(log), torchrun))
                  for rank in range(ranks)]
     for process in processes:
         process.start()
@@ -141,8 +151,6 @@ def apart(one: Path, two: Path, *but: str) -> float:
 
 def same(a: Any, b: Any) -> bool:
     """Whether two checkpoints' weights or optimiser states are the same bit for bit."""
-    import torch
-
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
@@ -217,7 +225,6 @@ def told_twice(folder: Path) -> tuple[int, list[str]]:
 
 
 def main() -> int:
-    os.environ["OMP_NUM_THREADS"] = "1"
     fine = True
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

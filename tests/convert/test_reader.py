@@ -25,7 +25,7 @@ from t2i.nets.dfgan import DFDiscriminator, DFGenerator
 from t2i.nets.stackgan import StackDiscriminator, StageOne, StageTwo
 from t2i.text_encoders.bilstm import BiLSTMText
 from t2i.text_encoders.bilstm_folder import BiLSTM, WordTokenizer
-from t2i.types import Seen
+from t2i.types import DiscriminatorFeatures
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 State = dict[str, Tensor]
@@ -59,7 +59,7 @@ def test_dfgan_s_golden_arrays(prefix: str) -> None:
     head, told = golden("dfgan_tiny_head")
     net = read_discriminator({prefix + k: v for k, v in weights.items()}, {prefix + k: v for k, v in head.items()})
     close(net.features(io["image"]).deep, io["features"])
-    close(net.judge(Seen(told["features"]), told["text"]).matched, told["logits"].flatten())
+    close(net.logits(DiscriminatorFeatures(told["features"]), told["text"]).conditional, told["logits"].flatten())
 
 
 def test_stackgan_s_golden_arrays() -> None:
@@ -78,7 +78,7 @@ def test_stackgan_s_golden_arrays() -> None:
     judge = read_judge(weights)
     seen = judge.features(io["image"])
     close(seen.deep, io["features"])
-    close(judge.judge(seen, io["mean"]).matched.sigmoid(), io["conditional"])
+    close(judge.logits(seen, io["mean"]).conditional.sigmoid(), io["conditional"])
 
 
 def test_stackgan_s_second_stage() -> None:
@@ -176,9 +176,9 @@ def test_stackgans_sizes_are_read_from_shapes(size: int, channels: int, conditio
     judge = StackDiscriminator(4 * size, 2, condition, unconditional=True).eval()
     again = read_judge(theirs(judge.state_dict(), discriminator_name))
     seen = judge.features(torch.randn(2, 3, 4 * size, 4 * size))
-    a, b = again.judge(seen, noise[:, :condition]), judge.judge(seen, noise[:, :condition])
-    assert a.real is not None and b.real is not None
-    assert torch.equal(a.matched, b.matched) and torch.equal(a.real, b.real)
+    a, b = again.logits(seen, noise[:, :condition]), judge.logits(seen, noise[:, :condition])
+    assert a.unconditional is not None and b.unconditional is not None
+    assert torch.equal(a.conditional, b.conditional) and torch.equal(a.unconditional, b.unconditional)
     for name in state:
         with pytest.raises(ValueError, match=rf"generator: missing {name}$"):
             read_stage1({k: v for k, v in state.items() if k != name})

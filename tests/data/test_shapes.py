@@ -34,7 +34,7 @@ from t2i.data.shapes import (
     scene_held_out,
     split_of,
 )
-from t2i.metrics.composition import judge
+from t2i.metrics.composition import check_clauses
 
 SPLITS = ("train", "val", "heldout")
 N = 250
@@ -53,7 +53,7 @@ def test_captions_are_true_of_their_scene_graph(scenes: dict) -> None:
             assert 1 <= len(captions) == len({c.text for c in captions})
             for caption in captions:
                 assert caption.task == scene.task
-                verdict = judge(scene.background, scene.things, caption.clauses)
+                verdict = check_clauses(scene.background, scene.things, caption.clauses)
                 assert verdict.correct, (caption, verdict.reasons)
 
 

@@ -9,17 +9,19 @@ import torch
 
 from t2i.losses.text_gan import discriminator_loss, gaussian_kl, generator_loss, gradient_penalty
 from t2i.nets.dfgan import DFDiscriminator
-from t2i.types import Judged
+from t2i.types import DiscriminatorLogits
 
 
-def judged(matched: list[float], real: list[float] | None = None, pixels: float | None = None) -> Judged:
-    flat = torch.tensor(matched)
-    return Judged(flat, None if real is None else torch.tensor(real),
-                  None if pixels is None else torch.full((len(matched), 1, 2, 2), pixels))
+def logits(
+    conditional: list[float], unconditional: list[float] | None = None, pixels: float | None = None
+) -> DiscriminatorLogits:
+    return DiscriminatorLogits(torch.tensor(conditional),
+                               None if unconditional is None else torch.tensor(unconditional),
+                               None if pixels is None else torch.full((len(conditional), 1, 2, 2), pixels))
 
 
 def test_hinge_is_real_and_half_of_wrong_and_fake() -> None:
-    real, wrong, fake = judged([0.5, 2.0]), judged([-1.0, 0.0]), judged([-2.0, 1.0])
+    real, wrong, fake = logits([0.5, 2.0]), logits([-1.0, 0.0]), logits([-2.0, 1.0])
     assert float(discriminator_loss(real, wrong, fake, "hinge")) == pytest.approx(0.25 + (0.5 + 1.0) / 2)
     only_second = torch.tensor([0.0, 2.0])
     assert float(discriminator_loss(real, wrong, fake, "hinge", only_second)) == pytest.approx(0.25 + (1.0 + 1.0) / 2)
@@ -28,14 +30,14 @@ def test_hinge_is_real_and_half_of_wrong_and_fake() -> None:
 
 def test_bce_with_one_and_two_heads_and_pixels() -> None:
     log2 = math.log(2)
-    one, two = judged([0.0]), judged([0.0], [0.0])
+    one, two = logits([0.0]), logits([0.0], [0.0])
     assert float(discriminator_loss(one, one, one, "bce")) == pytest.approx(2 * log2)
     assert float(discriminator_loss(two, two, two, "bce")) == pytest.approx(log2 + log2)
-    sure = judged([20.0], [20.0])
-    lost = judged([-20.0], [-20.0])
+    sure = logits([20.0], [20.0])
+    lost = logits([-20.0], [-20.0])
     assert float(discriminator_loss(sure, lost, lost, "bce")) == pytest.approx(0.0, abs=1e-6)
     assert float(discriminator_loss(lost, sure, sure, "bce")) == pytest.approx(40.0)  # each half weighs 1
-    pixels = judged([0.0], pixels=0.0)
+    pixels = logits([0.0], pixels=0.0)
     assert float(discriminator_loss(pixels, pixels, pixels, "bce")) == pytest.approx((2 * log2 + 2 * log2) / 2)
     assert float(generator_loss(pixels, "bce")) == pytest.approx(log2)
     assert float(generator_loss(two, "bce")) == pytest.approx(2 * log2)
@@ -50,7 +52,7 @@ def test_the_kl_is_that_of_gaussians() -> None:
 
 def penalised(net: DFDiscriminator, image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
     image, text = image.clone().requires_grad_(), text.clone().requires_grad_()
-    logits = net.judge(net.features(image), text).matched
+    logits = net.logits(net.features(image), text).conditional
     loss = gradient_penalty(logits, image, text)
     return loss, list(torch.autograd.grad(loss, [p for p in net.parameters() if p.requires_grad], allow_unused=True))
 
@@ -67,7 +69,8 @@ def test_the_penalty_and_its_gradient_equal_a_float64_reference() -> None:
     norms = []
     for one, words in zip(image.double(), text.double(), strict=True):
         one, words = one[None].requires_grad_(), words[None].requires_grad_()
-        parts = torch.autograd.grad(net.judge(net.features(one), words).matched[0], (one, words), create_graph=True)
+        logit = net.logits(net.features(one), words).conditional[0]
+        parts = torch.autograd.grad(logit, (one, words), create_graph=True)
         norms.append(torch.linalg.vector_norm(torch.cat([part.flatten() for part in parts])))
     wanted = 2.0 * torch.stack(norms).pow(6).mean()
     exact = torch.autograd.grad(wanted, [p for p in net.parameters() if p.requires_grad], allow_unused=True)

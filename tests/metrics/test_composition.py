@@ -1,4 +1,4 @@
-"""The composition metric: the reader on true and on spoilt renders, the judge on wrong pictures, ceiling and floor."""
+"""The composition metric: the reader on true and on spoilt renders, the clause logic, ceiling and floor."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from t2i.data.scenes import (
     render,
 )
 from t2i.data.shapes import HELDOUT_TASKS, Shapes, prompts
-from t2i.metrics.composition import as_bytes, composition_score, judge, read_scene, shuffled, verdicts
+from t2i.metrics.composition import as_bytes, check_clauses, composition_score, read_scene, shuffled, verdicts
 
 
 def thing(shape: str, colour: str, x: float, y: float, size: str = "small") -> Thing:
@@ -170,7 +170,7 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_pictures_are_judged_wrong_for_the_right_reason(case: str) -> None:
     things, clauses, reason = WRONG[case]
-    verdict = judge(*read_scene(draw(*things)), clauses)
+    verdict = check_clauses(*read_scene(draw(*things)), clauses)
     assert not verdict.correct
     assert any(reason in said for said in verdict.reasons), verdict.reasons
 
@@ -180,8 +180,8 @@ def test_other_things_are_no_fault_as_in_geneval() -> None:
         thing("circle", "red", 0.2, 0.5), thing("ring", "cyan", 0.5, 0.2), thing("square", "blue", 0.8, 0.5)
     )
     clauses = (RED_CIRCLE, BLUE_SQUARE, Related("left", 0, 1), Related("right", 1, 0))
-    assert judge(*read_scene(image), clauses).correct
-    assert judge(*read_scene(image), (Described("circle", count=1, exact=True),)).correct
+    assert check_clauses(*read_scene(image), clauses).correct
+    assert check_clauses(*read_scene(image), (Described("circle", count=1, exact=True),)).correct
 
 
 @pytest.fixture(scope="module")

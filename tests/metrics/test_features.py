@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from transformers import CLIPModel
 
 from t2i.metrics.clip_score import CLIPScorer, text_hash
-from t2i.metrics.features import ClipFeatures
 from t2i.models.clip import CLIP
 from t2i.text_encoders.clip import CLIPText
 
@@ -48,12 +47,12 @@ def test_score_is_the_raw_cosine_of_transformers_behind_the_prefix(folder: Path)
     assert float((bare.score(images, TEXT) - wanted).abs().max()) > 1e-4
     same = CLIPScorer.from_model(bare.model, bare.tokenizer, bare.mean, bare.std, prefix="a photo depicts ")
     torch.testing.assert_close(same.score(images, TEXT), scorer.score(images, TEXT))
-    assert scorer.protocol["prefix"] == same.protocol["prefix"] == "a photo depicts "
-    assert scorer.protocol["hash"] == scorer.id == bare.id and bare.protocol["prefix"] == ""
+    assert scorer.score_protocol["prefix"] == same.score_protocol["prefix"] == "a photo depicts "
+    assert scorer.score_protocol["hash"] == scorer.id == bare.id and bare.score_protocol["prefix"] == ""
 
 
 def test_features_depend_on_neither_batch_nor_autocast(folder: Path) -> None:
-    net, held = ClipFeatures(CLIPScorer(str(folder))), pictures(64)
+    net, held = CLIPScorer(str(folder)), pictures(64)
     together = net(held)
     assert together.shape == (64, net.dim) and together.dtype == torch.float32 and not together.requires_grad
     alone = torch.cat([net(held[i : i + 1]) for i in range(64)])
@@ -63,13 +62,13 @@ def test_features_depend_on_neither_batch_nor_autocast(folder: Path) -> None:
     torch.testing.assert_close(net(held.numpy()), together)
     assert float((together.norm(dim=1) - 1).abs().min()) > 1e-3  # not normalised
     torch.testing.assert_close(F.normalize(together, dim=1),
-                               net.judge.image_features(held.permute(0, 3, 1, 2).float() / 127.5 - 1))
-    told = net.protocol()
-    assert told["hash"] == net.judge.id and "prefix" not in told and told["size"] == 16
+                               net.image_features(held.permute(0, 3, 1, 2).float() / 127.5 - 1))
+    told = net.protocol
+    assert told["hash"] == net.id and "prefix" not in told and told["size"] == 16
 
 
 def test_what_is_no_picture_is_refused(folder: Path) -> None:
-    net = ClipFeatures(CLIPScorer(str(folder)))
+    net = CLIPScorer(str(folder))
     for wrong in (pictures(2)[..., :1], pictures(2)[0], pictures(2).float()):
         with pytest.raises(ValueError, match=r"uint8 \(n, h, w, 3\) is wanted"):
             net(wrong)

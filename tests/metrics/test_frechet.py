@@ -10,7 +10,6 @@ import torch
 from scipy.linalg import sqrtm
 
 from t2i.metrics.clip_score import CLIPScorer
-from t2i.metrics.fd_clip import fd_clip, image_features, moments
 from t2i.metrics.frechet import Moments, factor, frechet_distance, gaussian_distance, root
 from t2i.models.clip import CLIP
 
@@ -106,7 +105,7 @@ def test_what_is_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory: pytest.TempPathFactory) -> CLIPScorer:
+def clip(tmp_path_factory: pytest.TempPathFactory) -> CLIPScorer:
     torch.manual_seed(0)
     model = CLIP(image_size=16, patch_size=8, embed_dim=8, vocab_size=270, context_length=16, width=16, num_heads=2,
                  num_layers=1, text_width=16, text_layers=1, text_heads=2)
@@ -116,20 +115,18 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> CLIPScorer:
     return CLIPScorer(str(folder))
 
 
-def test_fd_clip_tells_sets_apart_and_takes_chunks(judge: CLIPScorer) -> None:
+def test_fd_clip_tells_sets_apart_and_takes_chunks(clip: CLIPScorer) -> None:
     pictures = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, 24, 24, 3), np.uint8))
     dark = pictures // 3
-    features = image_features(judge, pictures)
+    features = clip(pictures)
     assert features.shape == (40, 8)
     assert features.dtype == torch.float32
-    unit = judge.image_features(pictures.permute(0, 3, 1, 2).float() / 127.5 - 1)
+    unit = clip.image_features(pictures.permute(0, 3, 1, 2).float() / 127.5 - 1)
     torch.testing.assert_close(torch.nn.functional.normalize(features, dim=-1), unit)
     assert not torch.allclose(features.norm(dim=1), torch.ones(40))
-    real = moments(judge, [pictures])
-    same = fd_clip(judge, pictures.split(7), real)
-    other = fd_clip(judge, [dark.numpy()], real)
+    real = of(features)
+    same = frechet_distance(of(torch.cat([clip(part) for part in pictures.split(7)])), real)
+    other = frechet_distance(of(clip(dark.numpy())), real)
     assert same < 1e-6 * other
     with pytest.raises(ValueError, match="uint8"):
-        image_features(judge, pictures.float())
-    with pytest.raises(ValueError, match="none given"):
-        moments(judge, [])
+        clip(pictures.float())

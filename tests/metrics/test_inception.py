@@ -52,7 +52,7 @@ def test_equals_torch_fidelity_and_torchmetrics(weights: tuple[Path, str]) -> No
         wanted = metrics(images).reshape(3, -1)
     found = Inception(path, resize="antialias", sha256=sha256)
     torch.testing.assert_close(found(held), wanted, rtol=1e-4, atol=1e-5)
-    assert found.name == "inception" and found.protocol()["sha256"] == sha256
+    assert found.name == "inception" and found.protocol["sha256"] == sha256
     # A picture's features do not depend on its batch, nor on autocast; and the filter matters.
     with torch.autocast("cpu", torch.bfloat16):
         alone = torch.cat([found(held[i : i + 1]) for i in range(3)])

@@ -85,7 +85,7 @@ def run(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
 def test_a_saved_state_continues_as_if_never_stopped(name: str, tmp_path) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 1))
-    arguments = (name, 0.01, 0.05, (0.9, 0.99), 0.1)
+    arguments = (name, 0.01, (0.9, 0.99), 0.1, 0.05)
     whole = optimizers.make(net, *arguments)
     run(net, whole, range(4))
     torch.save({"net": net.state_dict(), "optimizer": whole.state_dict()}, tmp_path / "state")
@@ -127,13 +127,13 @@ def test_hidden_matrices() -> None:
 def test_make_divides_the_parameters_and_decays_matrices_only() -> None:
     net = GPT((64,), (4, 4), text_dim=32, text_length=8, width=32, num_layers=1, num_heads=2)
     net.start.requires_grad_(False)
-    muon = optimizers.make(net, "muon", 1e-3, 0.02, (0.9, 0.99), 0.1)
+    muon = optimizers.make(net, "muon", 1e-3, (0.9, 0.99), 0.1)
     hidden, others = muon.param_groups
     assert (hidden["muon"], hidden["lr"], hidden["initial_lr"], hidden["weight_decay"]) == (True, 0.02, 0.02, 0.1)
     assert (others["muon"], others["lr"], others["initial_lr"], others["weight_decay"]) == (False, 1e-3, 1e-3, 0.0)
     assert len(hidden["params"]) == 4
     assert len(hidden["params"]) + len(others["params"]) == sum(p.requires_grad for p in net.parameters())
-    adamw = optimizers.make(net, "adamw", 1e-3, 0.02, (0.9, 0.99), 0.1)
+    adamw = optimizers.make(net, "adamw", 1e-3, (0.9, 0.99), 0.1)
     assert isinstance(adamw, torch.optim.AdamW) and [g["lr"] for g in adamw.param_groups] == [1e-3, 1e-3]
     with pytest.raises(ValueError, match="optimizer='sgd': one of adamw, muon"):
-        optimizers.make(net, "sgd", 1e-3, 0.02, (0.9, 0.99), 0.1)
+        optimizers.make(net, "sgd", 1e-3, (0.9, 0.99), 0.1)

@@ -133,7 +133,7 @@ def test_only_the_gpt_is_trained_and_saved(made, toy, tmp_path) -> None:
 
 def test_dropped_captions_train_the_null_prefix(made, toy, monkeypatch) -> None:
     model = prior(made, caption_dropout=0.5)
-    monkeypatch.setattr("t2i.models.prior.log", lambda *_: None)
+    monkeypatch.setattr("t2i.models.prior.log_step", lambda *_: None)
     torch.nn.init.normal_(model.gpt.blocks[0].attention_out.weight)  # starts at zero: nothing of the prefix is heard
     kept = torch.zeros(4, dtype=torch.bool)
     model.loss(toy, kept).backward()

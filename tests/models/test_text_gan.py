@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests import tiny
 
 from t2i.checkpoint import building, file_format
 from t2i.config.compose import compose
@@ -21,15 +22,13 @@ from t2i.models.text_gan import TextGAN
 from t2i.nets.dfgan import DFDiscriminator, DFGenerator
 from t2i.nets.stackgan import StageTwo
 from t2i.training import train
-from t2i.training.callbacks.checkpointing import Checkpoints
+from t2i.training.callbacks.checkpointing import RunCheckpoint
 
 BASE = ["data.size=64", "data.val_size=16", "data.batch_size=8", "trainer=cpu", "trainer.val_every_steps=4",
-        "trainer.limit_val_batches=1", "trainer.log_every_steps=1", "logger=csv", "callbacks=gan",
-        "callbacks.plots=null", "callbacks.pictures=null", "callbacks.ema.decay=0.9"]
-DFGAN_ = ["model=dfgan", "model.generator.channels=2", "model.discriminator.channels=2", "model.text_dim=8",
-          "data.image_size=16"]
-STACK1 = ["model=stackgan1", "model.generator.channels=4", "model.discriminator.channels=4", "data.image_size=16",
-          "model.generator.noise_dim=12", "model.generator.condition_dim=8", "model.generator.text_dim=8"]
+        "trainer.limit_val_batches=1", "trainer.log_every_steps=1", "logger=csv", "callbacks=gan", *tiny.QUIET,
+        "callbacks.ema.decay=0.9"]
+DFGAN_ = [*tiny.DFGAN, "data.image_size=16"]
+STACK1 = [*tiny.STACKGAN1, "data.image_size=16"]
 STACK2 = ["model=stackgan2", "model.generator.channels=4", "model.discriminator.channels=4", "data.image_size=64",
           "model.generator.condition_dim=8", "model.generator.text_dim=8", "model.generator.num_res_blocks=1"]
 UNET = ["model/discriminator=unet", "model.discriminator.channels=2", "model.cutmix_steps=1"]
@@ -76,7 +75,7 @@ def test_every_system_trains_and_draws_from_its_file(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [DFGAN_, STACK1], ids=["dfgan", "stackgan1"])
-def test_five_hundred_steps_in_bf16_skip_no_turn(tmp_path: Path, clip: str, model: list[str]) -> None:
+def test_five_hundred_steps_in_bf16_skip_no_step(tmp_path: Path, clip: str, model: list[str]) -> None:
     """About 15 s each."""
     more = ["trainer.precision=bf16-mixed", "trainer.val_every_steps=250", "trainer.log_every_steps=50", "name=x"]
     result = train.run(config(tmp_path, clip, model, *more, steps=500))
@@ -138,14 +137,14 @@ def test_stopping_and_continuing_equals_an_unbroken_run(
     tmp_path: Path, monkeypatch: Any, clip: str, model: list[str]
 ) -> None:
     train.run(config(tmp_path, clip, model, "name=whole", "trainer.precision=32-true"))
-    real = Checkpoints.on_train_batch_end
+    real = RunCheckpoint.on_train_batch_end
 
-    def interrupting(self: Checkpoints, trainer: Any, *rest: Any) -> None:
+    def interrupting(self: RunCheckpoint, trainer: Any, *rest: Any) -> None:
         if trainer.global_step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         real(self, trainer, *rest)
 
-    monkeypatch.setattr(Checkpoints, "on_train_batch_end", interrupting)
+    monkeypatch.setattr(RunCheckpoint, "on_train_batch_end", interrupting)
     with pytest.raises(SystemExit):
         train.run(config(tmp_path, clip, model, "name=broken", "trainer.precision=32-true"))
     monkeypatch.undo()
@@ -158,7 +157,7 @@ def test_stopping_and_continuing_equals_an_unbroken_run(
 def test_a_planted_nan_is_skipped_counted_and_stops_the_run_after_so_many(
     tmp_path: Path, monkeypatch: Any, clip: str
 ) -> None:
-    real, planted = TextGAN.judgement, {2, 3}
+    real, planted = TextGAN.discriminator_terms, {2, 3}
 
     def broken(self: TextGAN, batch: Any, *rest: Any) -> Any:
         terms, named = real(self, batch, *rest)
@@ -166,13 +165,13 @@ def test_a_planted_nan_is_skipped_counted_and_stops_the_run_after_so_many(
             terms["loss/discriminator"] = terms["loss/discriminator"] * float("nan")
         return terms, named
 
-    monkeypatch.setattr(TextGAN, "judgement", broken)
+    monkeypatch.setattr(TextGAN, "discriminator_terms", broken)
     result = train.run(config(tmp_path, clip, STACK1, "name=few", "model.max_skipped=2"))
     assert result["steps"] == 6 and result["metrics"]["train/skipped"] == 2
     held = file_format.read(tmp_path / "few/last.ckpt")
     assert int(held["state_dict"]["skipped"]) == 2
     assert all(bool(torch.isfinite(v).all()) for v in held["state_dict"].values())
-    with pytest.raises(ValueError, match=r"2 turns had a loss or gradient that is not finite.*max_skipped=1"):
+    with pytest.raises(ValueError, match=r"2 optimiser steps had a loss or gradient that is not finite.*max_skipped=1"):
         train.run(config(tmp_path, clip, STACK1, "name=many", "model.max_skipped=1"))
 
 
@@ -199,8 +198,8 @@ def test_refusals(tmp_path: Path, clip: str) -> None:
         train.run(config(tmp_path, clip, DFGAN_, "name=a", "data.batch_size=1"))
     with pytest.raises(ValueError, match="16-mixed needs a GPU"):
         train.run(config(tmp_path, clip, DFGAN_, "name=b", "trainer.precision=16-mixed"))
-    with pytest.raises(ValueError, match="trainer.accumulate=2: DFGAN needs every batch whole"):
-        train.run(config(tmp_path, clip, DFGAN_, "name=c", "trainer.accumulate=2"))
+    with pytest.raises(ValueError, match="trainer.accumulate_grad_batches=2: DFGAN needs every batch whole"):
+        train.run(config(tmp_path, clip, DFGAN_, "name=c", "trainer.accumulate_grad_batches=2"))
     with pytest.raises(ValueError, match="projection=none: .* 16 numbers, the net takes 8"):
         train.run(config(tmp_path, clip, DFGAN_, "name=d", "model.projection=none"))
     encoder = building.build({"_target_": "t2i.text_encoders.clip.CLIPText", "path": clip})

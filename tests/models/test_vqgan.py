@@ -11,7 +11,8 @@ from t2i.checkpoint import atomic, building, file_format
 from t2i.config import quiet
 from t2i.data.data_module import DataModule
 from t2i.losses.gan import hinge_d, hinge_g
-from t2i.models.base import NonFiniteLoss, check_finite, frozen_call, warmup_cosine
+from t2i.models.base import NonFiniteLoss, check_finite, frozen_call
+from t2i.models.optimizers import warmup_cosine
 from t2i.models.vqgan import VQGAN, load_tokenizer
 from t2i.nets.patchgan import PatchGAN
 from t2i.training import loggers
@@ -118,7 +119,7 @@ def test_fused_equals_alternating_bit_for_bit(tmp_path, norm: str, optimizer: st
 
 def test_a_batch_is_a_step(tmp_path) -> None:
     seen = Losses()
-    logger = loggers.make_loggers(["csv"], tmp_path, {}, "tiny")
+    logger = loggers.make_loggers({"csv": {"_target_": "t2i.training.loggers.CSVLogger"}}, tmp_path, {})
     model = vqgan(max_steps=4)
     trainer = fit(model, tmp_path, steps=4, logger=logger, callbacks=[seen])
     assert trainer.global_step == len(seen.rows) == 4
@@ -169,8 +170,8 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_moves(tmp_path) -> No
 class Overflowing(VQGAN):
     """Its discriminator's loss overflows while the generator's terms are finite."""
 
-    def step_both(self, generator_loss, discriminator_loss, keys):
-        return super().step_both(generator_loss, lambda: discriminator_loss() * torch.inf, keys)
+    def backward_and_step(self, generator_loss, discriminator_loss, keys):
+        return super().backward_and_step(generator_loss, lambda: discriminator_loss() * torch.inf, keys)
 
 
 def test_a_discriminator_loss_that_is_not_finite_stops_as_well(tmp_path) -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from t2i.nets.dfgan import DFDiscriminator, DFGenerator
-from t2i.nets.projection import text_projection
+from t2i.nets.gan_blocks import BatchNorm, text_projection
 from t2i.nets.rdb import RDBGenerator
-from t2i.nets.stackgan import BatchNorm, StackDiscriminator, StageOne, StageTwo
+from t2i.nets.stackgan import StackDiscriminator, StageOne, StageTwo
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

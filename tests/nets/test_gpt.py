@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from t2i.nets.factorised_head import around
 from t2i.nets.gpt import GPT
 from t2i.nets.transformer import squared_relu
-from t2i.types import digits, number_of
+from t2i.types import ravel_index, unravel_index
 
 CODES, GRID, TEXT, LENGTH = 12, (2, 3), 5, 4
 WHOLE, PARTS = (12,), (2, 3, 2)  # codes of one part, and of three
@@ -40,7 +40,7 @@ def inputs():
 @pytest.mark.parametrize("given", [0, 1, 3, 5])
 def test_cached_logits_are_the_uncached_ones(inputs, given: int, factors) -> None:
     net, (ids, states, mask, null) = tiny(factors), inputs
-    each = digits(ids, factors)
+    each = unravel_index(ids, factors)
     with torch.no_grad():
         expected = net(ids, states, mask, null)
         x, cache = net.prefill(states, mask, null, ids[:, :given])
@@ -66,9 +66,9 @@ def test_a_code_sees_only_those_before_it(inputs) -> None:
 @pytest.mark.parametrize("part", [0, 1, 2])
 def test_a_part_sees_the_parts_before_it_too(inputs, part: int) -> None:
     net, (ids, states, mask, null) = tiny(PARTS), inputs
-    each = digits(ids, PARTS)
+    each = unravel_index(ids, PARTS)
     each[:, 3, part] = (each[:, 3, part] + 1) % PARTS[part]
-    before, after = net(ids, states, mask, null), net(number_of(each, PARTS), states, mask, null)
+    before, after = net(ids, states, mask, null), net(ravel_index(each, PARTS), states, mask, null)
     moved = [bool((a[:, 3] - b[:, 3]).abs().max() > 1e-4) for a, b in zip(before, after, strict=True)]
     assert moved == [i > part for i in range(3)]
     assert all(torch.equal(a[:, :3], b[:, :3]) for a, b in zip(before, after, strict=True))
@@ -88,8 +88,8 @@ def test_around_is_left_above_and_above_to_the_right() -> None:
 def test_a_colour_is_read_from_its_word_alone(inputs) -> None:
     net, (ids, states, mask, null) = tiny(PARTS), inputs
     caption = net.prefix(states, mask, null)[2][0]
-    reader, near = net.predict.readers[0], around(digits(ids, PARTS), GRID[1])
-    x, known = torch.randn(3, 6, 16), digits(ids, PARTS)[..., :1]
+    reader, near = net.predict.readers[0], around(unravel_index(ids, PARTS), GRID[1])
+    x, known = torch.randn(3, 6, 16), unravel_index(ids, PARTS)[..., :1]
     whole = reader(x, known, near, caption)
     caption.value.zero_()
     near.zero_()
@@ -210,7 +210,7 @@ def test_a_bf16_net_counts_beyond_256() -> None:
     with torch.no_grad():
         cache = net.prefill(torch.randn(1, 2, TEXT), ~no[:, None].expand(1, 2), no, torch.zeros(1, 298).long())[1]
         net.step(torch.zeros(1, 1).long(), cache)
-    assert cache.tallies.dtype == torch.float32 and cache.tallies.unique().tolist() == [299.0]
+    assert cache.running_sums.dtype == torch.float32 and cache.running_sums.unique().tolist() == [299.0]
 
 
 def test_codes_are_counted() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from t2i.nets.unet_discriminator import UNetDiscriminator
-from t2i.types import Seen, TextDiscriminator
+from t2i.types import DiscriminatorFeatures, TextDiscriminator
 
 
 def tiny(image_size: int = 16, spectral: bool = True) -> UNetDiscriminator:
@@ -17,9 +17,9 @@ def tiny(image_size: int = 16, spectral: bool = True) -> UNetDiscriminator:
 def test_shapes(size: int, deep: int) -> None:
     net: TextDiscriminator = tiny(size)
     seen = net.features(torch.randn(2, 3, size, size))
-    judged = net.judge(seen, torch.randn(2, 5))
+    judged = net.logits(seen, torch.randn(2, 5))
     assert seen.deep.shape == (2, deep, 4, 4) and seen.pixels is not None
-    assert judged.matched.shape == (2,) and judged.real is None
+    assert judged.conditional.shape == (2,) and judged.unconditional is None
     assert judged.pixels is seen.pixels and seen.pixels.shape == (2, 1, size, size)
 
 
@@ -27,9 +27,9 @@ def test_logits_do_not_depend_on_the_batch() -> None:
     for spectral in (True, False):
         net = tiny(32, spectral).eval()
         image, text = torch.randn(3, 3, 32, 32), torch.randn(3, 5)
-        together = net.judge(net.features(image), text)
-        alone = net.judge(net.features(image[1:2]), text[1:2])
-        torch.testing.assert_close(together.matched[1:2], alone.matched, atol=1e-6, rtol=1e-5)
+        together = net.logits(net.features(image), text)
+        alone = net.logits(net.features(image[1:2]), text[1:2])
+        torch.testing.assert_close(together.conditional[1:2], alone.conditional, atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(together.pixels[1:2], alone.pixels, atol=1e-6, rtol=1e-5)
 
 
@@ -37,8 +37,8 @@ def test_caption_reaches_the_picture_logit_only() -> None:
     net = tiny().eval()
     seen = net.features(torch.randn(2, 3, 16, 16))
     text = torch.randn(2, 5, requires_grad=True)
-    judged = net.judge(seen, text)
-    (grad,) = torch.autograd.grad(judged.matched.sum(), text)
+    judged = net.logits(seen, text)
+    (grad,) = torch.autograd.grad(judged.conditional.sum(), text)
     assert (grad != 0).any(1).all()
     assert torch.autograd.grad(seen.pixels.sum(), text, allow_unused=True) == (None,)
 
@@ -77,10 +77,10 @@ def test_a_skip_is_the_encoder_of_the_same_resolution() -> None:
 def test_gradient_penalty_is_finite_and_reaches_every_weight_before_the_logit() -> None:
     net = tiny(32)
     image, text = torch.randn(2, 3, 32, 32, requires_grad=True), torch.randn(2, 5, requires_grad=True)
-    judged = net.judge(net.features(image), text)
-    grads = torch.autograd.grad(judged.matched.sum(), (image, text), create_graph=True)
+    judged = net.logits(net.features(image), text)
+    grads = torch.autograd.grad(judged.conditional.sum(), (image, text), create_graph=True)
     sum(g.square().flatten(1).sum(1) for g in grads).pow(3).mean().backward()
-    # Biases of a piecewise linear net do not change its slope; the decoder has no part in `matched`.
+    # Biases of a piecewise linear net do not change its slope; the decoder has no part in `conditional`.
     weights = {n: p for n, p in net.named_parameters() if "bias" not in n and not n.startswith(("up.", "pixel_head."))}
     assert len(weights) == 3 * len(net.down) + 2
     for name, weight in weights.items():
@@ -93,8 +93,8 @@ def test_gradient_penalty_is_finite_and_reaches_every_weight_before_the_logit() 
 def test_real_and_fake_may_pass_before_one_backward() -> None:
     net = tiny()
     text = torch.randn(2, 5)
-    judged = [net.judge(net.features(torch.randn(2, 3, 16, 16)), text) for _ in range(2)]
-    sum(j.matched.mean() + j.pixels.mean() for j in judged).backward()
+    judged = [net.logits(net.features(torch.randn(2, 3, 16, 16)), text) for _ in range(2)]
+    sum(j.conditional.mean() + j.pixels.mean() for j in judged).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
@@ -123,7 +123,7 @@ def test_spectral_norm_of_every_convolution_is_one() -> None:
             assert torch.linalg.matrix_norm(conv.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-3)
             conv.parametrizations.weight.original.copy_(3 * torch.randn_like(conv.weight))
         for _ in range(100):
-            net.judge(net.features(torch.randn(1, 3, 16, 16)), torch.randn(1, 5))
+            net.logits(net.features(torch.randn(1, 3, 16, 16)), torch.randn(1, 5))
     net.eval()
     for conv in convs:
         assert torch.linalg.matrix_norm(conv.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-2)
@@ -132,14 +132,14 @@ def test_spectral_norm_of_every_convolution_is_one() -> None:
 
 def test_errors() -> None:
     for size in (8, 48, 0, -16):
-        with pytest.raises(ValueError, match=f"image_size={size}: a power of two, at least 16"):
+        with pytest.raises(ValueError, match=f"image_size={size}: allowed are powers of two from 16"):
             UNetDiscriminator(size)
     with pytest.raises(ValueError, match="text_dim=0: at least 1 is needed; channels=-1: at least 1"):
         UNetDiscriminator(16, text_dim=0, channels=-1)
     net = tiny()
     with pytest.raises(ValueError, match=r"\(1, 3, 32, 32\): \(b, 3, 16, 16\) is needed, as image_size=16"):
         net.features(torch.zeros(1, 3, 32, 32))
-    seen = Seen(deep=torch.zeros(2, 4, 4, 4))
+    seen = DiscriminatorFeatures(deep=torch.zeros(2, 4, 4, 4))
     for shape in ((2, 4), (1, 5)):
         with pytest.raises(ValueError, match=r"text of shape .*: \(2, 5\) is needed"):
-            net.judge(seen, torch.zeros(shape))
+            net.logits(seen, torch.zeros(shape))

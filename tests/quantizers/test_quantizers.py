@@ -20,7 +20,7 @@ from t2i.quantizers.gumbel import Gumbel
 from t2i.quantizers.nearest import nearest, rotate, straight_through
 from t2i.quantizers.product import Product
 from t2i.quantizers.vq import VQ
-from t2i.types import Quantizer, digits, number_of
+from t2i.types import Quantizer, ravel_index, unravel_index
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ALL = {
@@ -45,7 +45,7 @@ def test_contract(name: str) -> None:
     assert out.loss.shape == () and all(value.shape == () for value in out.metrics.values())
     torch.testing.assert_close(out.z_q, quantizer.decode_ids(out.ids), atol=1e-6, rtol=1e-6)
     assert math.prod(quantizer.factors) == 40
-    each = digits(out.ids[0, 0, 0], quantizer.factors)
+    each = unravel_index(out.ids[0, 0, 0], quantizer.factors)
     vectors = torch.cat([book[i] for book, i in zip(quantizer.codebooks(), each, strict=True)])
     torch.testing.assert_close(vectors, quantizer.decode_ids(out.ids)[0, :, 0, 0])
     (out.z_q.square().sum() + out.loss).backward()
@@ -305,7 +305,7 @@ def _rank(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_ema_ranks_agree(tmp_path: Path) -> None:
-    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    mp.start_processes(_rank, args=(str(tmp_path),), nprocs=2, start_method="fork")
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(first[key], second[key]) for key in first)
     # 64 latents a step over both ranks: counts start at, are restarted with, and tend to 64 in all.
@@ -325,10 +325,10 @@ def test_arguments_are_checked() -> None:
 
 def test_digits_and_back() -> None:
     ids = torch.arange(24).view(2, 12)
-    each = digits(ids, (2, 3, 4))
+    each = unravel_index(ids, (2, 3, 4))
     assert each.shape == (2, 12, 3) and each[1, 11].tolist() == [1, 2, 3] and each[0, 5].tolist() == [0, 1, 1]
-    assert torch.equal(number_of(each, (2, 3, 4)), ids)
-    assert torch.equal(digits(ids, (24,))[..., 0], ids)
+    assert torch.equal(ravel_index(each, (2, 3, 4)), ids)
+    assert torch.equal(unravel_index(ids, (24,))[..., 0], ids)
 
 
 def test_each_part_of_a_product_quantises_its_own_channels() -> None:
@@ -340,7 +340,7 @@ def test_each_part_of_a_product_quantises_its_own_channels() -> None:
     assert set(out.metrics) == {f"{name}/{key}" for name in parts for key in ("restarted", "commitment")}
     quantizer.eval()
     out = quantizer(z)
-    each = digits(out.ids, (8, 16))
+    each = unravel_index(out.ids, (8, 16))
     for i, part in enumerate(parts.values()):
         alone = part(z[:, 2 * i : 2 * i + 2])
         assert torch.equal(each[..., i], alone.ids) and torch.equal(out.z_q[:, 2 * i : 2 * i + 2], alone.z_q)
@@ -348,7 +348,7 @@ def test_each_part_of_a_product_quantises_its_own_channels() -> None:
     torch.testing.assert_close(out.loss, sum(losses))
     other = z.clone()
     other[:, :2] = torch.randn(4, 2, 5, 5)
-    assert torch.equal(digits(quantizer(other).ids, (8, 16))[..., 1], each[..., 1])  # not moved
+    assert torch.equal(unravel_index(quantizer(other).ids, (8, 16))[..., 1], each[..., 1])  # not moved
 
 
 def test_parts_that_do_not_fit_are_refused() -> None:
@@ -373,7 +373,7 @@ def test_what_is_not_rounded_lies_where_the_codes_do(name: str) -> None:
         torch.testing.assert_close(quantizer.unrounded(z), quantizer.decode_ids(quantizer(z).ids))
         return
     parts = [p.dim for p in quantizer.parts.values()] if name == "product" else [4]
-    each = digits(quantizer(z).ids, quantizer.factors)
+    each = unravel_index(quantizer(z).ids, quantizer.factors)
     for i, (part, book) in enumerate(zip(unrounded.split(parts, 1), quantizer.codebooks(), strict=True)):
         assert torch.equal(torch.cdist(part.permute(0, 2, 3, 1).flatten(0, 2), book).argmin(1), each[..., i].flatten())
     unrounded.square().sum().backward()

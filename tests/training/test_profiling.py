@@ -8,23 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from tests import tiny
 
 from t2i.checkpoint import building
-from t2i.config.compose import ConfigError, compose
-from t2i.config.compose import compose as config_compose
+from t2i.config.compose import ConfigError, compared, compose
 from t2i.training import profiling
-from t2i.training.meter import Peak, product
+from t2i.training.profiling import Peak, matrix_product
 
 SMALL = ["trainer=cpu", "trainer.precision=32-true", "data.image_size=32", "data.batch_size=4", "estimate=true"]
-VQ = ["model=vqgan", "model.autoencoder.channels=8", "model.autoencoder.multipliers=[1]",
-      "model.autoencoder.attention_levels=[]", "model.autoencoder.mid_attention=false",
-      "model.autoencoder.patch_size=8", "model.autoencoder.z_channels=8", "model.autoencoder.num_groups=0",
-      "model.quantizer.codebook_size=16", "model.quantizer.dim=4", "model.discriminator.channels=4",
-      "model.discriminator.num_layers=2", "name=vqgan"]
-CLIP = ["model=clip", "model.patch_size=8", "model.width=16", "model.num_layers=1", "model.num_heads=2",
-        "model.text_width=16", "model.text_layers=1", "model.text_heads=2", "model.embed_dim=8", "name=clip"]
-PRIOR = ["model=prior", "model.width=16", "model.num_layers=1", "model.num_heads=2", "name=prior",
-         "model.tokenizer.path=runs/vqgan/last.ckpt", "text_encoder.path=runs/clip/hf"]
+VQ, CLIP = [*tiny.VQGAN, "name=vqgan"], [*tiny.CLIP, "name=clip"]
+PRIOR = [*tiny.PRIOR, "name=prior", "model.tokenizer.path=runs/vqgan/last.ckpt", "text_encoder.path=runs/clip/hf"]
 
 
 @pytest.fixture(autouse=True)
@@ -53,8 +46,8 @@ def test_a_tokenizer(folder: Path, capsys: Any) -> None:
 
 def test_a_prior_under_averaged_weights_whose_parts_are_stages_to_come(folder: Path) -> None:
     earlier = [compose([*words, *SMALL]) for words in (CLIP, VQ)]
-    words = [*PRIOR, *SMALL, "callbacks.ema={_target_: t2i.training.callbacks.visuals.EMA, modules: [gpt]}",
-             "trainer.accumulate=2",
+    words = [*PRIOR, *SMALL, "callbacks.ema={_target_: t2i.training.callbacks.ema.EMA, modules: [gpt]}",
+             "trainer.accumulate_grad_batches=2",
              "model.checkpointing=true", "model.cache_text=true"]
     rows, figures = profiling.measure(compose(words), earlier)
     shown = profiling.table(rows)
@@ -126,7 +119,7 @@ def test_devices() -> None:
 
 
 def test_a_run_does_not_care_whether_it_was_estimated() -> None:
-    assert config_compose.compared({"seed": 1, "estimate": True}) == config_compose.compared({"seed": 1,
+    assert compared({"seed": 1, "estimate": True}) == compared({"seed": 1,
                                                                                               "estimate": False})
 
 
@@ -136,5 +129,5 @@ def test_peak_memory_is_seen_and_given_back() -> None:
     torch.ones(10_000_000).sum().item()
     peak.stop()
     assert 36e6 < peak.bytes < 80e6
-    n, speed = product(torch.device("cpu"), "32-true")
+    n, speed = matrix_product(torch.device("cpu"), "32-true")
     assert n == 2048 and 1e8 < speed < 1e15

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from campaign.two_processes import (
+    FORK,
     MODELS,
-    SERVER,
     SINCE_VALIDATION,
     apart,
     command,
@@ -28,7 +28,7 @@ from campaign.two_processes import (
 )
 from t2i.checkpoint import building, file_format
 from t2i.config.compose import ConfigError, compose
-from t2i.models.base import NonFiniteElsewhere, NonFiniteLoss, check_finite
+from t2i.models.base import NonFiniteLoss, NonFiniteLossOnOtherRank, check_finite
 from t2i.models.prior import Prior
 from t2i.training.strategies import Launcher, Replicated, lost, strategy
 
@@ -103,7 +103,7 @@ def _meets(rank: int, folder: str) -> None:
     check_finite({"loss": torch.tensor(1.0)}, 1, ["a"])
     try:
         check_finite({"loss": torch.tensor(math.nan if rank else 2.0)}, 7, [f"picture-of-{rank}"])
-    except NonFiniteElsewhere:
+    except NonFiniteLossOnOtherRank:
         told = ""
     except NonFiniteLoss as error:
         told = str(error)
@@ -111,7 +111,7 @@ def _meets(rank: int, folder: str) -> None:
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_stops_both_and_that_one_tells(tmp_path: Path) -> None:
-    processes: list[Any] = [SERVER.Process(target=_meets, args=(rank, str(tmp_path))) for rank in range(2)]
+    processes: list[Any] = [FORK.Process(target=_meets, args=(rank, str(tmp_path))) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
@@ -123,9 +123,9 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_both_and_that_one_tells(tmp
 
 def test_what_does_not_go_with_shares_is_told_all_at_once() -> None:
     prior = [*MODELS["prior"], "model.tokenizer.path=x.ckpt", "text_encoder.path=x", "trainer.strategy=fsdp"]
-    ema = "callbacks.ema={_target_: t2i.training.callbacks.visuals.EMA, modules: [gpt], decay: 0.9}"
-    wrong = compose([*prior, "model.optimizer=muon", ema, "trainer.accumulate=2"], files=False)
-    with pytest.raises(ValueError, match=r"(?s)muon needs whole matrices.*ema averages.*accumulate: 1 is allowed"):
+    ema = "callbacks.ema={_target_: t2i.training.callbacks.ema.EMA, modules: [gpt], decay: 0.9}"
+    wrong = compose([*prior, "model.optimizer=muon", ema, "trainer.accumulate_grad_batches=2"], files=False)
+    with pytest.raises(ValueError, match=r"(?s)muon needs whole matrices.*ema averages.*_grad_batches: 1 is allowed"):
         strategy(wrong, Prior.__new__(Prior))
     with pytest.raises(ValueError, match="model=prior is allowed, others take trainer=ddp"):
         strategy(compose([*MODELS["vqgan"], "trainer.strategy=fsdp"]), torch.nn.Linear(1, 1))

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from tests import tiny
 from torch.utils.data import DataLoader
 
 from t2i.checkpoint import atomic, building, file_format
 from t2i.config import quiet
 from t2i.config.compose import ConfigError, compose
-from t2i.models.base import switch, take
+from t2i.models.base import set_accumulation_and_compile, slice_batch
 from t2i.models.clip import CLIP
 from t2i.models.prior import Prior
 from t2i.models.vqgan import VQGAN
@@ -27,25 +28,16 @@ from t2i.nets.tokenizer import ImageTokenizer
 from t2i.quantizers.fsq import FSQ
 from t2i.quantizers.vq import VQ
 from t2i.training import train
-from t2i.training.callbacks.checkpointing import Checkpoints
+from t2i.training.callbacks.checkpointing import RunCheckpoint
 from t2i.types import Batch, CodeBatch, TextEmbedding
 
-DATA = ["data.image_size=32", "data.size=96", "data.val_size=16", "data.batch_size=8"]
-TRAINER = ["trainer=cpu", "trainer.precision=32-true", "trainer.val_every_steps=4", "trainer.limit_val_batches=1",
-           "trainer.checkpoint_every_steps=2", "logger=csv"]
-VQ_WORDS = ["model=vqgan", "model.autoencoder.channels=8", "model.autoencoder.multipliers=[1]",
-            "model.autoencoder.attention_levels=[]", "model.autoencoder.mid_attention=false",
-            "model.autoencoder.patch_size=8", "model.autoencoder.z_channels=8", "model.autoencoder.num_groups=0",
-            "model.quantizer.codebook_size=16", "model.quantizer.dim=4", "model.discriminator.channels=4",
-            "model.discriminator.num_layers=2", "model.discriminator_start=0.25"]
-CLIP_WORDS = ["model=clip", "model.patch_size=8", "model.width=16", "model.num_layers=1", "model.num_heads=2",
-              "model.text_width=16", "model.text_layers=1", "model.text_heads=2", "model.embed_dim=8"]
-PRIOR_WORDS = ["model=prior", "model.width=16", "model.num_layers=2", "model.num_heads=2", "model.dropout=0.1"]
+VQ_WORDS = [*tiny.VQGAN, "model.discriminator_start=0.25"]
+PRIOR_WORDS = [*tiny.PRIOR, "model.num_layers=2"]
 
 
 def config(folder: Path, model: list[str], *more: str, steps: int = 8) -> dict[str, Any]:
     paths = [f"paths.runs={folder / 'runs'}", f"paths.cache={folder / 'cache'}"]
-    return compose([*model, *DATA, *TRAINER, *paths, f"trainer.max_steps={steps}", *more])
+    return compose([*model, *tiny.DATA, *tiny.TRAINER, *tiny.QUIET, *paths, f"trainer.max_steps={steps}", *more])
 
 
 def held(folder: Path, name: str) -> dict[str, Any]:
@@ -143,21 +135,22 @@ def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 
 def test_pieces_of_a_batch() -> None:
     model = vqgan()
-    model.accumulate = 4
+    model.num_micro_batches = 4
     batch = codes(1, size=6)[0]
     shares, keys, at = [], [], []
-    for piece in model.pieces(batch, 6):
+    for _ in model.each_micro_batch():
+        piece = model.slice_micro_batch(batch, 6)[0]
         assert len(piece.ids) == len(piece.text) == len(piece.key) and piece.states is None
-        shares.append(model.share)
+        shares.append(model.micro_batch_share)
         keys += piece.key
-        at.append((model.first, model.last))
+        at.append((model.is_first_micro_batch, model.is_last_micro_batch))
     assert keys == batch.key and sum(shares) == pytest.approx(1)
-    assert at == [(True, False), (False, False), (False, False), (False, True)] and model.piece == 0
+    assert at == [(True, False), (False, False), (False, False), (False, True)] and model.micro_batch == 0
     states = CodeBatch(batch.ids, batch.text, batch.key, torch.ones(6, 2, 3), torch.ones(6, 2, dtype=torch.bool))
-    assert take(states, slice(1, 3)).states.shape == (2, 2, 3)
-    model.accumulate = 7
-    with pytest.raises(ValueError, match=r"trainer.accumulate=7: a device's batch has 6 pictures; from 1 to 6"):
-        next(model.pieces(batch, 6))
+    assert slice_batch(states, slice(1, 3)).states.shape == (2, 2, 3)
+    model.num_micro_batches = 7
+    with pytest.raises(ValueError, match=r"accumulate_grad_batches=7: a device's batch has 6 pictures; from 1 to 6"):
+        model.slice_micro_batch(batch, 6)
 
 
 @pytest.mark.parametrize("accumulate", [2, 4, 6])
@@ -166,7 +159,7 @@ def test_the_prior_steps_as_with_the_whole_batch(tmp_path: Path, accumulate: int
     runs = []
     for pieces in (1, accumulate):
         model = prior(caption_dropout=0.5)
-        switch(model, pieces, False, 6)
+        set_accumulation_and_compile(model, pieces, False, 6)
         trainer, seen = fit(model, tmp_path, codes(), gradient_clip_val=0.5)
         assert trainer.global_step == 4 and len(seen.rows) == len(seen.gradients) == 4
         assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 4
@@ -186,7 +179,7 @@ def test_the_vqgan_steps_as_with_the_whole_batch(
     runs = []
     for pieces in (1, accumulate):
         model = vqgan(gradient_clip=None)
-        switch(model, pieces, False, 6)
+        set_accumulation_and_compile(model, pieces, False, 6)
         trainer, seen = fit(model, tmp_path, pictures())
         assert trainer.global_step == 4 and len(seen.gradients) == 8  # two players a batch
         assert {int(state["step"]) for o in trainer.optimizers for state in o.state.values()} == {4}
@@ -204,17 +197,17 @@ def test_the_vqgan_steps_as_with_the_whole_batch(
 @pytest.mark.parametrize("quantizer", ["vq", "ema"])
 def test_a_run_in_pieces_continues_exactly(tmp_path: Path, monkeypatch: Any, quantizer: str) -> None:
     """With BatchNorm and an EMA codebook, which see pieces: interrupted in mid-epoch, the weights are the same."""
-    words = [*VQ_WORDS, f"model/quantizer={quantizer}", "trainer.accumulate=3"]
+    words = [*VQ_WORDS, f"model/quantizer={quantizer}", "trainer.accumulate_grad_batches=3"]
     train.run(config(tmp_path, words, "name=whole"))
-    original = Checkpoints.on_train_batch_end
+    original = RunCheckpoint.on_train_batch_end
 
-    def interrupting(self: Checkpoints, trainer: Any, *rest: Any) -> None:
+    def interrupting(self: RunCheckpoint, trainer: Any, *rest: Any) -> None:
         if trainer.global_step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
         original(self, trainer, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Checkpoints, "on_train_batch_end", interrupting)
+        patched.setattr(RunCheckpoint, "on_train_batch_end", interrupting)
         with pytest.raises(SystemExit):
             train.run(config(tmp_path, words, "name=broken"))
     assert held(tmp_path, "broken")["global_step"] == 5
@@ -227,7 +220,7 @@ def test_a_run_in_pieces_continues_exactly(tmp_path: Path, monkeypatch: Any, qua
 def test_a_piece_that_is_not_finite_stops_before_any_weight_moves(tmp_path: Path) -> None:
     model, data = vqgan(), pictures()
     data[0].image[5] = torch.nan  # in the last piece
-    switch(model, 3, False, 6)
+    set_accumulation_and_compile(model, 3, False, 6)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(ArithmeticError, match=r"at step 0: .*The batch: 0/4, 0/5\."):
         fit(model, tmp_path, data)
@@ -235,12 +228,12 @@ def test_a_piece_that_is_not_finite_stops_before_any_weight_moves(tmp_path: Path
 
 
 def test_pieces_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match="trainer.accumulate=2: CLIP needs every batch whole"):
-        switch(CLIP(), 2, False, 8)
-    with pytest.raises(ValueError, match="trainer.accumulate=9 is more than data.batch_size=8"):
-        switch(vqgan(), 9, False, 8)
-    with pytest.raises(ConfigError, match="trainer.accumulate=0: a whole number >= 1 is needed"):
-        compose(["model=vqgan", "trainer.accumulate=0"])
+    with pytest.raises(ValueError, match="trainer.accumulate_grad_batches=2: CLIP needs every batch whole"):
+        set_accumulation_and_compile(CLIP(), 2, False, 8)
+    with pytest.raises(ValueError, match="trainer.accumulate_grad_batches=9 is more than data.batch_size=8"):
+        set_accumulation_and_compile(vqgan(), 9, False, 8)
+    with pytest.raises(ConfigError, match="trainer.accumulate_grad_batches=0: a whole number >= 1 is needed"):
+        compose(["model=vqgan", "trainer.accumulate_grad_batches=0"])
 
 
 # Activations computed again
@@ -307,7 +300,7 @@ def test_a_prior_with_checkpointing_and_pieces_steps_as_without(tmp_path: Path) 
     ends = []
     for checkpointing in (False, True):
         model = prior(dropout=0.2, checkpointing=checkpointing)
-        switch(model, 2, False, 6)
+        set_accumulation_and_compile(model, 2, False, 6)
         fit(model, tmp_path, codes())
         ends.append(model.state_dict())
     assert same(*ends)
@@ -339,7 +332,7 @@ def test_compiled_nets_train_validate_and_draw(tmp_path: Path, monkeypatch: Any)
              "model.checkpointing=true",
              "callbacks.composition={_target_: t2i.training.callbacks.validation_metrics.Composition, n_per_task: 1}"]
     for compiled in ("false", "aot_eager"):
-        for name, words in (("clip", CLIP_WORDS), ("vqgan", VQ_WORDS), ("prior", [*PRIOR_WORDS, *needs])):
+        for name, words in (("clip", tiny.CLIP), ("vqgan", VQ_WORDS), ("prior", [*PRIOR_WORDS, *needs])):
             train.run(config(tmp_path, words, f"name={name}-{compiled}", f"trainer.compile={compiled}"))
             ends[name, compiled] = held(tmp_path, f"{name}-{compiled}")["state_dict"]
         if compiled == "false":
@@ -368,7 +361,7 @@ def test_what_is_compiled() -> None:
             return [Net(1, 1)]
 
     for on in (True, "aot_eager", False):
-        switch(Model(), 1, on, 1)
+        set_accumulation_and_compile(Model(), 1, on, 1)
     assert backend == ["inductor", "aot_eager"]
     assert sorted(type(net).__name__ for net in vqgan(discriminator=None).nets()) == ["Level"] * 4 + ["Middle"] * 2
     with pytest.raises(ConfigError, match="trainer.compile=yes please: true or false or aot_eager is needed"):
@@ -380,8 +373,8 @@ def test_what_is_compiled() -> None:
 
 def test_averaged_weights_from_the_command_line(tmp_path: Path) -> None:
     words = [*VQ_WORDS,
-             "callbacks.ema={_target_: t2i.training.callbacks.visuals.EMA, modules: [tokenizer], decay: 0.9}"]
-    train.run(config(tmp_path, words, "name=x", "trainer.accumulate=2", "model.warmup_steps=3"))
+             "callbacks.ema={_target_: t2i.training.callbacks.ema.EMA, modules: [tokenizer], decay: 0.9}"]
+    train.run(config(tmp_path, words, "name=x", "trainer.accumulate_grad_batches=2", "model.warmup_steps=3"))
     found = held(tmp_path, "x")
     assert found["ema"]["updates"] == 8  # batches, not pieces
     averaged, last = file_format.weights(found), found["state_dict"]
@@ -395,7 +388,7 @@ def test_old_configs_without_the_new_keys_still_load(tmp_path: Path) -> None:
     found = held(tmp_path, "x")
     model = found["t2i"]["config"]["model"]
     del model["checkpointing"], model["autoencoder"]["attention_heads"]
-    for key in ("accumulate", "compile"):
+    for key in ("accumulate_grad_batches", "compile"):
         del found["t2i"]["config"]["trainer"][key]
     atomic.save_atomic(found, tmp_path / "old.ckpt")
     assert same(building.load(tmp_path / "old.ckpt").state_dict(), found["state_dict"])

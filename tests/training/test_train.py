@@ -17,31 +17,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests import tiny
 
+from hydra_app import main
 from t2i.checkpoint import file_format
-from t2i.cli.app import main
 from t2i.config.compose import ROOT, Stage, compose, plan
 from t2i.data.shapes import HELDOUT_TASKS
 from t2i.models.vqgan import VQGAN
-from t2i.training import pipeline, train
-from t2i.training.callbacks.checkpointing import Checkpoints
+from t2i.training import pipeline, resume, train
+from t2i.training.callbacks.checkpointing import RunCheckpoint
 
-DATA = ["data.image_size=32", "data.size=96", "data.val_size=16", "data.batch_size=8"]
-TRAINER = ["trainer=cpu", "trainer.precision=32-true", "trainer.val_every_steps=4", "trainer.limit_val_batches=1",
-           "trainer.checkpoint_every_steps=2", "logger=csv"]
-VQ = ["model=vqgan", "model.autoencoder.channels=8", "model.autoencoder.multipliers=[1]",
-      "model.autoencoder.attention_levels=[]", "model.autoencoder.mid_attention=false",
-      "model.autoencoder.patch_size=8", "model.autoencoder.z_channels=8", "model.autoencoder.num_groups=0",
-      "model.quantizer.codebook_size=16", "model.quantizer.dim=4", "model.discriminator.channels=4",
-      "model.discriminator.num_layers=2", "model.discriminator_start=0.25"]
-CLIP = ["model=clip", "model.patch_size=8", "model.width=16", "model.num_layers=1", "model.num_heads=2",
-        "model.text_width=16", "model.text_layers=1", "model.text_heads=2", "model.embed_dim=8"]
-PRIOR = ["model=prior", "model.width=16", "model.num_layers=1", "model.num_heads=2", "model.dropout=0.1"]
+VQ = [*tiny.VQGAN, "model.discriminator_start=0.25"]
+DATA, TRAINER = tiny.DATA, [*tiny.TRAINER, *tiny.QUIET]
 
 
-def config(folder: Path, model: list[str], *more: str, steps: int = 8) -> dict[str, Any]:
-    paths = [f"paths.runs={folder / 'runs'}", f"paths.cache={folder / 'cache'}"]
-    return compose([*model, *DATA, *TRAINER, *paths, f"trainer.max_steps={steps}", *more])
+def config(folder: Path, model: list[str], *more: str, steps: int = 8, trainer: list[str] = TRAINER) -> dict[str, Any]:
+    return compose([*model, *DATA, *trainer, *recipe(folder), f"trainer.max_steps={steps}", *more])
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -74,15 +65,15 @@ def test_a_finished_run_says_so_and_another_config_is_refused(tmp_path: Path, ca
 def test_stopping_and_continuing_equals_an_unbroken_run(tmp_path: Path, monkeypatch: Any, at: int) -> None:
     """In mid-epoch, just before and at the end of an epoch (12 batches)."""
     train.run(config(tmp_path, VQ, "name=whole", steps=20))
-    original = Checkpoints.on_train_batch_end
+    original = RunCheckpoint.on_train_batch_end
 
-    def interrupting(self: Checkpoints, trainer: Any, *rest: Any) -> None:
+    def interrupting(self: RunCheckpoint, trainer: Any, *rest: Any) -> None:
         if trainer.global_step == at:
             os.kill(os.getpid(), signal.SIGTERM)
         original(self, trainer, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Checkpoints, "on_train_batch_end", interrupting)
+        patched.setattr(RunCheckpoint, "on_train_batch_end", interrupting)
         with pytest.raises(SystemExit) as stopped:
             train.run(config(tmp_path, VQ, "name=broken", steps=20))
     assert stopped.value.code == train.STOPPED
@@ -94,15 +85,15 @@ def test_stopping_and_continuing_equals_an_unbroken_run(tmp_path: Path, monkeypa
 
 def interrupted(monkeypatch: Any, hook: str, signals: int) -> None:
     """In the third batch, or where else `hook` of Checkpoints is called, so many SIGINT arrive."""
-    original = getattr(Checkpoints, hook)
+    original = getattr(RunCheckpoint, hook)
 
-    def interrupting(self: Checkpoints, trainer: Any, *rest: Any) -> None:
+    def interrupting(self: RunCheckpoint, trainer: Any, *rest: Any) -> None:
         if hook != "on_train_batch_end" or trainer.global_step == 3:
             for _ in range(signals):
                 os.kill(os.getpid(), signal.SIGINT)
         original(self, trainer, *rest)
 
-    monkeypatch.setattr(Checkpoints, hook, interrupting)
+    monkeypatch.setattr(RunCheckpoint, hook, interrupting)
 
 
 @pytest.mark.parametrize(("hook", "signals", "told"), [
@@ -131,9 +122,10 @@ def test_a_second_signal_ends_sweeps_and_pipelines(tmp_path: Path, monkeypatch: 
     words = [*VQ, *DATA, *TRAINER, "seed=0,1", *recipe(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", *words])
     with pytest.raises(SystemExit) as end:
-        main("train", lambda found, overrides: train.run(found), "")
+        main("train", lambda found, overrides: train.run(found))
     assert end.value.code == 130 and "[2/2]" not in capsys.readouterr().out
-    stage = Stage("quickstart/clip", ["experiments=quickstart/clip", *CLIP[1:], *DATA, *TRAINER, *recipe(tmp_path)], "")
+    words = ["experiments=quickstart/clip", *tiny.CLIP[1:], *DATA, *TRAINER, *recipe(tmp_path)]
+    stage = Stage("quickstart/clip", words, "")
     with pytest.raises(SystemExit) as end:
         pipeline.run(compose(["experiments=quickstart", *recipe(tmp_path)], files=False), [stage])
     assert end.value.code == 130
@@ -149,15 +141,15 @@ def test_pictures_cropped_and_mirrored_by_chance_come_again_after_a_break(tmp_pa
              f"data.root={tmp_path / 'pictures'}", "data.image_size=32", "data.load_size=40", "data.crop=random",
              "data.flip=true", "data.batch_size=8", "trainer.max_steps=8", "callbacks.pictures=null"]
     train.run(compose([*words, "name=whole"]))
-    original = Checkpoints.on_train_batch_end
+    original = RunCheckpoint.on_train_batch_end
 
-    def interrupting(self: Checkpoints, trainer: Any, *rest: Any) -> None:
+    def interrupting(self: RunCheckpoint, trainer: Any, *rest: Any) -> None:
         if trainer.global_step == 5:  # in the middle of the third epoch
             os.kill(os.getpid(), signal.SIGTERM)
         original(self, trainer, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Checkpoints, "on_train_batch_end", interrupting)
+        patched.setattr(RunCheckpoint, "on_train_batch_end", interrupting)
         with pytest.raises(SystemExit):
             train.run(compose([*words, "name=broken"]))
     train.run(compose([*words, "name=broken"]))
@@ -199,7 +191,7 @@ def test_resume_must_and_unwritable_folders(tmp_path: Path) -> None:
         train.run(config(tmp_path, VQ, "name=x", "resume=must"))
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"cannot be written.*paths\.runs"):
-        train.open_run(config(tmp_path, VQ, "name=x"), tmp_path / "file/run")
+        resume.open_run(config(tmp_path, VQ, "name=x"), tmp_path / "file/run")
 
 
 def recipe(tmp_path: Path) -> list[str]:
@@ -208,12 +200,13 @@ def recipe(tmp_path: Path) -> list[str]:
 
 def test_the_three_stages_and_their_report(tmp_path: Path, capsys: Any) -> None:
     """What experiments/quickstart does, at a few steps a stage; twice: the second time nothing is done again."""
-    train.run(config(tmp_path, CLIP, "name=clip"))
-    train.run(config(tmp_path, VQ, "name=vqgan"))
+    train.run(config(tmp_path, tiny.CLIP, "name=clip", trainer=tiny.TRAINER))  # with all callbacks, as by default
+    train.run(config(tmp_path, VQ, "name=vqgan", trainer=tiny.TRAINER))
     runs = tmp_path / "runs"
     needs = [f"model.tokenizer.path={runs / 'vqgan/last.ckpt'}", f"text_encoder.path={runs / 'clip/hf'}"]
-    result = train.run(config(tmp_path, PRIOR, "name=prior", *needs))
+    result = train.run(config(tmp_path, tiny.PRIOR, "name=prior", *needs, trainer=tiny.TRAINER))
     assert result["metrics"]["val/loss"] < 1.2 * math.log(16)
+    assert all(list((runs / name).rglob("*.png")) for name in ("clip", "vqgan", "prior"))
     settings = {"metrics": ["composition", "reconstruction"], "n_per_task": 2, "guidance": 2.0}
     out = tmp_path / "runs/all"
     scored = pipeline.evaluated(settings, tmp_path / "runs/prior/last.ckpt", out)

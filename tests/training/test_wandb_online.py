@@ -18,7 +18,7 @@ import pytest
 import wandb
 
 from t2i.training import wandb_logger
-from t2i.training.wandb_logger import WandB
+from t2i.training.wandb_logger import WandbLogger
 
 PLACE = {"id": "p", "name": "t2i", "entity": {"id": "e", "name": "me"}}
 
@@ -138,8 +138,9 @@ def server(monkeypatch: Any, tmp_path: Path) -> Iterator[Server]:
     made.server_close()
 
 
-def segment(run_dir: Path, steps: range, times: float = 1.0) -> WandB:
-    log = WandB(run_dir, {"model": {"width": 8}}, "run", "group", "t2i")
+def segment(run_dir: Path, steps: range, times: float = 1.0) -> WandbLogger:
+    log = WandbLogger()
+    log.begin(run_dir, {"model": {"width": 8}, "name": "run", "group": "group"})
     for step in steps:
         log.log_metrics({"loss": times * step}, step - 1)
     return log

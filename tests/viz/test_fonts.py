@@ -88,7 +88,7 @@ def test_the_machines_fonts_are_found_plain_ones_first(tmp_path, monkeypatch, li
         black_font(tmp_path / name, [0x4E2D])
     (tmp_path / "x.txt").write_text("")
     if lister == "folders":
-        monkeypatch.setattr(fonts, "PLACES", ("/nowhere", str(tmp_path)))
+        monkeypatch.setattr(fonts, "FONT_FOLDERS", ("/nowhere", str(tmp_path)))
         monkeypatch.setenv("PATH", "")
     else:
         (tmp_path / "fonts.conf").write_text(f"<fontconfig><dir>{tmp_path}</dir>"

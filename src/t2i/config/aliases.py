@@ -6,10 +6,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# Old key -> key; it stands for all that lies under it, too. In this order.
-KEYS = {
-    "guide": "clip_guided",
-    # VQGAN-CLIP's notebooks
+# Names of published notebooks (VQGAN-CLIP), which stay.
+NOTEBOOKS = {
     "clip_guided.alpha": "clip_guided.text_weight",
     "clip_guided.beta": "clip_guided.negative_weight",
     "clip_guided.w1": "clip_guided.prompt_share",
@@ -17,9 +15,19 @@ KEYS = {
     "clip_guided.total_iter": "clip_guided.steps",
     "clip_guided.im_shape": "clip_guided.image_size",
 }
+# Old key -> key; it stands for all that lies under it, too. One after the other.
+KEYS = {
+    "guide": "clip_guided",
+    **NOTEBOOKS,
+    "judge": "clip_model",
+    "callbacks.scores.judge": "callbacks.scores.clip_model",
+    "comparison.judge": "comparison.clip_model",
+    "callbacks.early_stopping.least": "callbacks.early_stopping.min_delta",
+    "trainer.accumulate": "trainer.accumulate_grad_batches",
+    "trainer.gradient_clip": "trainer.gradient_clip_val",
+}
 # Groups of earlier versions -> group, with their choices.
 GROUPS = {"guide": ("method", {"clip": "clip_guided", "replay": "replay"})}
-NOTED = ("guide",)  # the others stay
 _noted: set[str] = set()
 
 
@@ -51,7 +59,7 @@ def current(overrides: Iterable[str]) -> list[str]:
     for word in overrides:
         new = _current(word)
         old_key, new_key = word.partition("=")[0], new.partition("=")[0]
-        if old_key != new_key and old_key.lstrip("+~").partition(".")[0] in NOTED and old_key not in _noted:
+        if old_key != new_key and old_key not in NOTEBOOKS and old_key not in _noted:
             _noted.add(old_key)
             print(f"note: {old_key}= is called {new_key}= now", file=sys.stderr)
         found.append(new)

@@ -126,7 +126,7 @@ def _safetensors(path: Path) -> Content:
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path} is a damaged safetensors file ({error})") from error
-    return Content("safetensors", safetensors_io.joined(held, metadata, path), {})
+    return Content("safetensors", safetensors_io.to_checkpoint(held, metadata, path), {})
 
 
 def outline(path: Path) -> Content:
@@ -294,7 +294,7 @@ def _code(content: Content) -> list[str]:
 
 def inspected(path: str | Path) -> str:
     """The report on a file or an exported folder; ValueError where it is no such file, or damaged."""
-    found = safetensors_io.located(path)
+    found = safetensors_io.weights_file(path)
     content = outline(found)
     try:
         for _ in flat(content.held):

@@ -2,7 +2,7 @@
 
 The matching-aware discriminator: Reed et al. 2016, arXiv 1605.05396. Hinge with one head: DF-GAN, arXiv 2008.05865,
 equation 3. Binary cross-entropy with one or two heads: StackGAN, arXiv 1612.03242, and its code's weights. Logits a
-pixel: U-Net GAN, arXiv 2002.12655, where both halves of the judgement weigh the same. Everything in float32.
+pixel: U-Net GAN, arXiv 2002.12655, where both halves of the loss weigh the same. Everything in float32.
 """
 
 from __future__ import annotations
@@ -14,23 +14,25 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from t2i.types import Judged
+from t2i.losses.gan import hinge_g, vanilla_g
+from t2i.types import DiscriminatorLogits
 
 Kind = Literal["hinge", "bce"]
 
 
-def called_real(logits: Float[Tensor, "..."], kind: Kind) -> Float[Tensor, "..."]:
+def real_loss(logits: Float[Tensor, "..."], kind: Kind) -> Float[Tensor, "..."]:
     """A discriminator's loss on each logit that ought to be high."""
     return F.relu(1 - logits.float()) if kind == "hinge" else F.softplus(-logits.float())
 
 
-def called_fake(logits: Float[Tensor, "..."], kind: Kind) -> Float[Tensor, "..."]:
+def fake_loss(logits: Float[Tensor, "..."], kind: Kind) -> Float[Tensor, "..."]:
     """A discriminator's loss on each logit that ought to be low."""
     return F.relu(1 + logits.float()) if kind == "hinge" else F.softplus(logits.float())
 
 
 def discriminator_loss(
-    real: Judged, wrong: Judged, fake: Judged, kind: Kind, weight: Float[Tensor, " b"] | None = None
+    real: DiscriminatorLogits, wrong: DiscriminatorLogits, fake: DiscriminatorLogits, kind: Kind,
+    weight: Float[Tensor, " b"] | None = None,
 ) -> Float[Tensor, ""]:
     """Real pictures up; those under wrong captions, and drawn ones, down.
 
@@ -38,29 +40,27 @@ def discriminator_loss(
     caption) / 3. With logits a pixel: the mean of that and of the pixels' real + fake (a wrong caption says nothing
     about pixels). `weight` of the wrong pairs has mean 1, or is 0 where a caption is the picture's own after all.
     """
-    missed = called_fake(wrong.matched, kind)
-    missed = missed.mean() if weight is None else (weight * missed).mean()
-    up, down = called_real(real.matched, kind).mean(), called_fake(fake.matched, kind).mean()
-    if real.real is not None and fake.real is not None:
-        free_up, free_down = called_real(real.real, kind).mean(), called_fake(fake.real, kind).mean()
-        loss = (up + free_up) / 2 + (down + missed + free_down) / 3
+    mismatched = fake_loss(wrong.conditional, kind)
+    mismatched = mismatched.mean() if weight is None else (weight * mismatched).mean()
+    up, down = real_loss(real.conditional, kind).mean(), fake_loss(fake.conditional, kind).mean()
+    if real.unconditional is not None and fake.unconditional is not None:
+        free_up, free_down = real_loss(real.unconditional, kind).mean(), fake_loss(fake.unconditional, kind).mean()
+        loss = (up + free_up) / 2 + (down + mismatched + free_down) / 3
     else:
-        loss = up + (missed + down) / 2
+        loss = up + (mismatched + down) / 2
     if real.pixels is not None and fake.pixels is not None:
-        loss = (loss + called_real(real.pixels, kind).mean() + called_fake(fake.pixels, kind).mean()) / 2
+        loss = (loss + real_loss(real.pixels, kind).mean() + fake_loss(fake.pixels, kind).mean()) / 2
     return loss
 
 
-def generator_loss(fake: Judged, kind: Kind) -> Float[Tensor, ""]:
+def generator_loss(fake: DiscriminatorLogits, kind: Kind) -> Float[Tensor, ""]:
     """Every logit of a drawn picture up: minus their mean (hinge), or as if real (bce, non-saturating)."""
 
-    def wanted(logits: Tensor) -> Tensor:
-        return -logits.float().mean() if kind == "hinge" else F.softplus(-logits.float()).mean()
-
-    loss = wanted(fake.matched)
-    if fake.real is not None:
-        loss = loss + wanted(fake.real)
-    return loss if fake.pixels is None else (loss + wanted(fake.pixels)) / 2
+    loss_of = hinge_g if kind == "hinge" else vanilla_g
+    loss = loss_of(fake.conditional)
+    if fake.unconditional is not None:
+        loss = loss + loss_of(fake.unconditional)
+    return loss if fake.pixels is None else (loss + loss_of(fake.pixels)) / 2
 
 
 def gradient_penalty(

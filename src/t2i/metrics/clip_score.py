@@ -1,47 +1,46 @@
 """CLIP score: the cosine between a picture's and a caption's CLIP embeddings (arXiv 2103.00020, 2104.08718).
 
-Scale: the raw cosine in [-1, 1], neither x100 (torchmetrics) nor x2.5 and clipped at 0 (CLIPScore). The
-caption is taken as it is, behind `prefix`, which is empty unless given. The CLIP that scores should not be the one that
-conditioned or guided; `id` says which, and `text_id` tells its text tower.
+Scale: the raw cosine in [-1, 1], neither x100 (torchmetrics, whose CLIPScore fails with transformers 5) nor x2.5 and
+clipped at 0 (CLIPScore). The caption is taken as it is, behind `prefix`, which is empty unless given. The CLIP that
+scores should not be the one that conditioned or guided; `id` says which, and `text_id` tells its text tower.
 """
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from transformers import CLIPModel
 
+from t2i.checkpoint.weights_hash import weights_hash
+from t2i.metrics.features import checked
 from t2i.text_encoders.clip_folder import CaptionTokenizer, image_normalisation, image_size, load_clip, preprocess
 
 ROWS = 256
-
-
-def _hash(module: nn.Module, beginnings: tuple[str, ...]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        if name.startswith(beginnings):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
+FEATURES = "projected CLIP image embeddings, not normalised, float32"
+RESIZE = "bicubic, antialiased, centre crop"
 
 
 def text_hash(tower: nn.Module) -> str:
     """Twelve hexadecimal digits of a text tower's weights, of a whole CLIP or of the tower by itself."""
-    return _hash(tower, ("text_model.", "text_projection."))
+    return weights_hash(tower, only=("text_model.", "text_projection."), digits=12)
 
 
 class CLIPScorer:
-    """Scores pictures in [-1, 1] of any size against captions, frozen, in float32."""
+    """Scores pictures in [-1, 1] of any size against captions, frozen, in float32; called with bytes it is a
+    `FeatureNet` of projected image embeddings, not normalised."""
+
+    name = "clip"
 
     def __init__(self, path: str, allow_download: bool = False, prefix: str = "") -> None:
-        model, tokenizer = load_clip(path, allow_download)
-        self._set(model, tokenizer, *image_normalisation(path, allow_download), path, prefix)
+        self._set(*load_clip(path, allow_download), *image_normalisation(path, allow_download), path, prefix)
 
     @classmethod
     def from_model(
@@ -50,24 +49,19 @@ class CLIPScorer:
     ) -> CLIPScorer:
         """Around a model already at hand (shared, not copied; call it in eval mode)."""
         scorer = cls.__new__(cls)
-        scorer._set(model, tokenizer, mean, std, prefix=prefix)
+        scorer._set(model, tokenizer, mean, std, None, prefix)
         return scorer
 
-    def _set(
-        self, model: CLIPModel, tokenizer: CaptionTokenizer, mean: tuple[float, ...], std: tuple[float, ...],
-        path: str | None = None, prefix: str = "",
-    ) -> None:
-        self.model, self.tokenizer, self.mean, self.std = model, tokenizer, mean, std
-        self.size = image_size(model)
-        self.path, self.prefix = path, prefix
-        self._id: str | None = None
+    def _set(self, model: CLIPModel, tokenizer: CaptionTokenizer, mean: tuple[float, ...], std: tuple[float, ...],
+             path: str | None, prefix: str) -> None:
+        self.model, self.tokenizer, self.mean, self.std, self.path, self.prefix = (
+            model, tokenizer, mean, std, path, prefix)
+        self.size, self.dim = image_size(model), int(model.visual_projection.out_features)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Twelve hexadecimal digits of the hash of the weights."""
-        if self._id is None:
-            self._id = _hash(self.model, ("",))
-        return self._id
+        return weights_hash(self.model, digits=12)
 
     @property
     def text_id(self) -> str:
@@ -76,10 +70,15 @@ class CLIPScorer:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What decides about a score."""
-        return {"network": "CLIP", "path": self.path, "hash": self.id, "prefix": self.prefix,
-                "scale": "raw cosine in [-1, 1]", "size": self.size, "resize": "bicubic, antialiased, centre crop",
+        """What decides about the features."""
+        return {"network": FEATURES, "hash": self.id, "size": self.size, "resize": RESIZE,
                 "transformers": transformers.__version__}
+
+    @property
+    def score_protocol(self) -> dict[str, Any]:
+        """What decides about a score."""
+        return {**self.protocol, "network": "CLIP", "path": self.path, "prefix": self.prefix,
+                "scale": "raw cosine in [-1, 1]"}
 
     def to(self, device: torch.device | str) -> CLIPScorer:
         module: nn.Module = self.model  # transformers' `to` is typed as one without self
@@ -87,26 +86,30 @@ class CLIPScorer:
         return self
 
     @torch.no_grad()
+    def _parts(self, items: Any, features: Callable[[Any], Tensor]) -> Tensor:
+        with torch.autocast(self.model.device.type, enabled=False):
+            return torch.cat([features(items[i : i + ROWS]).float() for i in range(0, len(items), ROWS)])
+
+    def _embed(self, images: Float[Tensor, "b 3 h w"]) -> Tensor:
+        pixels = preprocess(images.to(self.model.device), self.size, self.mean, self.std)
+        return self.model.get_image_features(pixel_values=pixels).pooler_output
+
+    def __call__(self, pictures: UInt8[Tensor, "n h w 3"] | np.ndarray) -> Float[Tensor, "n d"]:
+        """Not normalised, float32, on the CPU."""
+        return self._parts(checked(pictures), lambda part: self._embed(
+            part.to(self.model.device).permute(0, 3, 1, 2).float().div(127.5).sub(1)).cpu())
+
     def image_features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Unit vectors, float32."""
-        device = self.model.device
-        parts = []
-        with torch.autocast(device.type, enabled=False):
-            for part in images.split(ROWS):
-                pixels = preprocess(part.to(device), self.size, self.mean, self.std)
-                parts.append(self.model.get_image_features(pixel_values=pixels).pooler_output)
-        return F.normalize(torch.cat(parts).float(), dim=-1)
+        return F.normalize(self._parts(images, self._embed), dim=-1)
 
-    @torch.no_grad()
-    def text_features(self, text: list[str]) -> Float[Tensor, "b d"]:
+    def text_features(self, text: Sequence[str]) -> Float[Tensor, "b d"]:
         """Unit vectors, float32."""
-        device = self.model.device
-        parts = []
-        with torch.autocast(device.type, enabled=False):
-            for i in range(0, len(text), ROWS):
-                ids, _ = self.tokenizer([self.prefix + caption for caption in text[i : i + ROWS]])
-                parts.append(self.model.get_text_features(input_ids=ids.to(device)).pooler_output)
-        return F.normalize(torch.cat(parts).float(), dim=-1)
+        def embed(part: Sequence[str]) -> Tensor:
+            ids, _ = self.tokenizer([self.prefix + caption for caption in part])
+            return self.model.get_text_features(input_ids=ids.to(self.model.device)).pooler_output
+
+        return F.normalize(self._parts(text, embed), dim=-1)
 
     def score(self, images: Float[Tensor, "b 3 h w"], text: list[str]) -> Float[Tensor, " b"]:
         """Raw cosine of picture i with caption i."""

@@ -89,12 +89,8 @@ def as_bytes(image: np.ndarray | Tensor) -> np.ndarray:
     """uint8 (…, h, w, 3) from the same, or from a float tensor (…, 3, h, w) in [-1, 1]."""
     if isinstance(image, Tensor):
         if not image.is_floating_point() or image.shape[-3] != 3:
-            raise ValueError(
-                f"image: a tensor must be float (…, 3, h, w), got {image.dtype} {tuple(image.shape)}"
-            )
-        image = (
-            ((image.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().movedim(-3, -1).numpy()
-        )
+            raise ValueError(f"image: a tensor must be float (…, 3, h, w), got {image.dtype} {tuple(image.shape)}")
+        image = image.detach().float().cpu().clamp(-1, 1).add(1).mul(127.5).round().byte().movedim(-3, -1).numpy()
     if image.dtype != np.uint8 or image.shape[-1] != 3:
         raise ValueError(f"image: an array must be uint8 (…, h, w, 3), got {image.dtype} {image.shape}")
     return image
@@ -157,15 +153,9 @@ def _thing(offset: np.ndarray, ground: np.ndarray, mask: np.ndarray, others: np.
         soft = ndimage.gaussian_filter(templates, (0, 0.7, 0.7), truncate=3)
         misfits = np.minimum(misfits, np.abs(alpha - soft).sum((1, 2)) / mass)
     best = int(np.argmin(misfits))
-    return Found(
-        shape=SHAPES[best] if misfits[best] < _MISFIT else UNKNOWN,
-        colour=_COLOUR_NAMES[colour] if known else UNKNOWN,
-        size="",
-        x=x,
-        y=float(tops[best]),
-        radius=float(radii[best]),
-        misfit=float(misfits[best]),
-    )
+    return Found(shape=SHAPES[best] if misfits[best] < _MISFIT else UNKNOWN,
+                 colour=_COLOUR_NAMES[colour] if known else UNKNOWN, size="",
+                 x=x, y=float(tops[best]), radius=float(radii[best]), misfit=float(misfits[best]))
 
 
 def read_scene(image: np.ndarray | Tensor) -> tuple[str, list[Found]]:
@@ -208,22 +198,18 @@ def _area(thing: Found) -> float:
 
 
 def _matches(thing: Found | Thing, clause: Described) -> bool:
-    return (
-        thing.shape == clause.shape
-        and clause.colour in (None, thing.colour)
-        and clause.size in (None, thing.size)
-    )
+    return (thing.shape == clause.shape and clause.colour in (None, thing.colour)
+            and clause.size in (None, thing.size))
 
 
-def judge(background: str, found: Sequence[Found | Thing], clauses: Sequence[Clause]) -> Verdict:
+def check_clauses(background: str, found: Sequence[Found | Thing], clauses: Sequence[Clause]) -> Verdict:
     """GenEval's logic: every clause must hold. Takes what `read_scene` returns, or a scene graph's own things."""
     reasons: list[str] = []
     groups: dict[int, list[Found | Thing]] = {}
     for number, clause in enumerate(clauses):
         if isinstance(clause, Described):
             groups[number] = matching = [thing for thing in found if _matches(thing, clause)]
-            wrong = len(matching) != clause.count if clause.exact else len(matching) < clause.count
-            if wrong:
+            if len(matching) != clause.count if clause.exact else len(matching) < clause.count:
                 wanted = " ".join(word for word in (clause.size, clause.colour, clause.shape) if word)
                 bound = "exactly" if clause.exact else "at least"
                 reasons.append(f"{wanted}: {bound} {clause.count} wanted, {len(matching)} found")
@@ -235,14 +221,9 @@ def judge(background: str, found: Sequence[Found | Thing], clauses: Sequence[Cla
         subjects, targets = groups[clause.subject], groups[clause.object]
         if not subjects or not targets:
             reasons.append(f"{clause.relation}: nothing to relate")
-        elif any(
-            clause.relation not in relations(a.x, a.y, a.radius, b.x, b.y, b.radius)
-            for a in subjects
-            for b in targets
-        ):
-            reasons.append(
-                f"{clause.relation}: the {subjects[0].shape} is not {clause.relation} of {targets[0].shape}"
-            )
+        elif any(clause.relation not in relations(a.x, a.y, a.radius, b.x, b.y, b.radius)
+                 for a in subjects for b in targets):
+            reasons.append(f"{clause.relation}: the {subjects[0].shape} is not {clause.relation} of {targets[0].shape}")
     return Verdict(not reasons, tuple(reasons))
 
 
@@ -250,13 +231,9 @@ def verdicts(images: np.ndarray | Tensor, captions: Sequence[Caption]) -> list[V
     """One verdict a picture; images uint8 (n, h, w, 3) or a float tensor (n, 3, h, w) in [-1, 1]."""
     pictures = as_bytes(images)
     if pictures.ndim != 4 or len(pictures) != len(captions):
-        raise ValueError(
-            f"images {pictures.shape} for {len(captions)} captions: one picture a caption is wanted"
-        )
-    return [
-        judge(*read_scene(picture), caption.clauses)
-        for picture, caption in zip(pictures, captions, strict=True)
-    ]
+        raise ValueError(f"images {pictures.shape} for {len(captions)} captions: one picture a caption is wanted")
+    return [check_clauses(*read_scene(picture), caption.clauses)
+            for picture, caption in zip(pictures, captions, strict=True)]
 
 
 def composition_score(images: np.ndarray | Tensor, captions: Sequence[Caption]) -> dict[str, float]:

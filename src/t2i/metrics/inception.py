@@ -17,17 +17,20 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import torch_fidelity
 import torchvision
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from t2i.checkpoint import file_checks
+from t2i.metrics.features import checked
 
 SIDE = 299
 ROWS = 32
@@ -39,10 +42,7 @@ FILES = {
                  "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"),
     "torchvision": (("inception_v3_google-0cc3c7bd.pth",), "0cc3c7bd", "https://download.pytorch.org/models/"),
 }
-LAYERS = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2",
-          "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7a",
-          "Mixed_7b", "Mixed_7c", "AvgPool")
-THEIRS = {"MaxPool_1": "maxpool1", "MaxPool_2": "maxpool2", "AvgPool": "avgpool"}  # torchvision's names
+SKIPPED = ("AuxLogits", "dropout", "fc")  # the children before them, in order, lead to the 2,048 features
 
 
 def find_weights(path: str | Path | None, kind: str, sha256: str | None, allow_download: bool) -> tuple[Path, str]:
@@ -94,44 +94,35 @@ class Inception:
         resize: Resize = "clean", sha256: str | None = None, allow_download: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        if resize not in ("clean", "tensorflow", "antialias"):
-            raise ValueError(f"resize={resize}: allowed are clean, tensorflow, antialias")
+        if resize not in get_args(Resize):
+            raise ValueError(f"resize={resize}: allowed are {', '.join(get_args(Resize))}")
         self.kind, self.resize, self.device = kind, resize, torch.device(device)
         self.file, self.sha256 = find_weights(path, kind, sha256, allow_download)
         self.name = "inception" if kind == "fidelity" else "inception_torchvision"
-        self.net = self._build().to(self.device).eval().requires_grad_(False)
-
-    def _build(self) -> nn.Module:
-        # the hash is known; that tensors alone are in it is held all the same
-        weights = file_checks.load(Path(self.file))
-        if self.kind == "fidelity":
-            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-            return FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(self.file))
-        net = torchvision.models.inception_v3(weights=None, aux_logits=True, transform_input=False, init_weights=False)
-        net.load_state_dict(weights)
-        return net
-
-    def _features(self, x: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 2048"]:
-        for name in LAYERS:
-            x = getattr(self.net, name if self.kind == "fidelity" else THEIRS.get(name, name))(x)
-        return x.flatten(1)
+        weights = file_checks.load(Path(self.file))  # refuses more than tensors: fidelity's class unpickles
+        net: nn.Module
+        if kind == "fidelity":
+            net = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(self.file))
+        else:
+            net = torchvision.models.inception_v3(weights=None, aux_logits=True, transform_input=False,
+                                                  init_weights=False)
+            net.load_state_dict(weights)
+        self.net = net.to(self.device).eval().requires_grad_(False)
+        self.features = nn.Sequential(*(part for name, part in net.named_children() if name not in SKIPPED),
+                                      nn.Flatten())
 
     @torch.no_grad()
     def __call__(self, pictures: UInt8[Tensor, "n h w 3"] | np.ndarray) -> Float[Tensor, "n 2048"]:
-        held = torch.as_tensor(pictures)
-        if held.dtype != torch.uint8 or held.ndim != 4 or held.shape[-1] != 3:
-            raise ValueError(f"pictures {held.dtype} {tuple(held.shape)}: uint8 (n, h, w, 3) is wanted")
         # cuDNN would round the products of float32 convolutions to TF32.
         with torch.autocast(self.device.type, enabled=False), torch.backends.cudnn.flags(allow_tf32=False):
-            parts = [self._part(part).float().cpu() for part in held.split(ROWS)]
+            parts = [self._part(part).float().cpu() for part in checked(pictures).split(ROWS)]
         return torch.cat(parts) if parts else torch.zeros(0, self.dim)
 
     def _part(self, part: UInt8[Tensor, "b h w 3"]) -> Tensor:
         images = part.permute(0, 3, 1, 2)
         if self.kind == "torchvision":
             scaled = F.interpolate(images.to(self.device).float().div(255), (SIDE, SIDE), mode="bilinear")
-            return self._features(scaled * 2 - 1)
+            return self.features(scaled * 2 - 1)
         if self.resize == "tensorflow":
             return self.net(images.to(self.device))[0]
         if self.resize == "antialias":
@@ -139,14 +130,13 @@ class Inception:
         else:
             resized = np.stack([clean_resize(picture) for picture in part.cpu().numpy()])
             x = torch.from_numpy(resized).permute(0, 3, 1, 2).to(self.device)
-        return self._features((x - 128) / 128)
+        return self.features((x - 128) / 128)
 
+    @property
     def protocol(self) -> dict[str, Any]:
         """What decides about the features."""
         if self.kind == "torchvision":
             return {"network": f"torchvision {torchvision.__version__} inception_v3", "sha256": self.sha256,
                     "size": SIDE, "resize": "bilinear, not antialiased, not rounded", "dim": self.dim}
-        import torch_fidelity
-
         return {"network": f"torch-fidelity {torch_fidelity.__version__} inception-v3-compat", "sha256": self.sha256,
                 "size": SIDE, "resize": self.resize, "quantised": False, "dim": self.dim}

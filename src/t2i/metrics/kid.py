@@ -1,8 +1,9 @@
 """Kernel distance of two sets of features: KID's formula on any features.
 
 Bińkowski et al. 2018, arXiv 1801.01401: the unbiased squared maximum mean discrepancy under the kernel (x.y / d + 1)^3,
-averaged over random subsets. Unlike the Fréchet distance it has no bias of small numbers, and may be below 0. In
-float64, from a generator of its own.
+averaged over random subsets. Unlike the Fréchet distance it has no bias of small numbers, and may be below 0. The
+discrepancy is torchmetrics'; its metric around it draws the subsets from the global generator and has no interval, so
+that is here: in float64, from a generator of its own.
 """
 
 from __future__ import annotations
@@ -10,22 +11,9 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torchmetrics.image.kid import poly_mmd
 
 from t2i.metrics.intervals import Interval
-
-
-def _kernel(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
-    return (x @ y.T / x.shape[1] + 1) ** 3
-
-
-def discrepancy(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
-    """The unbiased estimate of MMD^2 (equation 4) of two sets, of at least two features each."""
-    n, m = len(x), len(y)
-    if min(n, m) < 2:
-        raise ValueError(f"{n} and {m} features: at least 2 of each are needed")
-    within_x, within_y = _kernel(x, x), _kernel(y, y)
-    same = (within_x.sum() - within_x.trace()) / (n * (n - 1)) + (within_y.sum() - within_y.trace()) / (m * (m - 1))
-    return float(same - 2 * _kernel(x, y).mean())
 
 
 def kernel_distance(
@@ -41,8 +29,8 @@ def kernel_distance(
     generator = torch.Generator().manual_seed(seed)
     x, y = fake.detach().cpu().double(), real.detach().cpu().double()
     found = torch.tensor([
-        discrepancy(x[torch.randperm(len(x), generator=generator)[:size]],
-                    y[torch.randperm(len(y), generator=generator)[:size]])
+        poly_mmd(x[torch.randperm(len(x), generator=generator)[:size]],
+                 y[torch.randperm(len(y), generator=generator)[:size]])
         for _ in range(subsets)], dtype=torch.float64)
     low, high = found.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Interval(float(found.mean()), low, high)

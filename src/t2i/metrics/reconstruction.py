@@ -1,8 +1,8 @@
 """How near a reconstruction is to its picture, and how much of the codebook a tokenizer uses.
 
-PSNR; SSIM after Wang et al. 2004 (Image Quality Assessment: From Error Visibility to Structural
-Similarity): 11x11 Gaussian window of sigma 1.5, k1 0.01, k2 0.03, borders without full window left out,
-mean over the channels.
+PSNR; SSIM after Wang et al. 2004 (Image Quality Assessment: From Error Visibility to Structural Similarity): 11x11
+Gaussian window of sigma 1.5, k1 0.01, k2 0.03, borders without full window left out, mean over the channels. Both are
+torchmetrics'.
 """
 
 from __future__ import annotations
@@ -11,55 +11,39 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from t2i.types import digits
+from t2i.types import unravel_index
 
 _MAX_PSNR = 100.0
 
 
 @torch.no_grad()
 def psnr(image: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
-    """Peak signal-to-noise ratio in dB of pictures in [-1, 1], one a picture; 100 where they are equal or
-    nearly.
-    """
-    error = (image.float() - target.float()).square().mean((1, 2, 3))
-    return (10 * torch.log10(4 / error)).clamp_max(_MAX_PSNR)
+    """Peak signal-to-noise ratio in dB of pictures in [-1, 1], one a picture; 100 where they are equal or nearly."""
+    found = peak_signal_noise_ratio(image.float(), target.float(), data_range=2.0, reduction="none", dim=(1, 2, 3))
+    return found.clamp_max(_MAX_PSNR)
 
 
 @torch.no_grad()
 def ssim(image: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
-    """Structural similarity of pictures in [-1, 1], one a picture; 1 for equal ones. At least 11 pixels a
-    side.
-    """
+    """Structural similarity of pictures in [-1, 1], one a picture; 1 for equal ones. At least 11 pixels a side."""
     if min(image.shape[-2:]) < 11:
         raise ValueError(f"image of {image.shape[-2]}x{image.shape[-1]}: SSIM needs at least 11 pixels a side")
     with torch.autocast(image.device.type, enabled=False):
-        b, c, h, w = image.shape
-        x = (image.float() * 0.5 + 0.5).reshape(b * c, 1, h, w)
-        y = (target.float() * 0.5 + 0.5).reshape(b * c, 1, h, w)
-        offsets = torch.arange(11, device=x.device, dtype=torch.float32) - 5
-        window = torch.exp(-(offsets**2) / (2 * 1.5**2))
-        window = window / window.sum()
-        maps = torch.cat([x, y, x * x, y * y, x * y])
-        maps = F.conv2d(F.conv2d(maps, window.view(1, 1, 11, 1)), window.view(1, 1, 1, 11))
-        mean_x, mean_y, mean_xx, mean_yy, mean_xy = maps.chunk(5)
-        c1, c2 = 0.01**2, 0.03**2
-        covariance = mean_xy - mean_x * mean_y
-        variances = (mean_xx - mean_x**2).clamp_min(0) + (mean_yy - mean_y**2).clamp_min(0)
-        luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-        value = luminance * (2 * covariance + c2) / (variances + c2)
-        return value.reshape(b, -1).mean(1)
+        _, full = structural_similarity_index_measure(image.float() * 0.5 + 0.5, target.float() * 0.5 + 0.5,
+                                                      data_range=1.0, reduction="none", return_full_image=True)
+    return full[..., 5:-5, 5:-5].mean((1, 2, 3))  # torchmetrics' own mean takes reflected borders in
 
 
 class CodebookUsage:
     """Counts codes over an epoch; not a module, so that it enters no state dict.
 
-    usage: share of the codes seen at least once. perplexity: exp of the entropy of their frequencies, from
-    1 (one code) to their number (all equally often). Counts are whole numbers: the result does not depend
-    on the order. Codes of several parts are counted part by part: usage_1, usage_2 and so on.
+    usage: share of the codes seen at least once. perplexity: exp of the entropy of their frequencies, from 1 (one code)
+    to their number. Counts are whole numbers: the result does not depend on the order. Codes of several parts are
+    counted part by part: usage_1, usage_2 and so on.
     """
 
     def __init__(self, factors: Sequence[int]) -> None:
@@ -67,7 +51,7 @@ class CodebookUsage:
         self.counts = [torch.zeros(factor, dtype=torch.long) for factor in factors]
 
     def update(self, ids: Int[Tensor, "..."]) -> None:
-        each = digits(ids.detach().reshape(-1), self.factors)
+        each = unravel_index(ids.detach().reshape(-1), self.factors)
         for i, factor in enumerate(self.factors):
             self.counts[i] = self.counts[i].to(ids.device) + torch.bincount(each[:, i], minlength=factor)
 

@@ -56,7 +56,7 @@ class Statistics:
 
     @property
     def groups(self) -> list[Moments]:
-        """Moments of each group, of everything that has been seen."""
+        """Moments of each group, of everything that was given."""
         self._settle()
         return self._groups
 
@@ -116,16 +116,16 @@ class Statistics:
         return found
 
 
-def frechet(fake: Statistics, real: Statistics) -> Interval:
+def frechet(fake: Statistics, real: Statistics, interval: bool = True) -> Interval:
     """The Fréchet distance of all of `fake` from all of `real`, 1.96 standard errors either way.
 
-    With fewer than two groups of pictures, or a group that leaves fewer than two, there is no error and both ends are
-    the value. The error is that of the drawn pictures alone. The bias of small numbers is in the value, not in the
+    Without `interval`, with fewer than two groups of pictures, or a group that leaves fewer than two, both ends are the
+    value. The error is that of the drawn pictures alone. The bias of small numbers is in the value, not in the
     interval.
     """
     reference = real.total()
     value = frechet_distance(fake.total(), reference)
-    parts = [fake.without(i) for i, group in enumerate(fake.groups) if group.count]
+    parts = [fake.without(i) for i, group in enumerate(fake.groups) if group.count and interval]
     if len(parts) < 2 or min(part.count for part in parts) < 2:
         return Interval(value, value, value)
     by = root(reference.covariance)

@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-import pytorch_lightning as pl
 import torch
 from jaxtyping import Float
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
@@ -25,8 +24,8 @@ from t2i.checkpoint.registry import register
 from t2i.losses.contrastive import caption_groups, contrastive
 from t2i.metrics.retrieval import retrieval
 from t2i.models import optimizers
-from t2i.models.base import check_finite, clip_by_norm, warmup_cosine
-from t2i.models.distributed import gathered, gathered_objects
+from t2i.models.base import BaseModule, check_finite
+from t2i.models.distributed import all_gather_objects, all_gather_rows
 from t2i.text_encoders import bilstm_folder
 from t2i.text_encoders.bilstm_folder import BiLSTM, WordTokenizer
 from t2i.text_encoders.clip_folder import SPECIAL, CaptionTokenizer, preprocess, save_folder, train_tokenizer
@@ -51,7 +50,7 @@ class WordTowers(nn.Module):
 
 
 @register("model")
-class CLIP(pl.LightningModule):
+class CLIP(BaseModule):
     """Text and image towers, trained to find each other's partner in the batch.
 
     Logs train/loss, val/loss, the temperature's inverse (`scale`), and top-1 retrieval in both directions:
@@ -67,8 +66,6 @@ class CLIP(pl.LightningModule):
     """
 
     kind = "clip"
-    batch = "images"
-    captions = True  # it needs them
 
     def __init__(
         self,
@@ -150,7 +147,6 @@ class CLIP(pl.LightningModule):
         self._validated: list[tuple[Tensor, Tensor, list[str]]] = []
 
     def nets(self) -> list[nn.Module]:
-        """What `trainer.compile` compiles."""
         if isinstance(self.clip, WordTowers):  # a packed recurrence is not traced
             return [self.clip.vision_model]
         return [self.clip.vision_model, self.clip.text_model]
@@ -190,8 +186,8 @@ class CLIP(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Of the global batch: the negatives do not depend on the number of ranks.
-        image, text = gathered(self.encode_image(batch.image)), gathered(self.encode_text(batch.text))
-        loss = self._loss(image, text, gathered_objects(batch.text))
+        image, text = all_gather_rows(self.encode_image(batch.image)), all_gather_rows(self.encode_text(batch.text))
+        loss = self._loss(image, text, all_gather_objects(batch.text))
         check_finite({"loss": loss}, self.global_step, batch.key)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.text))
         self.log("train/scale", self.clip.logit_scale.detach().exp(), batch_size=len(batch.text))
@@ -207,7 +203,7 @@ class CLIP(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         image, text = self.encode_image(batch.image).float().cpu(), self.encode_text(batch.text).float().cpu()
-        rows = gathered_objects(list(zip(image, text, batch.text, strict=True)))
+        rows = all_gather_objects(list(zip(image, text, batch.text, strict=True)))
         image, text = torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
         captions = [row[2] for row in rows]
         loss = self._loss(image.to(self.device), text.to(self.device), captions)
@@ -226,17 +222,11 @@ class CLIP(pl.LightningModule):
         for name, share in retrieval(image, text, caption_groups(captions)).items():
             self.log(f"val/{name}", share, prog_bar=True, sync_dist=True)
 
-    configure_gradient_clipping = clip_by_norm
-
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Linear warm-up, then half a cosine down to 0 at `max_steps`."""
-        optimizer = optimizers.make(self.clip, self.optimizer, self.learning_rate, self.muon_learning_rate, self.betas,
-                               self.weight_decay)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _rate(self, step: int) -> float:
-        return warmup_cosine(step, self.warmup_steps, self.max_steps)
+        optimizer = optimizers.make(self.clip, self.optimizer, self.learning_rate, self.betas, self.weight_decay,
+                                    self.muon_learning_rate)
+        return optimizers.with_warmup_cosine(optimizer, self.warmup_steps, self.max_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CHECKPOINT_KEY] = self._trained_tokenizer().to_json()

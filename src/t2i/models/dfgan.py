@@ -1,13 +1,13 @@
 """How DF-GAN trains (Tao et al. 2020, arXiv 2008.05865): hinge losses, wrong captions, a penalty on real pairs.
 
-Deviations: captions are a text encoder's pooled states through one linear layer for each player (`projection=none` for
+Deviations: captions are a text encoder's pooled states through one linear layer for each net (`projection=none` for
 encoders of the net's own width, such as the published BiLSTM); pairs of equal captions are no mismatch; the penalty's
-forward is float32 under any precision; a turn that is not finite is skipped and counted.
+forward is float32 under any precision; an optimiser step that is not finite is skipped and counted.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from t2i.checkpoint.registry import register
 from t2i.losses.text_gan import Kind
 from t2i.models.text_gan import TextGAN
-from t2i.nets.projection import text_projection
-from t2i.types import Drawn, TextDiscriminator, TextEncoder, TextGenerator
+from t2i.nets.gan_blocks import text_projection
+from t2i.types import GeneratorOutput, TextDiscriminator, TextEncoder, TextGenerator
 
 
 @register("model")
@@ -24,7 +24,7 @@ class DFGAN(TextGAN):
     """One-stage generation.
 
     Args:
-        generator, discriminator: nets of one picture size and one `text_dim`.
+        text_dim: of both nets.
         Others: see `t2i.models.text_gan.TextGAN`.
     """
 
@@ -51,29 +51,18 @@ class DFGAN(TextGAN):
         max_skipped: int = 10,
         gradient_clip: float | None = None,
     ) -> None:
-        super().__init__(text_encoder, discriminator, max_steps, learning_rate, discriminator_learning_rate, betas,
-                         halve_every, gan_loss, penalty_weight, penalty_power, penalty_every,
-                         consistency_weight, cutmix_steps, max_skipped, gradient_clip)
         for name, net in (("generator", generator), ("discriminator", discriminator)):
             if net.text_dim != text_dim:
                 raise ValueError(f"{name}.text_dim={net.text_dim}: text_dim={text_dim} is needed (model.text_dim)")
-        if generator.image_size != discriminator.image_size:
-            raise ValueError(f"generator.image_size={generator.image_size} and discriminator.image_size="
-                             f"{discriminator.image_size}: they must be equal (data.image_size)")
-        self.generator = cast(Any, generator)
+        super().__init__(generator, discriminator, text_encoder, max_steps, projection, learning_rate,
+                         discriminator_learning_rate, betas, halve_every, gan_loss, penalty_weight, penalty_power,
+                         penalty_every, consistency_weight, cutmix_steps, max_skipped, gradient_clip)
         self.noise_dim = generator.noise_dim
-        self.generator_text = text_projection(projection, text_encoder.pooled_dim, text_dim)
         self.discriminator_text = text_projection(projection, text_encoder.pooled_dim, text_dim)
 
-    @property
-    def image_size(self) -> int:
-        return cast(Any, self.generator).image_size
+    def optimized_modules(self) -> tuple[nn.ModuleList, nn.ModuleList]:
+        generator, discriminator = super().optimized_modules()
+        return generator, discriminator.append(self.discriminator_text)
 
-    def sides(self) -> tuple[list[nn.Module], list[nn.Module]]:
-        return [self.generator, self.generator_text], [self.discriminator, self.discriminator_text]
-
-    def draw(self, pooled: Float[Tensor, "b p"], noise: Float[Tensor, "b z"]) -> Drawn:
-        return self.generator(noise, self.generator_text(pooled))
-
-    def told(self, pooled: Float[Tensor, "b p"], drawn: Drawn) -> Float[Tensor, "b t"]:
+    def condition(self, pooled: Float[Tensor, "b p"], output: GeneratorOutput) -> Float[Tensor, "b t"]:
         return self.discriminator_text(pooled)

@@ -10,13 +10,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-class _Rows(torch.autograd.Function):
-    """The rows of all ranks in the order of the global batch."""
-
+class _AllGatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
@@ -30,56 +28,31 @@ class _Rows(torch.autograd.Function):
         return total[dist.get_rank() :: dist.get_world_size()]
 
 
-def gathered(x: Tensor) -> Tensor:
+def all_gather_rows(x: Tensor) -> Tensor:
     """The rows of all ranks in the order of the global batch, with gradients (their sum over the ranks is taken, as
     data-parallel averaging wants of a loss that every rank computes whole)."""
-    return _Rows.apply(x) if several() else x
+    return _AllGatherRows.apply(x) if is_distributed() else x
 
 
-def gathered_objects(items: list[Any]) -> list[Any]:
+def all_gather_objects(items: list[Any]) -> list[Any]:
     """The same for a list of anything, whose length may differ by one between the ranks; tensors on the CPU."""
-    if not several():
+    if not is_distributed():
         return items
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, items)
     return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
 
 
-def shared_rand(module: Any, count: int) -> Tensor:
-    """`count` uniform numbers, this rank's share of those of the global batch: what one rank alone draws first in its
-    step (`t2i.training.callbacks.checkpointing.StepSeed`)."""
-    if not several():
-        return torch.rand(count, device=module.device)
-    world = module.trainer.world_size
-    every = torch.rand(count * world, generator=torch.Generator().manual_seed(module.shared_seed))
-    return every[module.trainer.global_rank :: world].to(module.device)
-
-
-def log(module: Any, values: dict[str, Tensor], batch_size: int) -> None:
-    """Logs what a training step worked out: in the steps that are written as means over the ranks, which one sum over
-    them gives. Names that this step has not are forgotten; Lightning would write what an earlier one said."""
-    results, ahead = module.trainer._results, "training_step."
-    for key in [key for key in results if key.startswith(ahead) and key.removeprefix(ahead) not in values]:
-        del results[key]
-    if several() and module.trainer._logger_connector.should_update_logs:
-        means = torch.stack([value.detach().float() for value in values.values()])
-        dist.all_reduce(means)
-        values = dict(zip(values, means / dist.get_world_size(), strict=True))
-    module.log_dict(values, batch_size=batch_size)
-
-
-def following(x: Tensor) -> Tensor:
+def next_rows(x: Tensor) -> Tensor:
     """For each row the one after it in the global batch, and for the last the first; without gradient."""
-    x = x.detach()
-    if not several():
-        return x.roll(-1, 0)
-    return _Rows.apply(x).roll(-1, 0)[dist.get_rank() :: dist.get_world_size()]
+    rolled = all_gather_rows(x.detach()).roll(-1, 0)
+    return rolled[dist.get_rank() :: dist.get_world_size()] if is_distributed() else rolled
 
 
 def average_gradients(parameters: list[Tensor]) -> None:
     """Means over the ranks of what each worked out for its share; for backwards outside data-parallel's own."""
     found = [p.grad for p in parameters if p.grad is not None]
-    if not several() or not found:
+    if not is_distributed() or not found:
         return
     flat = torch.cat([gradient.flatten() for gradient in found])
     dist.all_reduce(flat)
@@ -88,25 +61,24 @@ def average_gradients(parameters: list[Tensor]) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
-def first_not(fine: Tensor) -> int | None:
-    """The first rank on which it is not so; None where it is so on all. One look at the device, whatever the ranks."""
-    if not several():
-        return None if bool(fine) else 0
-    rank = torch.where(fine, dist.get_world_size(), dist.get_rank())
+def first_rank_without(condition: Tensor) -> int | None:
+    """The first rank on which a condition does not hold; None where it holds on all. One look at the device."""
+    if not is_distributed():
+        return None if bool(condition) else 0
+    rank = torch.where(condition, dist.get_world_size(), dist.get_rank())
     dist.all_reduce(rank, dist.ReduceOp.MIN)
     return None if int(rank) == dist.get_world_size() else int(rank)
 
 
-def agreed(fine: bool, device: torch.device) -> bool:
-    """Whether it is so on every rank."""
-    if not several():
-        return fine
-    flag = torch.tensor(float(fine), device=device)
-    dist.all_reduce(flag, dist.ReduceOp.MIN)
-    return bool(flag)
+def shared_rand(module: Any, count: int) -> Tensor:
+    """`count` uniform numbers, this rank's share of those of the global batch: what one rank alone draws first in its
+    step (`t2i.training.callbacks.seeding.StepSeed`)."""
+    if not is_distributed():
+        return torch.rand(count, device=module.device)
+    return StepRandom(module, count).uniform(1)[:, 0]
 
 
-class Draws:
+class StepRandom:
     """The random numbers of a training step: drawn for the global batch, of which a rank takes its rows.
 
     Args:
@@ -115,8 +87,7 @@ class Draws:
 
     def __init__(self, module: Any, count: int) -> None:
         self.generator = torch.Generator().manual_seed(module.shared_seed)
-        self.world = dist.get_world_size() if several() else 1
-        self.rank = dist.get_rank() if several() else 0
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
         self.count, self.device = count * self.world, module.device
 
     def normal(self, size: int) -> Tensor:
@@ -127,39 +98,51 @@ class Draws:
         """(b, size) in [0, 1)."""
         return torch.rand(self.count, size, generator=self.generator)[self.rank :: self.world].to(self.device)
 
-    def one(self) -> float:
+    def shared(self) -> float:
         """A number in [0, 1) that all ranks share."""
         return float(torch.rand((), generator=self.generator))
 
 
-def processes() -> tuple[int, int]:
-    """This process's number and how many torchrun started; they are joined (gloo) on the first call. (0, 1) alone."""
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if ranks == 1:
+def log_step(module: Any, values: dict[str, Tensor], batch_size: int) -> None:
+    """Logs what a training step worked out: in the steps that are written as means over the ranks, which one sum over
+    them gives. Names that this step has not are forgotten; Lightning would write what an earlier one said."""
+    results, prefix = module.trainer._results, "training_step."
+    for key in [key for key in results if key.startswith(prefix) and key.removeprefix(prefix) not in values]:
+        del results[key]
+    if is_distributed() and module.trainer._logger_connector.should_update_logs:
+        means = torch.stack([value.detach().float() for value in values.values()])
+        dist.all_reduce(means)
+        values = dict(zip(values, means / dist.get_world_size(), strict=True))
+    module.log_dict(values, batch_size=batch_size)
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """Of this process among those that torchrun started; they are joined (gloo) on the first call. (0, 1) alone."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return 0, 1
     if not dist.is_initialized():
         dist.init_process_group("gloo")
     return dist.get_rank(), dist.get_world_size()
 
 
-def meet() -> None:
+def barrier() -> None:
     """Waits for the other processes that torchrun started."""
-    if processes()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         dist.barrier()
 
 
-def first_fault(fault: str | None) -> str | None:
-    """What is wrong with the first process that has something wrong; waits for all, so that all end alike."""
-    ranks = processes()[1]
-    if ranks == 1:
-        return fault
-    told: list[str | None] = [None] * ranks
-    dist.all_gather_object(told, fault)
-    return next((one for one in told if one is not None), None)
+def first_error(error: str | None) -> str | None:
+    """The error of the first process that has one; waits for all, so that all end alike."""
+    world = rank_and_world_size()[1]
+    if world == 1:
+        return error
+    errors: list[str | None] = [None] * world
+    dist.all_gather_object(errors, error)
+    return next((one for one in errors if one is not None), None)
 
 
-def own_device(wanted: str) -> str:
+def local_device(wanted: str) -> str:
     """Of several processes each takes a GPU of its own where `auto` finds some."""
-    if wanted == "auto" and torch.cuda.is_available() and processes()[1] > 1:
+    if wanted == "auto" and torch.cuda.is_available() and rank_and_world_size()[1] > 1:
         return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
     return wanted

@@ -8,11 +8,13 @@ is far ahead: 23.9 against 20.1 dB after 200 steps of the small autoencoder (doc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 A, B, C = 3.4445, -4.7750, 2.0315  # the quintic of the source: fast, to singular values within about [0.7, 1.2]
@@ -108,13 +110,25 @@ def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     return min(parameter.shape[0], parameter[0].numel()) > 8
 
 
+def warmup_cosine(step: int, warmup_steps: int, max_steps: int, floor: float = 0.0) -> float:
+    """Factor on the learning rate: linear from 0 to 1 over the warm-up, then a half cosine down to `floor`."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    done = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def with_warmup_cosine(
+    optimizer: torch.optim.Optimizer, warmup_steps: int, max_steps: int
+) -> OptimizerLRSchedulerConfig:
+    """For Lightning: `warmup_cosine` in every step, down to 0 at `max_steps`."""
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup_steps, max_steps))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
 def make(
-    module: nn.Module,
-    optimizer: Literal["adamw", "muon"],
-    learning_rate: float,
-    muon_learning_rate: float,
-    betas: tuple[float, float],
-    weight_decay: float,
+    module: nn.Module, optimizer: Literal["adamw", "muon"], learning_rate: float, betas: tuple[float, float],
+    weight_decay: float = 0.0, muon_learning_rate: float = 0.02,
 ) -> torch.optim.Optimizer:
     """An optimiser over a module's parameters; weight decay only on hidden matrices.
 
@@ -126,15 +140,11 @@ def make(
     hidden = [p for name, p in named if is_hidden_matrix(name, p)]
     others = [p for name, p in named if not is_hidden_matrix(name, p)]
     use_muon = optimizer == "muon"
-    beta_1, beta_2 = betas
-    rate = muon_learning_rate if use_muon else learning_rate
-    groups: list[dict[str, Any]] = [
-        {"params": hidden, "lr": rate, "initial_lr": rate, "weight_decay": weight_decay},
-        {"params": others, "lr": learning_rate, "initial_lr": learning_rate, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if use_muon:
-        for group in groups:
-            group["muon"] = group["params"] is hidden
-        return Muon(groups, betas=(beta_1, beta_2))
-    return torch.optim.AdamW(groups, betas=(beta_1, beta_2), fused=True)
+    groups: list[dict[str, Any]] = []
+    for params, matrices in ((hidden, True), (others, False)):
+        rate = muon_learning_rate if use_muon and matrices else learning_rate
+        group = {"params": params, "lr": rate, "initial_lr": rate, "weight_decay": weight_decay if matrices else 0.0}
+        if params:
+            groups.append(group | ({"muon": matrices} if use_muon else {}))
+    pair = betas[0], betas[1]  # a config gives a list
+    return Muon(groups, betas=pair) if use_muon else torch.optim.AdamW(groups, betas=pair, fused=True)

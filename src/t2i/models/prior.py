@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from t2i.checkpoint.registry import register
 from t2i.losses.cross_entropy import cross_entropy
 from t2i.models import optimizers
-from t2i.models.base import OnePlayer, check_finite, warmup_cosine
-from t2i.models.distributed import log, shared_rand
+from t2i.models.base import BaseModule, check_finite
+from t2i.models.distributed import log_step, shared_rand
 from t2i.models.sampling import check_options, generate, uniforms
 from t2i.nets.gpt import GPT
 from t2i.nets.recompute import set_checkpointing
-from t2i.types import Batch, CodeBatch, TextEncoder, Tokenizer, digits
+from t2i.types import Batch, CodeBatch, TextEncoder, Tokenizer, unravel_index
 
 
 @register("model")
-class Prior(OnePlayer):
+class Prior(BaseModule):
     """A GPT over a tokenizer's codes with caption states as its prefix.
 
     Args:
@@ -43,9 +43,7 @@ class Prior(OnePlayer):
 
     kind = "prior"
     batch = "codes"
-    captions = True  # it needs them
-    divides = True
-    # What `sample` takes, as `sample.py` and `evaluate.py` have it where nothing else is asked for.
+    supports_micro_batches = True
     options: ClassVar[dict[str, Any]] = {"temperature": 0.7, "top_k": None, "top_p": None, "guidance": 1.5,
                                          "unconditional": None}
 
@@ -78,7 +76,7 @@ class Prior(OnePlayer):
         if code_dropout and len(tokenizer.factors) > 1:
             raise ValueError(f"code_dropout={code_dropout}: the later parts of a code are read off its first, which"
                              " must be true; 0 is allowed with codes in parts")
-        self._outside = (tokenizer, text_encoder)  # a tuple: frozen parts stay out of state dict and optimiser
+        self.frozen_parts = (tokenizer, text_encoder)
         self.gpt = GPT(tokenizer.factors, tokenizer.grid, text_encoder.dim, text_encoder.max_length,
                        width, num_layers, num_heads, dropout, text_noise)
         self.gpt.start_from(tokenizer.codebooks())
@@ -90,11 +88,11 @@ class Prior(OnePlayer):
 
     @property
     def tokenizer(self) -> Any:
-        return self._outside[0]
+        return self.frozen_parts[0]
 
     @property
     def text_encoder(self) -> Any:
-        return self._outside[1]
+        return self.frozen_parts[1]
 
     @property
     def image_size(self) -> int:
@@ -110,26 +108,16 @@ class Prior(OnePlayer):
         check_options(self.gpt.factors, temperature, top_k, top_p, guidance)
 
     def nets(self) -> list[nn.Module]:
-        """What `trainer.compile` compiles: block by block, since all are alike; sampling takes its own way."""
-        return cast(list[nn.Module], list(self.gpt.blocks))
+        return cast(list[nn.Module], list(self.gpt.blocks))  # block by block, since all are alike
 
     def parts(self) -> dict[str, dict[str, Any]]:
-        """What the checkpoint carries beside the GPT's weights."""
         weights = {name: value.detach().cpu() for name, value in self.tokenizer.state_dict().items()}
         return {"tokenizer": {"config": self.tokenizer.config, "state_dict": weights},
                 "text_encoder": self.text_encoder.part()}
 
     def drawing_parameters(self) -> int:
-        """Of all that draws, but for the text encoder."""
+        """Parameters of all that draws, but for the text encoder."""
         return sum(p.numel() for part in (self.gpt, self.tokenizer) for p in part.parameters())
-
-    def place(self) -> None:
-        """Moves the frozen parts to where the GPT is."""
-        self.tokenizer.to(self.device)
-        self.text_encoder.to(self.device)
-
-    def on_fit_start(self) -> None:
-        self.place()
 
     def shard(self, mesh: Any) -> None:
         """Each block, and the rest, in shares over a device mesh (FSDP2)."""
@@ -146,12 +134,9 @@ class Prior(OnePlayer):
             self.shard(mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = optimizers.make(self.gpt, self.optimizer, self.learning_rate, self.muon_learning_rate, self.betas,
-                               self.weight_decay)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, self.warmup_steps, self.max_steps)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        optimizer = optimizers.make(self.gpt, self.optimizer, self.learning_rate, self.betas, self.weight_decay,
+                                    self.muon_learning_rate)
+        return optimizers.with_warmup_cosine(optimizer, self.warmup_steps, self.max_steps)
 
     def loss(self, batch: CodeBatch, null: Tensor) -> Float[Tensor, ""]:
         """Mean negative log-likelihood a code (the sum over its parts), in nats."""
@@ -160,27 +145,27 @@ class Prior(OnePlayer):
         else:
             text = self.text_encoder(batch.text)
             states, mask = text.states, text.mask
-        shown = batch.ids
+        ids = batch.ids
         if self.training and self.code_dropout:
-            other = torch.randint_like(shown, self.tokenizer.codebook_size)
-            shown = torch.where(torch.rand(shown.shape, device=shown.device) < self.code_dropout, other, shown)
-        logits = self.gpt(shown, states, mask, null)
-        each = digits(batch.ids, self.gpt.factors).flatten(0, 1)
+            random = torch.randint_like(ids, self.tokenizer.codebook_size)
+            ids = torch.where(torch.rand(ids.shape, device=ids.device) < self.code_dropout, random, ids)
+        logits = self.gpt(ids, states, mask, null)
+        each = unravel_index(batch.ids, self.gpt.factors).flatten(0, 1)
         parts = [cross_entropy(part.flatten(0, 1), each[:, i]) for i, part in enumerate(logits)]
         return torch.stack(parts).sum()
 
     def training_step(self, batch: CodeBatch, batch_index: int) -> Tensor:
         size = len(batch.text)
-        if self.first:  # for the whole batch, as it is drawn for one in one piece
+        if self.is_first_micro_batch:  # for the whole batch, as it is drawn for one that is not cut
             self._null = shared_rand(self, size) < self.caption_dropout
             self._mean = torch.zeros((), device=self.device)
-        piece, where = self.part(batch, size)
-        loss = self.loss(piece, self._null[where])
-        check_finite({"train/loss": loss}, self.global_step, piece.key)
-        self._mean = self._mean + self.share * loss.detach()
-        if self.last:
-            log(self, {"train/loss": self._mean}, size)
-        return loss * self.share if self.accumulate > 1 else loss
+        micro_batch, where = self.slice_micro_batch(batch, size)
+        loss = self.loss(micro_batch, self._null[where])
+        check_finite({"train/loss": loss}, self.global_step, micro_batch.key)
+        self._mean = self._mean + self.micro_batch_share * loss.detach()
+        if self.is_last_micro_batch:
+            log_step(self, {"train/loss": self._mean}, size)
+        return loss * self.micro_batch_share
 
     def validation_step(self, batch: CodeBatch, batch_index: int) -> None:
         conditional = torch.zeros(len(batch.text), dtype=torch.bool, device=self.device)
@@ -210,18 +195,11 @@ class Prior(OnePlayer):
             raise ValueError(f"{', '.join(unknown)} is no option of the prior; allowed are unconditional, temperature,"
                              " top_k, top_p, guidance, given")
         self.check_options(temperature, top_k, top_p, guidance)
-        if len(seeds) != len(text):
-            raise ValueError(f"{len(text)} captions but {len(seeds)} seeds; each picture takes one")
-        self.place()
-        was_training = self.training
-        self.eval()
-        try:
+        with self.sampling(text, seeds):
             embedding = self.text_encoder(text)
             uniform = uniforms(seeds, self.gpt.num_codes * len(self.gpt.factors), self.device)
             return generate(self.gpt, embedding.states, embedding.mask, uniform, unconditional=unconditional,
                             temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, given=given)
-        finally:
-            self.train(was_training)
 
     def pictures(self, batch: Batch | CodeBatch) -> dict[str, Any]:
         """Samples for the batch's first captions, with and without guidance."""

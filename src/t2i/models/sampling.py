@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from t2i.types import number_of
+from t2i.types import ravel_index
 
 
 class CachedModel(Protocol):
@@ -142,7 +142,7 @@ def generate(
             else:
                 chosen = choose(filter_logits(logits, temperature, top_k, top_p), uniform[:, i * parts + part])
             each = torch.cat([each, torch.cat([chosen, chosen])[: len(x), None]], 1)
-        ids[:, i] = number_of(each[:b], model.factors)
+        ids[:, i] = ravel_index(each[:b], model.factors)
         if i + 1 < model.num_codes:
             x = model.step(each, cache)
     return ids

@@ -19,59 +19,18 @@ from t2i.checkpoint.registry import register
 from t2i.losses.text_gan import Kind, gaussian_kl
 from t2i.models.sampling import normals
 from t2i.models.text_gan import TextGAN
-from t2i.nets.projection import text_projection
-from t2i.types import Drawn, TextDiscriminator, TextEncoder
+from t2i.nets.gan_blocks import text_projection
+from t2i.types import GeneratorOutput, TextDiscriminator, TextEncoder
 
 
 class StackGAN(TextGAN):
-    """What the two stages share; arguments as theirs."""
-
-    def __init__(
-        self,
-        generator: Any,
-        discriminator: TextDiscriminator,
-        text_encoder: TextEncoder,
-        max_steps: int,
-        projection: Literal["linear", "none"],
-        kl_weight: float,
-        **training: Any,
-    ) -> None:
-        super().__init__(text_encoder, discriminator, max_steps, **training)
-        if discriminator.text_dim != generator.condition_dim:
-            raise ValueError(f"discriminator.text_dim={discriminator.text_dim}: the generator's condition_dim,"
-                             f" {generator.condition_dim}, is needed: it is told the mean of the augmented condition")
-        if generator.image_size != discriminator.image_size:
-            raise ValueError(f"generator.image_size={generator.image_size} and discriminator.image_size="
-                             f"{discriminator.image_size}: they must be equal (data.image_size)")
-        self.generator = generator
-        self.kl_weight = kl_weight
-        self.generator_text = text_projection(projection, text_encoder.pooled_dim, generator.text_dim)
-
-    @property
-    def image_size(self) -> int:
-        return cast(Any, self.generator).image_size
-
-    def sides(self) -> tuple[list[nn.Module], list[nn.Module]]:
-        return [self.generator, self.generator_text], [self.discriminator]
-
-    def told(self, pooled: Float[Tensor, "b p"], drawn: Drawn) -> Float[Tensor, "b c"]:
-        return cast(Tensor, drawn.mean).detach()
-
-    def generator_terms(self, drawn: Drawn) -> dict[str, Tensor]:
-        return {"loss/kl": self.kl_weight * gaussian_kl(cast(Tensor, drawn.mean), cast(Tensor, drawn.log_var))}
-
-
-@register("model")
-class StackGAN1(StackGAN):
-    """Stage I.
+    """What the two stages share.
 
     Args:
-        generator: `t2i.nets.stackgan.StageOne` or one like it.
+        generator: `t2i.nets.stackgan.StageOne` or `StageTwo`, or one like it.
         kl_weight: of conditioning augmentation's divergence from N(0, 1).
         Others: see `t2i.models.text_gan.TextGAN`.
     """
-
-    kind = "stackgan1"
 
     def __init__(
         self,
@@ -94,17 +53,27 @@ class StackGAN1(StackGAN):
         max_skipped: int = 10,
         gradient_clip: float | None = None,
     ) -> None:
-        super().__init__(
-            generator, discriminator, text_encoder, max_steps, projection, kl_weight, learning_rate=learning_rate,
-            discriminator_learning_rate=discriminator_learning_rate, betas=betas, halve_every=halve_every,
-            gan_loss=gan_loss, penalty_weight=penalty_weight, penalty_power=penalty_power,
-            penalty_every=penalty_every, consistency_weight=consistency_weight, cutmix_steps=cutmix_steps,
-            max_skipped=max_skipped, gradient_clip=gradient_clip,
-        )
+        if discriminator.text_dim != generator.condition_dim:
+            raise ValueError(f"discriminator.text_dim={discriminator.text_dim}: the generator's condition_dim,"
+                             f" {generator.condition_dim}, is needed, the width of the augmented condition's mean")
+        super().__init__(generator, discriminator, text_encoder, max_steps, projection, learning_rate,
+                         discriminator_learning_rate, betas, halve_every, gan_loss, penalty_weight, penalty_power,
+                         penalty_every, consistency_weight, cutmix_steps, max_skipped, gradient_clip)
+        self.kl_weight = kl_weight
         self.noise_dim = generator.noise_dim
 
-    def draw(self, pooled: Float[Tensor, "b p"], noise: Float[Tensor, "b z"]) -> Drawn:
-        return self.generator(noise, self.generator_text(pooled))
+    def condition(self, pooled: Float[Tensor, "b p"], output: GeneratorOutput) -> Float[Tensor, "b c"]:
+        return cast(Tensor, output.mean).detach()
+
+    def generator_terms(self, output: GeneratorOutput) -> dict[str, Tensor]:
+        return {"loss/kl": self.kl_weight * gaussian_kl(cast(Tensor, output.mean), cast(Tensor, output.log_var))}
+
+
+@register("model")
+class StackGAN1(StackGAN):
+    """Stage I; arguments as `StackGAN`."""
+
+    kind = "stackgan1"
 
 
 @register("stage1")
@@ -121,13 +90,13 @@ class Coarse(nn.Module):
     ) -> None:
         super().__init__()
         self.generator, self.pooled_dim = generator, pooled_dim
-        self._outside = (text_encoder,)
+        self._frozen = (text_encoder,)  # a tuple: no submodule
         self.generator_text = text_projection(projection, pooled_dim, generator.text_dim)
         self.config: dict[str, Any] = {}
 
     @property
     def text_encoder(self) -> Any:
-        return self._outside[0]
+        return self._frozen[0]
 
     @property
     def image_size(self) -> int:
@@ -199,19 +168,15 @@ class StackGAN2(StackGAN):
         if own is not None and encoder is not own and cast(Any, encoder).hash() != own.hash():
             raise ValueError("text_encoder is not the one that stage1 was trained under: leave model.text_encoder out,"
                              " stage I brings its own")
-        super().__init__(
-            generator, discriminator, encoder, max_steps, projection, kl_weight, learning_rate=learning_rate,
-            discriminator_learning_rate=discriminator_learning_rate, betas=betas, halve_every=halve_every,
-            gan_loss=gan_loss, penalty_weight=penalty_weight, penalty_power=penalty_power,
-            penalty_every=penalty_every, consistency_weight=consistency_weight, cutmix_steps=cutmix_steps,
-            max_skipped=max_skipped, gradient_clip=gradient_clip,
-        )
-        self._outside = (encoder, stage1)
-        self.noise_dim = stage1.generator.noise_dim + generator.noise_dim
+        super().__init__(generator, discriminator, encoder, max_steps, projection, kl_weight, learning_rate,
+                         discriminator_learning_rate, betas, halve_every, gan_loss, penalty_weight, penalty_power,
+                         penalty_every, consistency_weight, cutmix_steps, max_skipped, gradient_clip)
+        self.frozen_parts = (encoder, stage1)
+        self.noise_dim += stage1.generator.noise_dim
 
     @property
     def stage1(self) -> Any:
-        return self._outside[1]
+        return self.frozen_parts[1]
 
     def parts(self) -> dict[str, dict[str, Any]]:
         weights = {name: value.detach().cpu() for name, value in self.stage1.state_dict().items()}
@@ -220,18 +185,19 @@ class StackGAN2(StackGAN):
     def drawing_parameters(self) -> int:
         return super().drawing_parameters() + sum(p.numel() for p in self.stage1.parameters())
 
-    def draw(self, pooled: Float[Tensor, "b p"], noise: Float[Tensor, "b z"]) -> Drawn:
-        own = self.stage1.generator.noise_dim
+    def draw_stage1(self, pooled: Float[Tensor, "b p"], noise: Float[Tensor, "b z"]) -> Float[Tensor, "b 3 h w"]:
         with torch.no_grad():
-            coarse = self.stage1(pooled, noise[:, :own])
-        return cast(Any, self.generator)(coarse, noise[:, own:], self.generator_text(pooled))
+            return self.stage1(pooled, noise[:, : self.stage1.generator.noise_dim])
+
+    def draw(self, pooled: Float[Tensor, "b p"], noise: Float[Tensor, "b z"]) -> GeneratorOutput:
+        own = noise[:, self.stage1.generator.noise_dim :]
+        return self.generator(self.draw_stage1(pooled, noise), own, self.generator_text(pooled))
 
     def pictures(self, batch: Any) -> dict[str, Any]:
-        """Drawn for the batch's first captions, under the real ones and what stage I made of them."""
+        """Samples for the batch's first captions, under the real pictures and what stage I made of them."""
         found = super().pictures(batch)
         text = batch.text[:8]
-        pooled = self.text_encoder(text).pooled
         noise = normals(list(range(len(text))), self.noise_dim).to(self.device)
-        coarse = self.stage1(pooled, noise[:, : self.stage1.generator.noise_dim])
+        coarse = self.draw_stage1(self.text_encoder(text).pooled, noise)
         found["samples"]["rows"].insert(1, ("stage I", coarse.float()))
         return found

@@ -17,8 +17,8 @@ from t2i.checkpoint import building, file_format
 from t2i.checkpoint.registry import register
 from t2i.losses.gan import adaptive_weight, hinge_d, hinge_g, vanilla_d, vanilla_g
 from t2i.models import optimizers
-from t2i.models.base import TwoPlayers, check_finite, frozen_call
-from t2i.models.distributed import log
+from t2i.models.base import GANModule, check_finite, frozen_call
+from t2i.models.distributed import log_step
 from t2i.nets.recompute import set_checkpointing
 from t2i.nets.resnet_blocks import Level, Middle
 from t2i.nets.tokenizer import ImageTokenizer
@@ -26,7 +26,7 @@ from t2i.types import Autoencoder, Batch, Quantizer
 
 
 @register("model")
-class VQGAN(TwoPlayers):
+class VQGAN(GANModule):
     """A tokenizer, its discriminator, and how the two train.
 
     Args:
@@ -41,10 +41,9 @@ class VQGAN(TwoPlayers):
     """
 
     kind = "vqgan"
-    batch = "images"
     captions = False
-    divides = True
-    training_only = ("perceptual",)  # not needed to use a checkpoint
+    supports_micro_batches = True
+    training_only = ("perceptual",)
 
     def __init__(
         self,
@@ -77,9 +76,9 @@ class VQGAN(TwoPlayers):
         self.tokenizer = ImageTokenizer(autoencoder, quantizer, image_size)
         self.tokenizer.to(memory_format=torch.channels_last)
         set_checkpointing(self.tokenizer, checkpointing)
-        self.discriminator = discriminator if discriminator is not None else nn.Identity()
+        self.discriminator: nn.Module = discriminator if discriminator is not None else nn.Identity()
         self.has_discriminator = discriminator is not None
-        self._outside = (perceptual,)  # a tuple, so that frozen weights stay out of state dict and optimisers
+        self.frozen_parts = (perceptual,)
         self.discriminator_learning_rate = (
             learning_rate if discriminator_learning_rate is None else discriminator_learning_rate
         )
@@ -96,22 +95,17 @@ class VQGAN(TwoPlayers):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """The generator's by name, AdamW for the discriminator (Muon is a generator's: a discriminator that learns
         so fast wins)."""
-        generator = optimizers.make(self.tokenizer, self.optimizer, self.learning_rate, self.muon_learning_rate,
-                                    self.betas,
-                               self.weight_decay)
-        spare = nn.ParameterList([nn.Parameter(torch.zeros(()))])  # no discriminator: the player moves nothing
-        judge = self.discriminator if self.has_discriminator else spare
-        return [generator, optimizers.make(judge, "adamw", self.discriminator_learning_rate, 0.0, self.betas, 0.0)]
+        generator = optimizers.make(self.tokenizer, self.optimizer, self.learning_rate, self.betas, self.weight_decay,
+                                    self.muon_learning_rate)
+        unused = nn.ParameterList([nn.Parameter(torch.zeros(()))])  # an optimiser must have something
+        discriminator = self.discriminator if self.has_discriminator else unused
+        return [generator, optimizers.make(discriminator, "adamw", self.discriminator_learning_rate, self.betas)]
 
     def nets(self) -> list[nn.Module]:
-        """What `trainer.compile` compiles: not encoder and decoder whole, since λ asks for the gradient of the last
-        layer alone, and a compiled net gives all or none."""
+        # Not encoder and decoder whole: λ asks for the gradient of the last layer alone, and a compiled net gives all
+        # or none.
         levels: list[nn.Module] = [module for module in self.tokenizer.modules() if isinstance(module, Level | Middle)]
         return [*levels, self.discriminator] if self.has_discriminator else levels
-
-    def on_fit_start(self) -> None:
-        if self._outside[0] is not None:
-            self._outside[0].to(self.device)
 
     @property
     def discriminator_on(self) -> bool:
@@ -123,32 +117,32 @@ class VQGAN(TwoPlayers):
             parts = {"l1": difference.abs().mean(), "l2": difference.square().mean()}
             pixel = sum(parts[name] for name in self.pixel_loss.split("+"))
             terms = {"loss/pixel": cast(Tensor, pixel)}  # not 0: there is a name
-            if self._outside[0] is not None:
-                terms["loss/perceptual"] = self._outside[0](reconstruction.float(), image.float()).mean()
+            if self.frozen_parts[0] is not None:
+                terms["loss/perceptual"] = self.frozen_parts[0](reconstruction.float(), image.float()).mean()
         return terms
 
-    def weighed(self, terms: dict[str, Tensor]) -> Tensor:
+    def reconstruction_loss(self, terms: dict[str, Tensor]) -> Tensor:
         """The reconstruction loss as it is minimised: pixels, and the perceptual distance where there is one."""
         pixel = terms["loss/pixel"]
         return pixel + self.perceptual_weight * terms["loss/perceptual"] if "loss/perceptual" in terms else pixel
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
-        self.schedule()
-        named: dict[str, Tensor] = {}
-        ids = []
-        for piece in self.pieces(batch, len(batch.text)):
-            found, codes = self.piece_step(piece)
+        self.set_learning_rates()
+        logged: dict[str, Tensor] = {}
+        ids, size = [], len(batch.text)
+        for _ in self.each_micro_batch():
+            values, codes = self.micro_batch_step(self.slice_micro_batch(batch, size)[0])
             ids.append(codes)
-            named = {name: named.get(name, 0) + self.share * value for name, value in found.items()}
-        log(self, named, len(batch.text))
+            logged = {name: logged.get(name, 0) + self.micro_batch_share * value for name, value in values.items()}
+        log_step(self, logged, size)
         return {"ids": torch.cat(ids)}
 
-    def piece_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """Losses, gradients and, with the batch's last piece, the step; returns what is logged, and the codes."""
+    def micro_batch_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """Losses, gradients and, with the last micro-batch, the step; returns what is logged, and the codes."""
         image = batch.image.contiguous(memory_format=torch.channels_last)
         reconstruction, quantized = self.tokenizer(image)
         terms = self.reconstruction_terms(image, reconstruction)
-        rec = self.weighed(terms)
+        rec = self.reconstruction_loss(terms)
         terms["loss/quantizer"] = quantized.loss
         total = rec + self.quantizer_weight * quantized.loss
         d_loss = None
@@ -164,12 +158,11 @@ class VQGAN(TwoPlayers):
                 return (hinge_d if self.gan_loss == "hinge" else vanilla_d)(real, fake)
 
         check_finite(terms, self.global_step, batch.key)
-        step_loss = self.step_both(total, d_loss, batch.key)
+        step_loss = self.backward_and_step(total, d_loss, batch.key)
         if step_loss is not None:
             terms["loss/discriminator"] = step_loss
-        named = {f"train/{name}": value.detach() for name, value in {**terms, **logits, **quantized.metrics}.items()}
-        named["train/loss"] = total.detach()
-        return named, quantized.ids.detach()
+        terms |= {**logits, **quantized.metrics, "loss": total}
+        return {f"train/{name}": value.detach() for name, value in terms.items()}, quantized.ids.detach()
 
     def add_gan_loss(self, total: Tensor, rec: Tensor, reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         logits = frozen_call(self.discriminator, reconstruction).float()
@@ -183,8 +176,9 @@ class VQGAN(TwoPlayers):
     def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         reconstruction, quantized = self.tokenizer(batch.image.contiguous(memory_format=torch.channels_last))
         terms = self.reconstruction_terms(batch.image, reconstruction)
-        named = {f"val/{name}": value for name, value in terms.items()}
-        self.log_dict({**named, "val/loss": self.weighed(terms)}, batch_size=len(batch.text), sync_dist=True)
+        terms |= {"loss": self.reconstruction_loss(terms)}
+        self.log_dict({f"val/{name}": value for name, value in terms.items()}, batch_size=len(batch.text),
+                      sync_dist=True)
         return {"image": batch.image, "reconstruction": reconstruction.float().clamp(-1, 1), "ids": quantized.ids}
 
     @torch.no_grad()

@@ -10,7 +10,6 @@ files have there.
 from __future__ import annotations
 
 import itertools
-import math
 from typing import cast
 
 import torch
@@ -19,20 +18,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from t2i.checkpoint.registry import register
-from t2i.types import Drawn, Judged, Seen
+from t2i.nets.gan_blocks import count_doublings, with_text
+from t2i.types import DiscriminatorFeatures, DiscriminatorLogits, GeneratorOutput
 
 
-def doublings(image_size: int, smallest: int) -> int:
-    """How often 4 pixels double to `image_size`; ValueError where they do not, or the size is below `smallest`."""
-    times = round(math.log2(image_size / 4)) if image_size >= 4 else -1
-    if image_size < smallest or 4 * 2**times != image_size:
-        raise ValueError(f"image_size={image_size}: allowed are powers of two from {smallest}")
-    return times
-
-
-def widths(channels: int, image_size: int) -> list[int]:
+def level_widths(channels: int, image_size: int) -> list[int]:
     """Channels at 4, 8, … `image_size` pixels: doubling towards the coarse end, to at most 8 x `channels`."""
-    return [channels * min(2**i, 8) for i in reversed(range(doublings(image_size, 8) + 1))]
+    return [channels * min(2**i, 8) for i in reversed(range(count_doublings(image_size, 8) + 1))]
 
 
 class Affine(nn.Module):
@@ -102,19 +94,19 @@ class DFGenerator(nn.Module):
     ) -> None:
         super().__init__()
         self.image_size, self.noise_dim, self.text_dim, self.tanh = image_size, noise_dim, text_dim, tanh
-        found = widths(channels, image_size)
+        widths = level_widths(channels, image_size)
         condition = noise_dim + text_dim
-        self.stem = nn.Linear(noise_dim, found[0] * 4 * 4)
-        self.blocks = nn.ModuleList(UpBlock(condition, a, b) for a, b in itertools.pairwise(found))
-        self.head = nn.Conv2d(found[-1], 3, 3, padding=1)
+        self.stem = nn.Linear(noise_dim, widths[0] * 4 * 4)
+        self.blocks = nn.ModuleList(UpBlock(condition, a, b) for a, b in itertools.pairwise(widths))
+        self.head = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
-    def forward(self, noise: Float[Tensor, "b z"], text: Float[Tensor, "b t"]) -> Drawn:
+    def forward(self, noise: Float[Tensor, "b z"], text: Float[Tensor, "b t"]) -> GeneratorOutput:
         condition = torch.cat([noise, text], 1)
         x = self.stem(noise).unflatten(1, (-1, 4, 4))
         for block in self.blocks:
             x = block(x, condition)
         image = self.head(F.leaky_relu(x, 0.2))
-        return Drawn(torch.tanh(image) if self.tanh else image)
+        return GeneratorOutput(torch.tanh(image) if self.tanh else image)
 
 
 class DownBlock(nn.Module):
@@ -141,7 +133,7 @@ class DownBlock(nn.Module):
 
 
 class Head(nn.Module):
-    """What a discriminator says of a picture's 4 x 4 features under a caption: one logit."""
+    """One logit from a picture's 4 x 4 features and its caption."""
 
     def __init__(self, in_channels: int, channels: int, text_dim: int) -> None:
         super().__init__()
@@ -149,8 +141,7 @@ class Head(nn.Module):
         self.last = nn.Conv2d(channels, 1, 4, bias=False)
 
     def forward(self, deep: Float[Tensor, "b c 4 4"], text: Float[Tensor, "b t"]) -> Float[Tensor, " b"]:
-        tiled = text[:, :, None, None].expand(-1, -1, *deep.shape[2:])
-        return self.last(F.leaky_relu(self.joint(torch.cat([deep, tiled], 1)), 0.2)).flatten()
+        return self.last(F.leaky_relu(self.joint(with_text(deep, text)), 0.2)).flatten()
 
 
 @register("discriminator")
@@ -169,16 +160,16 @@ class DFDiscriminator(nn.Module):
     ) -> None:
         super().__init__()
         self.image_size, self.text_dim = image_size, text_dim
-        found = widths(channels, image_size)[::-1]
-        self.stem = nn.Conv2d(3, found[0], 3, padding=1)
-        self.blocks = nn.ModuleList(DownBlock(a, b, residual_start) for a, b in itertools.pairwise(found))
-        self.head = Head(found[-1], 2 * channels, text_dim)
+        widths = level_widths(channels, image_size)[::-1]
+        self.stem = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.blocks = nn.ModuleList(DownBlock(a, b, residual_start) for a, b in itertools.pairwise(widths))
+        self.head = Head(widths[-1], 2 * channels, text_dim)
 
-    def features(self, image: Float[Tensor, "b 3 h w"]) -> Seen:
+    def features(self, image: Float[Tensor, "b 3 h w"]) -> DiscriminatorFeatures:
         x = self.stem(image)
         for block in self.blocks:
             x = block(x)
-        return Seen(x)
+        return DiscriminatorFeatures(x)
 
-    def judge(self, seen: Seen, text: Float[Tensor, "b t"]) -> Judged:
-        return Judged(self.head(seen.deep, text))
+    def logits(self, features: DiscriminatorFeatures, text: Float[Tensor, "b t"]) -> DiscriminatorLogits:
+        return DiscriminatorLogits(self.head(features.deep, text))

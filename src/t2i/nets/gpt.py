@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from t2i.nets.factorised_head import HEADS as READER_HEADS
 from t2i.nets.factorised_head import CodeHead, Words, around
 from t2i.nets.transformer import Block, attend, matrix_vector
-from t2i.types import digits
+from t2i.types import unravel_index
 
-TALLIES = 16  # running sums over the codes so far
+RUNNING_SUMS = 16  # running sums over the codes so far
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Cache:
     values: Tensor
     mask: Tensor
     ids: Tensor
-    tallies: Tensor
+    running_sums: Tensor
     words: list[Words]
     prefix: int
     length: int
@@ -55,8 +55,8 @@ class GPT(nn.Module):
     """p(code | codes before it, caption).
 
     Args:
-        factors: the number of codes K, or of each part of a code (`t2i.types.digits`); the start token is an embedding
-            of its own, never a code's id.
+        factors: the number of codes K, or of each part of a code (`t2i.types.unravel_index`); the start token is an
+            embedding of its own, never a code's id.
         grid: (rows, columns) of codes in a picture.
         text_dim: width of the caption states.
         text_length: the longest prefix, in text tokens.
@@ -97,8 +97,8 @@ class GPT(nn.Module):
         rows, columns = grid
         self.num_codes = rows * columns
         self.codes = nn.Embedding(self.factors[0], width)
-        self.tally = nn.Embedding(self.factors[0], TALLIES)
-        self.tally_in = nn.Linear(TALLIES, width, bias=False)
+        self.tally = nn.Embedding(self.factors[0], RUNNING_SUMS)
+        self.tally_in = nn.Linear(RUNNING_SUMS, width, bias=False)
         self.above = nn.Parameter(torch.zeros(width))
         self.above_right = nn.Parameter(torch.zeros(width))
         self.start = nn.Parameter(torch.zeros(width))
@@ -199,7 +199,7 @@ class GPT(nn.Module):
     ) -> list[Float[Tensor, "b n k"]]:
         """Logits of every code given those before it, a list for each of `factors`; `null` marks pictures whose
         caption is dropped."""
-        each = digits(ids, self.factors)
+        each = unravel_index(ids, self.factors)
         text, mask, words = self.prefix(states, mask, null)
         x = torch.cat([text, self.embed(each[:, :-1])], 1)
         additive = self.mask(mask, ids.shape[1], torch.float32)
@@ -218,7 +218,7 @@ class GPT(nn.Module):
         given: Int[Tensor, "b m"],
     ) -> tuple[Float[Tensor, "b width"], Cache]:
         """Runs the prefix, the start token and `given` codes once; returns what `logits` takes, and the cache."""
-        each = digits(given, self.factors)
+        each = unravel_index(given, self.factors)
         text, mask, words = self.prefix(states, mask, null)
         x = torch.cat([text, self.embed(each)], 1)
         b, t = mask.shape
@@ -248,12 +248,12 @@ class GPT(nn.Module):
             return self.predict(x[:, None], known[:, None], near, cache.words)[:, 0]
 
     def step(self, each: Int[Tensor, "b f"], cache: Cache) -> Float[Tensor, "b width"]:
-        """Appends one code a picture, as its digits, to the cache; returns what `logits` takes for the next."""
+        """Appends one code a picture, part by part, to the cache; returns what `logits` takes for the next."""
         index = cache.length - cache.prefix  # the cell that this step predicts
         row, column = divmod(index, self.grid[1])
         cache.ids[:, index - 1] = each
-        cache.tallies += self.tally(each[..., 0]).float()
-        x = self.codes(each[..., 0]) + self.told(cache.tallies)
+        cache.running_sums += self.tally(each[..., 0]).float()
+        x = self.codes(each[..., 0]) + self.told(cache.running_sums)
         x = x + (self.row[row, 0] + self.column[0, column] + self.cell[row, column])
         if row:
             x = x + self.above * self.codes(cache.ids[:, index - self.grid[1], 0])

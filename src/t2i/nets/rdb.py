@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from t2i.checkpoint.registry import register
-from t2i.nets.dfgan import UpBlock, doublings
-from t2i.nets.stackgan import BatchNorm, Residual, conv3
-from t2i.types import Drawn
+from t2i.nets.dfgan import UpBlock
+from t2i.nets.gan_blocks import BatchNorm, Residual, conv3, count_doublings, with_text
+from t2i.types import GeneratorOutput
 
 
 class ResidualDense(nn.Module):
@@ -33,10 +33,10 @@ class ResidualDense(nn.Module):
         self.shortcut = nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        found = x
+        dense = x
         for layer in self.layers:
-            found = torch.cat([found, F.leaky_relu(layer(found), 0.2)], 1)
-        return self.fusion(found) + self.shortcut(x)
+            dense = torch.cat([dense, F.leaky_relu(layer(dense), 0.2)], 1)
+        return self.fusion(dense) + self.shortcut(x)
 
 
 @register("generator")
@@ -57,25 +57,24 @@ class RDBGenerator(nn.Module):
         super().__init__()
         self.image_size, self.noise_dim, self.text_dim, self.tanh = image_size, noise_dim, text_dim, tanh
         condition, wide = noise_dim + text_dim, 8 * channels
-        ups = doublings(image_size, 32) - 2
+        ups = count_doublings(image_size, 32) - 2
         self.stem = nn.Linear(noise_dim, wide * 4 * 4)
         self.coarse = nn.ModuleList(UpBlock(condition, wide, wide) for _ in range(2))
         self.dense = ResidualDense(wide + text_dim, wide, 2 * channels, num_layers)
         self.joint = nn.Sequential(conv3(wide + text_dim, wide), BatchNorm(wide), nn.ReLU())
         self.residual = nn.Sequential(*(Residual(wide) for _ in range(2)))
-        found = [wide, *(channels * min(2**i, 8) for i in reversed(range(ups)))]
-        self.fine = nn.ModuleList(UpBlock(condition, a, b) for a, b in itertools.pairwise(found))
-        self.head = nn.Conv2d(found[-1], 3, 3, padding=1)
+        widths = [wide, *(channels * min(2**i, 8) for i in reversed(range(ups)))]
+        self.fine = nn.ModuleList(UpBlock(condition, a, b) for a, b in itertools.pairwise(widths))
+        self.head = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
-    def forward(self, noise: Float[Tensor, "b z"], text: Float[Tensor, "b t"]) -> Drawn:
+    def forward(self, noise: Float[Tensor, "b z"], text: Float[Tensor, "b t"]) -> GeneratorOutput:
         condition = torch.cat([noise, text], 1)
         x = self.stem(noise).unflatten(1, (-1, 4, 4))
         for block in self.coarse:
             x = block(x, condition)
-        tiled = text[:, :, None, None].expand(-1, -1, *x.shape[2:])
-        x = self.dense(torch.cat([x, tiled], 1))
-        x = self.residual(self.joint(torch.cat([x, tiled], 1)))
+        x = self.dense(with_text(x, text))
+        x = self.residual(self.joint(with_text(x, text)))
         for block in self.fine:
             x = block(x, condition)
         image = self.head(F.leaky_relu(x, 0.2))
-        return Drawn(torch.tanh(image) if self.tanh else image)
+        return GeneratorOutput(torch.tanh(image) if self.tanh else image)

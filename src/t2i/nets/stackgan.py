@@ -9,63 +9,14 @@ sigmoid.
 
 from __future__ import annotations
 
-import math
-from typing import Any, cast
-
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from t2i.checkpoint.registry import register
-from t2i.types import Drawn, Judged, Seen
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over all ranks, as often differentiable as one likes."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.contiguous().clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _Sum.apply(gradient)
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """BatchNorm over pictures (b, c, h, w) or vectors (b, c) whose statistics in training are the global batch's."""
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        if input.ndim not in (2, 4):
-            raise ValueError(f"x has {input.ndim} dimensions: (b, c) or (b, c, h, w) is needed")
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return super().forward(x)
-        self._check_input_dim(x)
-        dims = [d for d in range(x.ndim) if d != 1]
-        count = x.numel() // x.shape[1]
-        wide = x.float()
-        sums = _Sum.apply(torch.cat([wide.sum(dims), wide.square().sum(dims), wide.new_full((1,), count)]))
-        total = sums[-1].detach()
-        mean, square = (sums[:-1] / total).chunk(2)
-        var = square - mean.square()
-        with torch.no_grad():
-            cast(Tensor, self.num_batches_tracked).add_(1)
-            share = cast(float, self.momentum)
-            cast(Tensor, self.running_mean).lerp_(mean, share)
-            cast(Tensor, self.running_var).lerp_(var * total / (total - 1), share)
-        shape = [1, -1, *[1] * (x.ndim - 2)]
-        scale = self.weight * torch.rsqrt(var + self.eps)
-        return ((wide - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
-
-
-def conv3(in_channels: int, out_channels: int) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+from t2i.nets.gan_blocks import BatchNorm, Residual, conv3, count_doublings, with_text
+from t2i.types import DiscriminatorFeatures, DiscriminatorLogits, GeneratorOutput
 
 
 def up(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -74,22 +25,11 @@ def up(in_channels: int, out_channels: int) -> nn.Sequential:
     )
 
 
-class Residual(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.block = nn.Sequential(
-            conv3(channels, channels), BatchNorm(channels), nn.ReLU(), conv3(channels, channels), BatchNorm(channels)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.block(x))
-
-
 class Augmentation(nn.Module):
     """Conditioning augmentation: a caption as a Gaussian, from which the generator's condition is drawn (eq. 2).
 
-    `deviation`: of its first weights, 0.02 as all others' in the paper. Discriminators are told the Gaussian's mean,
-    which then is near 0; with 0.1 captions are heard from the start (docs/log.md).
+    `deviation`: of its first weights, 0.02 as all others' in the paper. Discriminators see the Gaussian's mean,
+    which then is near 0; with 0.1 captions matter from the start (docs/log.md).
     """
 
     def __init__(self, text_dim: int, condition_dim: int, deviation: float = 0.02) -> None:
@@ -105,7 +45,7 @@ class Augmentation(nn.Module):
         return mean, log_var
 
 
-def start(module: nn.Module) -> None:
+def init_weights(module: nn.Module) -> None:
     """Weights from N(0, 0.02), those of BatchNorm around 1, biases of linear maps 0."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.Linear):
@@ -118,14 +58,6 @@ def start(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, Augmentation) and part.deviation != 0.02:
             nn.init.normal_(part.linear.weight, 0.0, part.deviation)
-
-
-def power(name: str, value: int, smallest: int) -> int:
-    """How often 4 pixels double to `value`."""
-    times = round(math.log2(max(value, 1) / 4))
-    if value < smallest or 4 * 2**times != value:
-        raise ValueError(f"{name}={value}: allowed are powers of two from {smallest}")
-    return times
 
 
 @register("generator")
@@ -141,7 +73,7 @@ class StageOne(nn.Module):
         condition_dim: int = 128, tanh: bool = True, condition_start: float = 0.02,
     ) -> None:
         super().__init__()
-        ups = power("image_size", image_size, 8)
+        ups = count_doublings(image_size, 8)
         if noise_dim <= condition_dim:
             raise ValueError(f"noise_dim={noise_dim}: more than condition_dim={condition_dim} is needed, whose numbers"
                              " are among it")
@@ -154,9 +86,9 @@ class StageOne(nn.Module):
         self.stem = nn.Sequential(nn.Linear(noise_dim, wide * 4 * 4, bias=False), BatchNorm(wide * 4 * 4), nn.ReLU())
         self.ups = nn.ModuleList(up(wide // 2**i, wide // 2 ** (i + 1)) for i in range(ups))
         self.head = conv3(wide // 2**ups, 3)
-        start(self)
+        init_weights(self)
 
-    def forward(self, noise: Float[Tensor, "b z"], text: Float[Tensor, "b t"]) -> Drawn:
+    def forward(self, noise: Float[Tensor, "b z"], text: Float[Tensor, "b t"]) -> GeneratorOutput:
         mean, log_var = self.augmentation(text)
         own, around = noise.split([self.noise_dim - self.condition_dim, self.condition_dim], 1)
         condition = mean + around * (0.5 * log_var).exp()
@@ -164,7 +96,7 @@ class StageOne(nn.Module):
         for block in self.ups:
             x = block(x)
         image = self.head(x)
-        return Drawn(torch.tanh(image) if self.tanh else image, mean, log_var)
+        return GeneratorOutput(torch.tanh(image) if self.tanh else image, mean, log_var)
 
 
 @register("generator")
@@ -185,7 +117,7 @@ class StageTwo(nn.Module):
         num_res_blocks: int = 4, tanh: bool = True, condition_start: float = 0.02, skip: bool = False,
     ) -> None:
         super().__init__()
-        power("image_size", image_size, 32)
+        count_doublings(image_size, 32)
         if channels % 4:
             raise ValueError(f"channels={channels}: multiples of 4 are allowed")
         self.image_size, self.text_dim, self.condition_dim = image_size, text_dim, condition_dim
@@ -200,23 +132,22 @@ class StageTwo(nn.Module):
         self.residual = nn.Sequential(*(Residual(wide) for _ in range(num_res_blocks)))
         self.ups = nn.ModuleList(up(wide // 2**i, wide // 2 ** (i + 1)) for i in range(4))
         self.head = conv3(wide // 16, 3)
-        start(self)
+        init_weights(self)
 
-    def forward(self, coarse: Float[Tensor, "b 3 h w"], noise: Float[Tensor, "b c"], text: Tensor) -> Drawn:
+    def forward(self, coarse: Float[Tensor, "b 3 h w"], noise: Float[Tensor, "b c"], text: Tensor) -> GeneratorOutput:
         mean, log_var = self.augmentation(text)
         condition = mean + noise * (0.5 * log_var).exp()
         x = self.encoder(coarse)
-        tiled = condition[:, :, None, None].expand(-1, -1, *x.shape[2:])
-        x = self.residual(self.joint(torch.cat([x, tiled], 1)))
+        x = self.residual(self.joint(with_text(x, condition)))
         for block in self.ups:
             x = block(x)
         image = self.head(x)
         if self.skip:
             image = image + F.interpolate(coarse.to(image.dtype), scale_factor=4.0, mode="bilinear")
-        return Drawn(torch.tanh(image) if self.tanh else image, mean, log_var)
+        return GeneratorOutput(torch.tanh(image) if self.tanh else image, mean, log_var)
 
 
-def norm(channels: int, batch_norm: bool) -> nn.Module:
+def norm_of(channels: int, batch_norm: bool) -> nn.Module:
     return BatchNorm(channels) if batch_norm else nn.Identity()
 
 
@@ -227,14 +158,13 @@ class StackHead(nn.Module):
         super().__init__()
         self.joint: nn.Module = nn.Identity()
         if condition_dim:
-            self.joint = nn.Sequential(conv3(channels + condition_dim, channels), norm(channels, batch_norm),
+            self.joint = nn.Sequential(conv3(channels + condition_dim, channels), norm_of(channels, batch_norm),
                                        nn.LeakyReLU(0.2))
         self.last = nn.Conv2d(channels, 1, 4)
 
     def forward(self, deep: Tensor, condition: Tensor | None = None) -> Float[Tensor, " b"]:
         if condition is not None:
-            tiled = condition[:, :, None, None].expand(-1, -1, *deep.shape[2:])
-            deep = torch.cat([deep, tiled], 1)
+            deep = with_text(deep, condition)
         return self.last(self.joint(deep)).flatten()
 
 
@@ -246,7 +176,7 @@ class StackDiscriminator(nn.Module):
         image_size: a power of two from 8. Widths double with every halving; beyond 8 x `channels` 3x3 convolutions
             bring them down again, as at stage II.
         text_dim: of the condition, which for StackGAN is the mean of its conditioning augmentation.
-        unconditional: a second head that is not told the caption, as at stage II.
+        unconditional: a second head that does not see the caption, as at stage II.
         batch_norm: false leaves it out, and starts as torch does: real and drawn pictures are normalised apart, so that
             a ground of another colour is not seen where pictures are mostly ground (docs/log.md).
     """
@@ -257,25 +187,25 @@ class StackDiscriminator(nn.Module):
     ) -> None:
         super().__init__()
         self.image_size, self.text_dim = image_size, text_dim
-        downs = power("image_size", image_size, 8)
+        downs = count_doublings(image_size, 8)
         layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1, bias=False), nn.LeakyReLU(0.2)]
         width = channels
         for _ in range(downs - 1):
             layers += [nn.Conv2d(width, 2 * width, 4, stride=2, padding=1, bias=False),
-                       norm(2 * width, batch_norm), nn.LeakyReLU(0.2)]
+                       norm_of(2 * width, batch_norm), nn.LeakyReLU(0.2)]
             width *= 2
         while width > 8 * channels:
-            layers += [conv3(width, width // 2), norm(width // 2, batch_norm), nn.LeakyReLU(0.2)]
+            layers += [conv3(width, width // 2), norm_of(width // 2, batch_norm), nn.LeakyReLU(0.2)]
             width //= 2
         self.encoder = nn.Sequential(*layers)
         self.head = StackHead(width, text_dim, batch_norm)
         self.free_head = StackHead(width, 0, batch_norm) if unconditional else None
         if batch_norm:
-            start(self)
+            init_weights(self)
 
-    def features(self, image: Float[Tensor, "b 3 h w"]) -> Seen:
-        return Seen(self.encoder(image))
+    def features(self, image: Float[Tensor, "b 3 h w"]) -> DiscriminatorFeatures:
+        return DiscriminatorFeatures(self.encoder(image))
 
-    def judge(self, seen: Seen, text: Float[Tensor, "b c"]) -> Judged:
-        free = None if self.free_head is None else self.free_head(seen.deep)
-        return Judged(self.head(seen.deep, text), free)
+    def logits(self, features: DiscriminatorFeatures, text: Float[Tensor, "b c"]) -> DiscriminatorLogits:
+        unconditional = None if self.free_head is None else self.free_head(features.deep)
+        return DiscriminatorLogits(self.head(features.deep, text), unconditional)

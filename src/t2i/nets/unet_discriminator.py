@@ -1,9 +1,9 @@
 """The U-Net discriminator: one logit for a picture with its caption, and one for each of its pixels.
 
 Paper: A U-Net Based Discriminator for Generative Adversarial Networks, arXiv 2002.12655: the encoder is BigGAN's
-discriminator (arXiv 1809.11096), a mirrored decoder with skips judges the pixels. Deviations: instead of a projected
-class label the global logit is told the caption, by the head of DF-GAN (arXiv 2008.05865), here with biases and, as
-all convolutions, spectral normalisation; the pixels are not told it, since a wrong caption does not make a pixel
+discriminator (arXiv 1809.11096), a mirrored decoder with skips gives the pixels' logits. Deviations: instead of a
+projected class label the global logit sees the caption, by the head of DF-GAN (arXiv 2008.05865), here with biases
+and, as all convolutions, spectral normalisation; the pixels do not see it, since a wrong caption does not make a pixel
 fake; BigGAN's non-local block is left out; the width, 32 channels, is DF-GAN's.
 """
 
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from t2i.checkpoint.registry import register
-from t2i.types import Judged, Seen
+from t2i.nets.gan_blocks import count_doublings, with_text
+from t2i.types import DiscriminatorFeatures, DiscriminatorLogits
 
 _MULTIPLIERS = (1, 2, 4, 8, 8, 16)
 _BOTTLENECK = 4  # pixels a side
@@ -76,18 +77,11 @@ class UNetDiscriminator(nn.Module):
 
     def __init__(self, image_size: int, text_dim: int = 256, channels: int = 32, spectral: bool = True) -> None:
         super().__init__()
-        faults = []
-        if image_size < 16 or image_size & (image_size - 1):
-            faults.append(f"image_size={image_size}: a power of two, at least 16, is needed")
-        if text_dim < 1:
-            faults.append(f"text_dim={text_dim}: at least 1 is needed")
-        if channels < 1:
-            faults.append(f"channels={channels}: at least 1 is needed")
-        if faults:
+        levels = count_doublings(image_size, 16)
+        sizes = {"text_dim": text_dim, "channels": channels}
+        if faults := [f"{name}={value}: at least 1 is needed" for name, value in sizes.items() if value < 1]:
             raise ValueError("; ".join(faults))
-        self.image_size = image_size
-        self.text_dim = text_dim
-        levels = (image_size // _BOTTLENECK).bit_length() - 1
+        self.image_size, self.text_dim = image_size, text_dim
         widths = [channels * m for m in (_MULTIPLIERS + _MULTIPLIERS[-1:] * levels)[:levels]]
         self.down = nn.ModuleList(
             _Down(a, b, spectral, first=i == 0) for i, (a, b) in enumerate(zip([3, *widths[:-1]], widths, strict=True))
@@ -101,10 +95,8 @@ class UNetDiscriminator(nn.Module):
         self.joint = _conv(widths[-1] + text_dim, 2 * channels, 3, spectral)
         self.head = _conv(2 * channels, 1, _BOTTLENECK, spectral, padding=0)
 
-    def features(self, image: Float[Tensor, "b 3 h w"]) -> Seen:
-        """What there is to say of pictures (b, 3, image_size, image_size) without a caption, the logit of every pixel
-        included.
-        """
+    def features(self, image: Float[Tensor, "b 3 h w"]) -> DiscriminatorFeatures:
+        """Of pictures (b, 3, image_size, image_size), with the logit of every pixel."""
         if image.shape[1:] != (3, self.image_size, self.image_size):
             raise ValueError(
                 f"image of shape {tuple(image.shape)}: (b, 3, {self.image_size}, {self.image_size}) is needed, "
@@ -119,15 +111,14 @@ class UNetDiscriminator(nn.Module):
             h = up(h)
             if skips:
                 h = torch.cat([h, skips.pop()], 1)
-        return Seen(deep=deep, pixels=self.pixel_head(F.relu(h)))
+        return DiscriminatorFeatures(deep=deep, pixels=self.pixel_head(F.relu(h)))
 
-    def judge(self, seen: Seen, text: Float[Tensor, "b t"]) -> Judged:
+    def logits(self, features: DiscriminatorFeatures, text: Float[Tensor, "b t"]) -> DiscriminatorLogits:
         """The logit of each picture with its caption; those of the pixels are handed on."""
-        if text.shape != (len(seen.deep), self.text_dim):
+        if text.shape != (len(features.deep), self.text_dim):
             raise ValueError(
-                f"text of shape {tuple(text.shape)}: ({len(seen.deep)}, {self.text_dim}) is needed, "
+                f"text of shape {tuple(text.shape)}: ({len(features.deep)}, {self.text_dim}) is needed, "
                 "one caption of text_dim numbers a picture"
             )
-        tiled = text[:, :, None, None].expand(-1, -1, _BOTTLENECK, _BOTTLENECK)  # (b, t, 4, 4)
-        h = F.leaky_relu(self.joint(torch.cat([seen.deep, tiled], 1)), 0.2)
-        return Judged(matched=self.head(h).flatten(), pixels=seen.pixels)
+        h = F.leaky_relu(self.joint(with_text(features.deep, text)), 0.2)
+        return DiscriminatorLogits(conditional=self.head(h).flatten(), pixels=features.pixels)

@@ -1,8 +1,8 @@
 """Product quantisation: the latent's channels are cut into parts, and each part has a quantiser of its own.
 
 Paper: Jégou, Douze and Schmid 2011, Product Quantization for Nearest Neighbor Search, doi 10.1109/TPAMI.2010.57. A
-place has one code a part; together they are one number, the first part's digit the most significant (`types.digits`),
-so that what handles codes need not know of parts, and what should (a prior) reads `factors`.
+place has one code a part; together they are one number, the first part the most significant (`types.ravel_index`), so
+that what handles codes need not know of parts, and what should (a prior) reads `factors`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from t2i.checkpoint.registry import register
 from t2i.quantizers.nearest import check_ids, refused
-from t2i.types import Quantized, Quantizer, digits, number_of
+from t2i.types import Quantized, Quantizer, ravel_index, unravel_index
 
 
 @register("quantizer")
@@ -49,10 +49,10 @@ class Product(nn.Module):
         if self.training:
             z = z + refused(z)  # what is not finite in one part moves none
         found = {name: part(x) for (name, part), x in zip(self.parts.items(), self.cut(z), strict=True)}
-        each = torch.cat([digits(q.ids, self.parts[name].factors) for name, q in found.items()], -1)
+        each = torch.cat([unravel_index(q.ids, self.parts[name].factors) for name, q in found.items()], -1)
         return Quantized(
             z_q=torch.cat([q.z_q for q in found.values()], 1),
-            ids=number_of(each, self.factors),
+            ids=ravel_index(each, self.factors),
             loss=torch.stack([q.loss for q in found.values()]).sum(),
             metrics={f"{name}/{key}": value for name, q in found.items() for key, value in q.metrics.items()},
         )
@@ -65,10 +65,10 @@ class Product(nn.Module):
 
     def decode_ids(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
         check_ids(ids, self.codebook_size)
-        each, found = digits(ids, self.factors), []
+        each, found = unravel_index(ids, self.factors), []
         for part in self.parts.values():
             mine, each = each[..., : len(part.factors)], each[..., len(part.factors) :]
-            found.append(part.decode_ids(number_of(mine, part.factors)))
+            found.append(part.decode_ids(ravel_index(mine, part.factors)))
         return torch.cat(found, 1)
 
     def codebooks(self) -> list[Float[Tensor, "k d"]]:

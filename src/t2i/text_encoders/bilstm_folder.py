@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from t2i.checkpoint.json_file import read_json
+from t2i.checkpoint.plain_files import read_json
 from t2i.config.messages import shown
 from t2i.text_encoders.folders import replacing
 from t2i.text_encoders.limited_warnings import LimitedWarnings

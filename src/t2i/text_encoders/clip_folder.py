@@ -26,8 +26,9 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from t2i.checkpoint import file_checks
-from t2i.checkpoint.json_file import read_json
-from t2i.checkpoint.safe_building import outlined, said
+from t2i.checkpoint.building import on_meta_device
+from t2i.checkpoint.file_checks import quoted
+from t2i.checkpoint.plain_files import read_json
 from t2i.config.messages import shown
 from t2i.text_encoders.folders import replacing
 from t2i.text_encoders.limited_warnings import LimitedWarnings
@@ -109,7 +110,7 @@ def _check_normalizers(node: Any, key: str = "") -> None:
     """ValueError where a tokenizer.json would make long texts out of short ones."""
     if isinstance(node, dict) and key == "normalizer":
         if node.get("type") not in NORMALIZERS:
-            raise ValueError(f"normalizer {said(node.get('type'))}; {', '.join(NORMALIZERS)} are taken")
+            raise ValueError(f"normalizer {quoted(node.get('type'))}; {', '.join(NORMALIZERS)} are taken")
         if node.get("type") == "Replace" and len(str(node.get("content", ""))) > 1:
             raise ValueError("a normalizer that replaces by more than one letter")
         for inner in node.get("normalizers") or []:
@@ -170,11 +171,11 @@ def _check_folder(folder: Path) -> None:
         raise ValueError("it has no config.json, as a Hugging Face folder of a CLIP has")
     held = read_json(folder / "config.json")
     if not isinstance(held, dict) or held.get("model_type") != "clip":
-        what = said(held.get("model_type")) if isinstance(held, dict) else f"a {type(held).__name__}"
+        what = quoted(held.get("model_type")) if isinstance(held, dict) else f"a {type(held).__name__}"
         raise ValueError(f"its config.json is of a model of type {what}; 'clip' is wanted")
     refuse_code(held, "its config.json")
     shapes = _shapes(folder)
-    with outlined(len(shapes)):
+    with on_meta_device(len(shapes)):
         try:
             own = CLIPModel(CLIPConfig(**held)).state_dict()
         except Exception as error:  # a config can make transformers fail in every way there is
@@ -200,7 +201,7 @@ def refuse_code(held: dict[str, Any], source: Any) -> None:
         name = key.lstrip("_")
         if ((key == "quantization_config" and value is not None)
                 or (name.startswith("attn_implementation") and value not in (None, "eager", "sdpa"))):
-            raise ValueError(f"{source} asks for {key}={said(value)}, which would be fetched and run")
+            raise ValueError(f"{source} asks for {key}={quoted(value)}, which would be fetched and run")
         if isinstance(value, dict):
             refuse_code(value, source)
 

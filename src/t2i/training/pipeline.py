@@ -7,16 +7,18 @@ the hash of the checkpoint that they scored.
 from __future__ import annotations
 
 import json
+import resource
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from t2i.checkpoint import atomic, file_format
-from t2i.checkpoint.json_file import read_table
+from t2i.checkpoint.plain_files import read_table
 from t2i.config import quiet
 from t2i.config.compose import Stage, compose
-from t2i.evaluation import evaluate
+from t2i.evaluation import composition, evaluate
 from t2i.training import train
 from t2i.viz.progress import clock
 
@@ -35,7 +37,7 @@ def evaluated(settings: dict[str, Any], ckpt: Path, out: Path) -> dict[str, Any]
         held = read_table(found, protocol=dict, scores=dict)
         if held["protocol"].get("hash") == file_format.file_hash(ckpt) and held.get("settings") == settings:
             print("already there:")
-            print(evaluate.table(held["scores"]["composition"]))
+            print(composition.table(held["scores"]["composition"]))
             return held
     started = time.monotonic()
     result = evaluate.run(compose(overrides, "evaluate"))
@@ -51,6 +53,12 @@ def word(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(word(item) for item in value) + "]"
     return str(value)
+
+
+def peak_memory() -> float:
+    """The process's largest resident size so far, in GB."""
+    unit = 1024 if sys.platform == "linux" else 1
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
@@ -85,8 +93,9 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
     if config["comparison"] is not None:
         heading("Comparison")
         since = time.monotonic()
-        compared = compare_stages.run(config["comparison"], done[: len(stages)], folder, config["seed"])
-        grids.insert(0, ("Captions in rows, models in columns", folder / "comparison.png"))
+        compared = compare_stages.run(config["comparison"], done[: len(stages)], folder, config["seed"],
+                                      config["paths"])
+        grids.insert(0, ("Models in rows, captions in columns", folder / "comparison.png"))
         done.append({"name": "comparison", "run_dir": str(folder), "seconds": round(time.monotonic() - since, 1)})
     last = f"{done[len(stages) - 1]['run_dir']}/last.ckpt"
     prompt = "two red circles above a blue square" if settings is not None else "a caption of your own"
@@ -101,7 +110,7 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
         runs = {stage["name"]: stage["run_dir"] for stage in done}
         commands = [f'python sample.py ckpt={runs[stage]}/last.ckpt prompt="two red circles above a blue square" n=8'
                     for stage in config["comparison"]["models"].values()]
-    memory = train.peak_memory()
+    memory = peak_memory()
     total = time.monotonic() - started
     notes.append(f"This command took {clock(total)} min and {memory:.1f} GB of memory at most.")
     shown = compare_stages.scores(compared) if scores is None and compared is not None else scores

@@ -21,7 +21,6 @@ from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from t2i.checkpoint import file_format
-from t2i.training.callbacks.checkpointing import Checkpoints
 
 
 class Launcher(_SubprocessScriptLauncher):
@@ -51,7 +50,7 @@ class Launcher(_SubprocessScriptLauncher):
             told = self.lost()
             if told is not None and not done.wait(self.patience):
                 if self.speaks:
-                    print(f"error: {told} {Checkpoints.of(trainer).way_on()}", file=sys.stderr, flush=True)
+                    print(f"error: {told} {trainer.checkpoint_callback.way_on()}", file=sys.stderr, flush=True)
                 self.end(0)
                 os._exit(2)
 
@@ -154,16 +153,8 @@ def strategy(config: dict[str, Any], model: Any) -> Any:
         faults.append("model.optimizer=muon needs whole matrices: model.optimizer=adamw is allowed")
     if config["callbacks"]["ema"] is not None:
         faults.append("callbacks.ema averages whole weights: callbacks.ema=null is allowed")
-    if config["trainer"]["accumulate"] > 1:
-        faults.append("trainer.accumulate: 1 is allowed")
+    if config["trainer"]["accumulate_grad_batches"] > 1:
+        faults.append("trainer.accumulate_grad_batches: 1 is allowed")
     if faults:
         raise ValueError("trainer.strategy=fsdp does not go with this run:\n  " + "\n  ".join(faults))
     return Sharded()
-
-
-
-
-
-
-
-

@@ -74,7 +74,7 @@ def _thinned(steps: Sequence[int], values: Sequence[float]) -> tuple[list[float]
     return [sum(steps[p]) / len(steps[p]) for p in parts], [sum(values[p]) / len(values[p]) for p in parts]
 
 
-# What scores while training cost (`watch.py`): in metrics.csv, but no curve to look at.
+# What scores while training cost: in metrics.csv, but no curve to look at.
 COSTS = ("val/score_n", "val/score_seconds", "val/score_share")
 
 
@@ -146,8 +146,8 @@ def sheet(panels: Mapping[str, Sequence[Line]], across: int = 3, width: float = 
     return held.getvalue()
 
 
-def _written(panels: Mapping[str, Sequence[Line]], path: Path) -> Path | None:
-    from t2i.viz.grids import write_bytes
+def _save(panels: Mapping[str, Sequence[Line]], path: Path) -> Path | None:
+    from t2i.checkpoint.atomic import write_bytes
 
     return write_bytes(path, sheet(panels)) if panels else None
 
@@ -166,15 +166,12 @@ def _panels(series: Series, groups: Mapping[str, Sequence[str]]) -> dict[str, li
 def plot_losses(metrics_csv: Path, out_png: Path, groups: dict[str, list[str]] | None = None) -> Path | None:
     """What is neither of the codebook nor a score, one panel a group (title -> columns); None where there is nothing.
 
-    By default a panel holds what differs only in `train/` and `val/`; `groups` may name any column. The axis is
-    logarithmic where every value is positive and the largest at least twenty times the smallest.
+    By default a panel holds what differs only in `train/` and `val/`; `groups` may name any column.
     """
     series = read_metrics(metrics_csv)
-    if groups is not None:
-        unknown = sorted({name for names in groups.values() for name in names} - set(series))
-        if unknown:
-            raise ValueError(f"{metrics_csv} has no columns {', '.join(unknown)}; it has {', '.join(sorted(series))}")
-    return _written(_panels(series, by_metric(shares(list(series))[0]) if groups is None else groups), out_png)
+    if unknown := sorted({name for names in (groups or {}).values() for name in names} - set(series)):
+        raise ValueError(f"{metrics_csv} has no columns {', '.join(unknown)}; it has {', '.join(sorted(series))}")
+    return _save(_panels(series, by_metric(shares(list(series))[0]) if groups is None else groups), out_png)
 
 
 def plot_codebook(metrics_csv: Path, out_png: Path) -> Path | None:
@@ -189,7 +186,7 @@ def plot_codebook(metrics_csv: Path, out_png: Path) -> Path | None:
         label = split if factor is None else f"factor {factor}, {split}"
         title = {"usage": "codebook usage (share of the codes)", "perplexity": "codebook perplexity"}[what]
         panels.setdefault(title, []).append(Line(label, *series[name], int(factor or 1) - 1, int(split == "train")))
-    return _written(dict(sorted(panels.items(), reverse=True)), out_png)
+    return _save(dict(sorted(panels.items(), reverse=True)), out_png)
 
 
 def plot_scores(metrics_csv: Path, out_png: Path) -> Path | None:
@@ -202,7 +199,7 @@ def plot_scores(metrics_csv: Path, out_png: Path) -> Path | None:
         lines = [Line(name.removeprefix("val/composition_"), *series[name], k, k // len(COLOURS))
                  for k, name in enumerate(composed)]
         panels = {"composition (share of pictures that are right)": lines, **panels}
-    return _written(panels, out_png)
+    return _save(panels, out_png)
 
 
 def plot_run(run_dir: Path, groups: dict[str, list[str]] | None = None) -> list[Path]:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from t2i.types import Tokenizer, digits
+from t2i.types import Tokenizer, unravel_index
 
 START = 0.1  # standard deviation of a new picture's pixels around grey
 ROWS = 1024  # latents compared with a codebook at once
@@ -187,7 +187,7 @@ class LatentParameters(ParametersBase):
             raise ValueError(f"ids {tuple(ids.shape)}: there are {rows} x {columns} codes, (1, {rows * columns})")
         if int(ids.min()) < 0 or int(ids.max()) >= size:
             raise ValueError(f"ids from {int(ids.min())} to {int(ids.max())}: this tokenizer's are 0..{size - 1}")
-        self._set(digits(ids.to(self.z.device).view(1, rows, columns), self._frozen[0].factors))
+        self._set(unravel_index(ids.to(self.z.device).view(1, rows, columns), self._frozen[0].factors))
 
     @torch.no_grad()
     def _set(self, each: Int[Tensor, "1 gh gw f"]) -> None:

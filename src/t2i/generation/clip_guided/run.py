@@ -12,7 +12,6 @@ import dataclasses
 import json
 import shutil
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from t2i.checkpoint import building, file_format, registry, renames, safetensors_io
-from t2i.checkpoint.json_file import read_table
+from t2i.checkpoint.plain_files import read_table
 from t2i.config.check import check_node, check_values
 from t2i.config.messages import shown
 from t2i.convert.tensors import read_tensors
@@ -36,8 +35,7 @@ from t2i.generation.output_folder import OutputFolder
 from t2i.generation.text_to_image import OPTIONS, device_of, options_of, picture_seed, read_prompts, slug
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.viz import grids
-from t2i.viz.animation import film
-from t2i.viz.progress import Line, brief, clock, drawn
+from t2i.viz.progress import Bar, brief
 
 GRID_LIMIT = 16  # columns of grid.png
 OTHERS = 8  # captions that a picture is compared with beside its own
@@ -79,7 +77,7 @@ def replayed(cfg: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{source} opens {shown(', '.join(strange), 400)}; a file's word opens nothing, if it is meant"
                          f" trust=[{shown(','.join(strange), 400)}] says so, or a folder above")
     for file, before in known.items():
-        if not safetensors_io.located(file).is_file():
+        if not safetensors_io.weights_file(file).is_file():
             raise ValueError(f"{source} drew with {shown(file)}, which is gone")
         if (now := file_format.file_hash(Path(file).expanduser())) != before:
             raise ValueError(f"{source} drew with another {shown(file)}: its hash was {shown(before)} and is {now} now")
@@ -136,10 +134,10 @@ class ClipGuidedRun:
     """One picture from its start to its end, written into the folder as it goes, under `name`."""
 
     def __init__(
-        self, generator: ClipGuidedGenerator, text: str, seed: int, folder: OutputFolder, name: str, line: Line
+        self, generator: ClipGuidedGenerator, text: str, seed: int, folder: OutputFolder, name: str
     ) -> None:
         self.generator, self.text, self.seed, self.folder, self.name = generator, text, seed, folder, name
-        self.line, self.drawing = line, generator.begin(text, seed)
+        self.drawing = generator.begin(text, seed)
         self.frames: list[np.ndarray] = []
         self.similarity = [self.drawing.similarity()]
         self.losses: list[float] = []
@@ -154,20 +152,17 @@ class ClipGuidedRun:
 
     def run(self) -> None:
         """All iterations; what there is stays when it is stopped in between."""
-        s, drawing, started = self.generator.settings, self.drawing, time.monotonic()
+        s, drawing, details = self.generator.settings, self.drawing, ""
         self.frame()
         try:
-            while drawing.step < s.steps and not drawing.finished:
-                loss, similarity = drawing.update()
-                self.losses.append(loss)
-                if drawing.step % s.show_step == 0:
-                    self.frame()
-                if self.line.due() or drawing.step == s.steps:
-                    seconds = max(1e-9, time.monotonic() - started)
-                    left = clock((s.steps - drawing.step) * seconds / drawing.step)
-                    self.line.show(f"{drawn(self.name[:40], drawing.step, s.steps, self.line.terminal)}"
-                                   f"  loss {brief(loss)}  similarity {similarity:.3f}"
-                                   f"  {brief(drawing.step / seconds)} it/s  {left} left")
+            with Bar(self.name[:40], s.steps, details=lambda: details) as bar:
+                while drawing.step < s.steps and not drawing.finished:
+                    loss, similarity = drawing.update()
+                    details = f"loss {brief(loss)}  similarity {similarity:.3f}"
+                    self.losses.append(loss)
+                    if drawing.step % s.show_step == 0:
+                        self.frame()
+                    bar.update()
         finally:
             if drawing.step % s.show_step:
                 self.frame()
@@ -182,7 +177,7 @@ class ClipGuidedRun:
                       "iterations": self.drawing.step, "similarity": [round(value, 5) for value in self.similarity],
                       "loss": [round(value, 5) for value in losses]}
         self.folder.entries.append(self.entry)
-        film(self.frames, path, generator.settings.film)
+        grids.save_animation(self.frames, path, generator.settings.film)
         notes = {"text": self.text, "shape": (generator.height, generator.width),
                  NAME: dataclasses.asdict(generator.settings)}
         # One entry: of several, safetensors writes another one first each time.
@@ -256,7 +251,7 @@ def run(cfg: dict[str, Any]) -> dict[str, Any]:
                          f" {cfg['hashes']['guides']} then, {hashes['guides']} now")
     request = {"prompts": texts, "config": {key: value for key, value in cfg.items() if key not in PLACES},
                "checkpoint": cfg["ckpt"], "hashes": hashes}
-    line, n = Line(), 1 if cfg["n"] is None else cfg["n"]
+    n = 1 if cfg["n"] is None else cfg["n"]
     columns: list[tuple[list[np.ndarray], str]] = []
     captions = [text for text in texts for _ in range(n * len(generators))]
     with OutputFolder(cfg["out"], request, captions, lambda: grid(columns, settings)) as folder:
@@ -265,11 +260,10 @@ def run(cfg: dict[str, Any]) -> dict[str, Any]:
                 columns.append(([], text))
                 for k, generator in enumerate(generators):
                     name = f"{j:03}-{slug(text)}-{i}" + ("-versus" if k else "")
-                    one = ClipGuidedRun(generator, text, picture_seed(cfg["seed"], j, i), folder, name, line)
+                    one = ClipGuidedRun(generator, text, picture_seed(cfg["seed"], j, i), folder, name)
                     try:
                         one.run()
                     finally:
-                        line.end()
                         columns[-1][0].extend(one.frames[-1:] if k else one.frames[:1] + one.frames[-1:])
                     one.compare(scorer, texts)
                     print(one.report())

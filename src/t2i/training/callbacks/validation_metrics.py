@@ -12,7 +12,7 @@ import torch
 
 from t2i.data.scenes import TASKS
 from t2i.data.shapes import prompts
-from t2i.evaluation.composition import draw
+from t2i.evaluation.generated_images import draw
 from t2i.metrics.composition import composition_score
 from t2i.metrics.reconstruction import CodebookUsage, psnr, ssim
 
@@ -111,9 +111,8 @@ class Gap(pl.Callback):
 
 
 class Composition(pl.Callback):
-    """Composition score of samples at validation, `n_per_task` pictures a task: a rough curve, not the evaluation."""
-
-    now_and_then = "val/composition_"  # what is not measured in each validation
+    """Composition score of samples at the first of every so many validations, `n_per_task` pictures a task: a rough
+    curve, not the evaluation."""
 
     def __init__(self, n_per_task: int = 8, guidance: float = 3.0, every_n_validations: int = 1) -> None:
         if n_per_task < 1:
@@ -129,9 +128,9 @@ class Composition(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
         self.seen += 1
-        if self.seen % self.every:
+        if (self.seen - 1) % self.every:
             return
         options = {"guidance": self.guidance} if "guidance" in module.options else {}
-        pictures = draw(module, [caption.text for caption in self.captions], 1, options)
-        scores = composition_score(pictures.numpy(), self.captions)
+        drawn = draw(module, [caption.text for caption in self.captions], 1, options)
+        scores = composition_score(torch.cat([pictures for _, pictures in drawn]).numpy(), self.captions)
         module.log_dict({f"val/composition_{name}": value for name, value in scores.items()}, sync_dist=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from t2i.checkpoint.json_file import read_json
+from t2i.checkpoint.plain_files import read_json
 from t2i.generation.clip_guided.clip_models.base import FrozenClip, Precision
 from t2i.text_encoders.clip_folder import image_normalisation, image_size, load_clip
 

@@ -20,8 +20,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from t2i.checkpoint import safe_building
-from t2i.checkpoint.json_file import read_json
+from t2i.checkpoint import building
+from t2i.checkpoint.plain_files import read_json
 from t2i.convert.tensors import state_dict_of
 from t2i.generation.clip_guided.clip_models.base import FrozenClip, Precision
 from t2i.text_encoders.clip_folder import MEAN, STD
@@ -55,7 +55,7 @@ class OpenCLIP(FrozenClip):
         mean, std = _normalisation(library, model, path, bool(config.get("quick_gelu", False)))
         with _quiet():
             self.model: Any = library.create_model(model, pretrained=None, pretrained_text=False)
-        safe_building.load_weights(self.model, _weights(path, self.model), path)
+        building.load_weights(self.model, _weights(path, self.model), path)
         size = self.model.visual.image_size
         sides = {size} if isinstance(size, int) else set(size)
         if len(sides) != 1:

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
 
-from t2i.checkpoint.json_file import read_json
-from t2i.checkpoint.safe_building import bounded, load_weights
+from t2i.checkpoint.building import build_to_fit, load_weights
+from t2i.checkpoint.plain_files import read_json
 from t2i.config.messages import shown
 from t2i.convert.tensors import state_dict_of
 from t2i.text_encoders.clip_folder import WEIGHTS, quietly, refuse_code
@@ -123,7 +123,7 @@ def _tower(folder: Path) -> DistilBertModel:
     refuse_code(numbers, folder / "config.json")
     weights, file = _state(folder, "distilbert.")
     with quietly():
-        tower = bounded(lambda: DistilBertModel(DistilBertConfig(**numbers)), weights, file, "config.json")
+        tower = build_to_fit(lambda: DistilBertModel(DistilBertConfig(**numbers)), weights, file, "config.json")
     load_weights(tower, weights, file)
     return tower
 
