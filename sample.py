@@ -13,7 +13,7 @@ from t2i.cli import app
 
 
 def run(config: dict[str, Any], overrides: list[str]) -> Any:
-    if "guide" in config:
+    if "clip_guided" in config:
         from t2i.generation.clip_guided import run as clip_guided_run
 
         return clip_guided_run.run(config)

@@ -115,8 +115,8 @@ def judges(made: Path) -> Iterator[Attack]:
                                 f"out={folder / 'd'}", f"paths.cache={folder / 'cache'}", "n=4"]
 
         def guided(folder: Path, change: Any = change) -> Line:
-            return "sample", ["guide=clip", f"guide.clips={clip(folder, change)}", "prompt=x", "guide.canvas=pixels",
-                              f"out={folder / 'd'}", "guide.total_iter=1"]
+            return "sample", ["method=clip_guided", f"clip_guided.clips={clip(folder, change)}", "prompt=x",
+                              "clip_guided.canvas=pixels", f"out={folder / 'd'}", "clip_guided.steps=1"]
 
         yield Attack(f"sample: a scorer with {what}", scored)
         yield Attack(f"evaluate: a judge with {what}", judged)

@@ -54,7 +54,7 @@ def draw(
         while at < len(todo):
             some = todo[at : at + batch]
             try:
-                with torch.set_grad_enabled(hasattr(model, "guides")):  # guided drawing goes by gradients
+                with torch.set_grad_enabled(hasattr(model, "clip_models")):  # guided drawing goes by gradients
                     images = model.sample([text[i] for i in some], seeds=[derive_seed(seed, purpose, i) for i in some],
                                           **options)
             except torch.OutOfMemoryError:
