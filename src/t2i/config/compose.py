@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from t2i.config.check import check, near, unknown_key
+from t2i.config.limits import RENAMED
 
 ROOT = Path(__file__).resolve().parents[3]
 CONF = ROOT / "conf"
@@ -143,7 +144,8 @@ def quoted(overrides: Sequence[str]) -> list[str]:
         key, equals, value = override.partition("=")
         if key == "experiment":  # as in other Hydra projects
             key = "experiments"
-        bare = key.lstrip("+")
+        bare = key.lstrip("+~")
+        key = key.replace(bare, RENAMED.get(bare, bare))
         if bare == "name" and equals and value in ("", "null"):
             continue
         path = is_path(bare)
