@@ -71,7 +71,7 @@ class Ended:
 
 
 def command(door: str, words: Sequence[str]) -> Callable[[], object]:
-    """A door as a user calls it: train, sample, evaluate, prepare, compare or interop, with its words."""
+    """A door as a user calls it: train, sample, evaluate, prepare, compare or t2i, with its words."""
 
     def call() -> object:
         sys.argv = [door, *words]

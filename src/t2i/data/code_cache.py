@@ -45,17 +45,12 @@ def header(tokenizer: Any, data: dict[str, Any], split: str, size: int, views: i
 def build(folder: Path, dataset: Any, tokenizer: Tokenizer, head: cache.Header, batch_size: int = 128,
           progress: cache.Progress | None = None) -> Path:
     """Encodes every picture of `dataset` into `folder`; a fitting cache is left as it is, another one refused."""
-
-    def fill(part: Path) -> cache.Header:
-        encode(part, dataset, tokenizer, head["views"], batch_size, progress)
-        return {}
-
-    cache.build(folder, head, fill, WHAT)
+    cache.build(folder, head, lambda part: encode(part, dataset, tokenizer, head["views"], batch_size, progress), WHAT)
     return folder
 
 
 def encode(part: Path, dataset: Any, tokenizer: Tokenizer, views: int, batch_size: int,
-           progress: cache.Progress | None) -> None:
+           progress: cache.Progress | None) -> cache.Header:
     """Pictures in order, all views of one together. `rows.jsonl` says how far an earlier call came: its lines are
     written after their codes."""
     rows, columns = tokenizer.grid
@@ -79,6 +74,7 @@ def encode(part: Path, dataset: Any, tokenizer: Tokenizer, views: int, batch_siz
             if progress is not None:
                 progress(stop, len(dataset))
     JsonLines.index(part / "rows.jsonl")
+    return {}
 
 
 class CodeCache(Dataset):
