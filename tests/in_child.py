@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests import tiny
 
 from t2i.checkpoint import file_format
 from t2i.cli.app import is_for_people, message
 from t2i.config.compose import compose
+from tests import tiny
 
 SETTINGS = [*tiny.VQGAN, "model.discriminator_start=0.25", "data.image_size=32", "data.size=40", "data.val_size=16",
             "data.batch_size=8", *tiny.TRAINER, *tiny.QUIET, "trainer.val_every_steps=2", "trainer.limit_val_batches=2",
