@@ -17,8 +17,8 @@ from t2i.data import code_cache, packed
 from t2i.data.data_module import DataModule
 from t2i.data.decode import decode_image
 from t2i.data.folder import Folder
-from t2i.data.lines import Lines
-from t2i.data.seeds import number
+from t2i.data.rows import JsonLines
+from t2i.data.seeds import derive_seed
 
 
 def photographs(folder: Path, count: int, size: tuple[int, int] = (640, 480)) -> None:
@@ -46,14 +46,14 @@ def plain(data: bytes, side: int) -> torch.Tensor:
 def waiting(folder: Path, quick: bool, step: Callable[[Any], object], count: int) -> tuple[float, float]:
     """Seconds in all and seconds spent on waiting for the batch, of training steps fed from a code cache."""
     size = 128 if quick else 20000
-    rows = Lines.of({"key": f"{i}", "captions": [f"caption {k} of {i}" for k in range(5)]} for i in range(size))
+    rows = JsonLines.of({"key": f"{i}", "captions": [f"caption {k} of {i}" for k in range(5)]} for i in range(size))
     head = {"views": 2}
     part = folder / "codes"
     part.mkdir()
     np.save(part / "codes.npy", np.random.default_rng(0).integers(0, 1024, (size, 2, count), np.uint16))
     rows.save(part / "rows.jsonl")
     (part / "header.json").write_text('{"views": 2}')
-    held = code_cache.PickedCodes(code_cache.Codes(part, head), lambda *what: number(0, *what))
+    held = code_cache.CodeDataset(code_cache.CodeCache(part, head), lambda *what: derive_seed(0, *what))
     loader = DataModule(held, held, 32, collate=code_cache.collate).train_dataloader()
     every = iter(loader)
     for _ in range(2):

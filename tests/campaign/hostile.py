@@ -67,7 +67,7 @@ DOORS = {"prior": ("sample", "evaluate", "compare", "inspect"), "dfgan": ("sampl
 
 def located(path: str) -> dict[str, Any]:
     """A Path, out of a file of plain values."""
-    return {"_target_": "t2i.checkpoint.safetensors_io.located", "path": path}
+    return {"_target_": "t2i.checkpoint.safetensors_io.weights_file", "path": path}
 
 
 def payloads() -> dict[str, Any]:
@@ -82,7 +82,7 @@ def payloads() -> dict[str, Any]:
         "a Python file (command.module)": {"_target_": "t2i.cli.app.module", "run": door, "words": []},
         "a file written (write_text)": {"_target_": "t2i.checkpoint.atomic.write_text", "path": PATH, "text": "x"},
         "a file written (save_atomic)": {"_target_": "t2i.checkpoint.atomic.save_atomic", "held": {}, "path": PATH},
-        "a folder moved (open_run)": {"_target_": "t2i.training.train.open_run", "run_dir": located(VICTIM),
+        "a folder moved (open_run)": {"_target_": "t2i.training.resume.open_run", "run_dir": located(VICTIM),
                                       "config": {"resume": "never"}},
         "a folder deleted (cache.make)": {"_target_": "t2i.data.cache.make", "folder": located(VICTIM),
                                           "wanted": {"a": 1}, "what": "x", "fill": door},
@@ -104,7 +104,7 @@ def payloads() -> dict[str, Any]:
                                           "name": "t2i.training.train.run"},
         "pictures read (Folder)": {"_target_": "t2i.data.folder.Folder", "root": VICTIM, "split": "train",
                                    "image_size": 16},
-        "a log written (MetricsCSV)": {"_target_": "t2i.training.loggers.MetricsCSV", "run_dir": PATH},
+        "a log written (CSVLogger)": {"_target_": "t2i.training.loggers.CSVLogger", "run_dir": PATH},
         "a picture written (pictures.save)": {"_target_": "t2i.viz.grids.write_bytes", "path": located(PATH),
                                               "content": "x"},
         "an installation (guided_drawing)": {"_target_": "t2i.generation.clip_guided.run.run", "cfg": {"out": PATH}},

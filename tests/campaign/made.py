@@ -20,7 +20,7 @@ CLIP = ["model=clip", "model.patch_size=8", "model.width=16", "model.num_layers=
         "model.text_width=16", "model.text_layers=1", "model.text_heads=2", "model.embed_dim=8",
         "model.vocab_size=300"]
 PRIOR = ["model=prior", "model.width=16", "model.num_layers=1", "model.num_heads=2", "model.dropout=0.1",
-         "callbacks.ema={_target_: t2i.training.callbacks.visuals.EMA, modules: [gpt], decay: 0.9}"]
+         "callbacks.ema={_target_: t2i.training.callbacks.ema.EMA, modules: [gpt], decay: 0.9}"]
 DFGAN = ["model=dfgan", "model.generator.channels=2", "model.discriminator.channels=2", "model.text_dim=8",
          "callbacks=gan", "callbacks.plots=null", "callbacks.pictures=null", "trainer.monitor=null"]
 STACKGAN1 = ["model=stackgan1", "model.generator.channels=4", "model.discriminator.channels=4",

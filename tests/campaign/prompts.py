@@ -31,13 +31,14 @@ if __name__ == "__main__":
 from PIL import Image
 
 from campaign.common import Result, table
+from hydra_app import main
 from t2i.checkpoint.building import load
-from t2i.cli.app import is_for_people, main
+from t2i.cli.app import is_for_people
 from t2i.config.compose import compose
 from t2i.generation import text_to_image
 from t2i.generation.clip_guided.prompts import wish
 
-LIMIT = 10  # seconds a prompt
+LIMIT = 10  # seconds of computing a prompt
 HIGHEST = 8 + 128 + 4 * 17 + 8  # pixels of a grid of one picture
 RAW = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
@@ -141,13 +142,13 @@ def limited() -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise Hung
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, LIMIT)
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def command(words: Sequence[str], model: Any) -> tuple[int, str, str]:
@@ -156,7 +157,7 @@ def command(words: Sequence[str], model: Any) -> tuple[int, str, str]:
     sys.argv = ["sample.py", *words]
     try:
         with redirect_stdout(out), redirect_stderr(err), limited():
-            main("sample", lambda config, _: text_to_image.run(config, model), "")
+            main("sample", lambda config, _: text_to_image.run(config, model))
     except SystemExit as ended:
         return int(ended.code or 0), out.getvalue(), err.getvalue()
     finally:

@@ -43,8 +43,8 @@ SMALL = ["data.image_size=32", "data.size=96", "data.val_size=22", "data.batch_s
 MODELS = {
     "clip": tiny.CLIP,
     "vqgan": [*tiny.VQGAN, "model.discriminator.norm=none", "model.discriminator_start=0.25"],
-    "prior": [*tiny.PRIOR, "model.num_layers=2", "model.dropout=0", "trainer.gradient_clip=1"],
-    "dfgan": [*tiny.DFGAN, "callbacks=gan", "trainer.gradient_clip=100"],
+    "prior": [*tiny.PRIOR, "model.num_layers=2", "model.dropout=0", "trainer.gradient_clip_val=1"],
+    "dfgan": [*tiny.DFGAN, "callbacks=gan", "trainer.gradient_clip_val=100"],
     "stackgan1": [*tiny.STACKGAN1, "model/discriminator=unet", "model.discriminator.channels=2",
                   "model.cutmix_steps=1"],
 }

@@ -159,8 +159,8 @@ def test_a_hostile_pickle_runs_nothing(
 )  # fmt: skip
 def test_targets_outside_the_package_are_refused(path: Path, target: Any) -> None:
     with pytest.raises(ValueError, match="_target_"):
-        building.build({"_target_": target, "args": ["true"]})
-    model = building.build(MODEL)
+        building.build_registered({"_target_": target, "args": ["true"]})
+    model = building.build_registered(MODEL)
     content = held(model)
     content["t2i"]["config"] = {"model": MODEL | {"quantizer": {"_target_": target}}}
     atomic.save_atomic(content, path)
@@ -169,7 +169,7 @@ def test_targets_outside_the_package_are_refused(path: Path, target: Any) -> Non
 
 
 def test_only_plain_values_are_packed() -> None:
-    with pytest.raises(TypeError, match=r"config\.a\.0 is a PosixPath"):
+    with pytest.raises(ValueError, match=r"config\.a\.0 is a PosixPath"):
         file_format.pack(torch.nn.Linear(1, 1), {"a": [Path("x")]})
     assert file_format.pack(torch.nn.Linear(1, 1), {"a": (1, 2)})["config"] == {"a": [1, 2]}
 
@@ -339,14 +339,14 @@ def test_sizes_are_held_against_the_weights(path: Path, where: str, value: Any, 
         node = node[key]
     node[where.split(".")[-1]] = value
     atomic.save_atomic(content, path)
-    started = time.monotonic()
+    started = time.process_time()
     if where == "image_size" and value > 0:  # no weight has this size, and nothing is made of it
         assert building.load(path).grid == (value // 2, value // 2)
     else:
         with pytest.raises(ValueError, match=words) as caught:
             building.load(path)
         assert str(path) in str(caught.value)
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
 
 
 def test_a_kind_that_the_class_is_not(path: Path) -> None:

@@ -22,22 +22,22 @@ def filled(part: Path) -> cache.Header:
 
 def test_made_once(tmp_path: Path) -> None:
     folder = tmp_path / "deep/cache"
-    cache.make(folder, WANTED, filled, "cache")
-    assert cache.read_header(folder) == {**WANTED, "count": 3} and cache.fits(folder, WANTED)
-    cache.make(folder, WANTED, lambda part: pytest.fail("made twice"), "cache")
+    made = cache.build(folder, WANTED, filled, "cache")
+    assert made == cache.read_header(folder) == cache.check_header(folder, WANTED, "cache") == {**WANTED, "count": 3}
+    cache.build(folder, WANTED, lambda part: pytest.fail("made twice"), "cache")
     assert sorted(p.name for p in folder.iterdir()) == ["data", "header.json"]
     assert not folder.with_name("cache.part").exists()
 
 
 def test_another_is_refused_with_the_difference(tmp_path: Path) -> None:
     folder = tmp_path / "cache"
-    cache.make(folder, WANTED, filled, "cache")
+    cache.build(folder, WANTED, filled, "cache")
     with pytest.raises(ValueError, match=r"(?s)does not fit:\n  settings.side: cache 8, wanted 16\n.*Delete it"):
-        cache.make(folder, {"version": 1, "settings": {"side": 16}}, filled, "cache")
+        cache.build(folder, {"version": 1, "settings": {"side": 16}}, filled, "cache")
     assert (folder / "data").read_text() == "x"
     (folder / "header.json").write_text('{"version')
     with pytest.raises(ValueError, match="holds no whole cache .*damaged"):
-        cache.make(folder, WANTED, filled, "cache")
+        cache.build(folder, WANTED, filled, "cache")
 
 
 def test_interrupted_work_is_handed_on_unless_it_was_for_something_else(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_interrupted_work_is_handed_on_unless_it_was_for_something_else(tmp_path
 
     for wanted in (WANTED, WANTED, {"version": 2}):
         with pytest.raises(KeyboardInterrupt):
-            cache.make(folder, wanted, broken, "cache")
+            cache.build(folder, wanted, broken, "cache")
     assert seen == [["plan.json"], ["half", "plan.json"], ["plan.json"]] and not folder.exists()
 
 
@@ -63,7 +63,7 @@ def test_a_disk_that_takes_no_more_is_named(tmp_path: Path, number: int) -> None
 
     with pytest.raises(ValueError, match=r"cache cannot be written: .*\. What is done is kept in .*cache.part; .*"
                                          "paths.cache="):
-        cache.make(tmp_path / "cache", WANTED, full, "cache")
+        cache.build(tmp_path / "cache", WANTED, full, "cache")
 
 
 def slowly(folder: str) -> None:
@@ -73,7 +73,7 @@ def slowly(folder: str) -> None:
         time.sleep(0.3)
         return {}
 
-    cache.make(Path(folder), WANTED, fill, "cache")
+    cache.build(Path(folder), WANTED, fill, "cache")
 
 
 def test_several_processes_make_it_once(tmp_path: Path) -> None:

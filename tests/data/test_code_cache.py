@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from t2i.data import code_cache
-from t2i.data.lines import Lines
+from t2i.data.rows import JsonLines
 from t2i.nets.autoencoder import Autoencoder
 from t2i.nets.tokenizer import ImageTokenizer
 from t2i.quantizers.fsq import FSQ
@@ -58,11 +58,11 @@ def test_the_cache_is_what_encoding_gives(folder) -> None:
     made, data, steps = tokenizer(), Pictures(), []
     code_cache.build(folder, data, made, head(made), batch_size=3, progress=lambda done, of: steps.append((done, of)))
     assert steps == [(3, 7), (6, 7), (7, 7)]
-    cached = code_cache.Codes(folder, head(made))
+    cached = code_cache.CodeCache(folder, head(made))
     image = torch.stack([data[i, 0].image for i in range(7)]) / 127.5 - 1
     expected = made.encode(image)
     assert expected.unique().numel() > 3
-    batch = code_cache.collate([code_cache.PickedCodes(cached, lambda what, epoch, index: epoch + index)[i, 1]
+    batch = code_cache.collate([code_cache.CodeDataset(cached, lambda what, epoch, index: epoch + index)[i, 1]
                                 for i in range(7)])
     assert isinstance(batch, CodeBatch) and batch.ids.dtype == torch.long
     assert torch.equal(batch.ids, expected)
@@ -89,15 +89,15 @@ def test_every_view_of_a_picture(folder) -> None:
     made, data = tokenizer(), Pictures()
     wanted = code_cache.header(made, SETTINGS, "train", 7, views=2)
     code_cache.build(folder, data, made, wanted, batch_size=4)
-    cached = code_cache.Codes(folder, wanted)
+    cached = code_cache.CodeCache(folder, wanted)
     assert cached.codes.shape == (7, 2, 64)
     for view in (0, 1):
         image = torch.stack([data[i, view].image for i in range(7)]) / 127.5 - 1
         assert torch.equal(torch.from_numpy(np.array(cached.codes[:, view])).long(), made.encode(image))
-    picked = code_cache.PickedCodes(cached, lambda what, epoch, index: epoch if what == "view" else 0)
+    picked = code_cache.CodeDataset(cached, lambda what, epoch, index: epoch if what == "view" else 0)
     assert [np.array_equal(picked[3, epoch][0], cached.codes[3, epoch % 2]) for epoch in range(3)] == [True] * 3
     with pytest.raises(ValueError, match="views: cache 2, wanted 1"):
-        code_cache.Codes(folder, head(made))
+        code_cache.CodeCache(folder, head(made))
 
 
 def test_whole_or_not_at_all_and_continued(folder) -> None:
@@ -105,7 +105,7 @@ def test_whole_or_not_at_all_and_continued(folder) -> None:
     with pytest.raises(ValueError, match="picture 5 is broken"):
         code_cache.build(folder, Pictures(fails_at=5), made, head(made), batch_size=2)
     with pytest.raises(ValueError, match="holds no code cache"):
-        code_cache.Codes(folder, head(made))
+        code_cache.CodeCache(folder, head(made))
     data = Pictures()
     code_cache.build(folder, data, made, head(made), batch_size=2)
     assert data.read == 3  # four were there
@@ -119,11 +119,11 @@ def test_another_tokenizer_or_other_settings_are_refused(folder) -> None:
     made, other = tokenizer(), tokenizer(seed=1)
     code_cache.build(folder, Pictures(), made, head(made))
     with pytest.raises(ValueError, match=r"(?s)does not fit:\n  tokenizer: cache '\w{16}', wanted '\w{16}'.*Delete it"):
-        code_cache.Codes(folder, head(other))
+        code_cache.CodeCache(folder, head(other))
     for name, value in (("data", {**SETTINGS, "image_size": 32}), ("split", "val"), ("size", 8), ("grid", [4, 4]),
                         ("codebook_size", 36), ("version", code_cache.VERSION + 1)):
         with pytest.raises(ValueError, match=rf"does not fit:\n  {name}(\.image_size)?: cache"):
-            code_cache.Codes(folder, head(made, **{name: value}))
+            code_cache.CodeCache(folder, head(made, **{name: value}))
 
 
 def test_lost_captions_are_noticed(folder) -> None:
@@ -132,10 +132,10 @@ def test_lost_captions_are_noticed(folder) -> None:
     lines = (folder / "rows.jsonl").read_bytes().split(b"\n")
     (folder / "rows.jsonl").write_bytes(b"\n".join(lines[:-2]) + b"\n")
     with pytest.raises(ValueError, match="rows.jsonl is damaged"):
-        code_cache.Codes(folder, head(made))
-    Lines.index(folder / "rows.jsonl")
+        code_cache.CodeCache(folder, head(made))
+    JsonLines.index(folder / "rows.jsonl")
     with pytest.raises(ValueError, match="is damaged: 7 rows of codes, 6 of captions"):
-        code_cache.Codes(folder, head(made))
+        code_cache.CodeCache(folder, head(made))
 
 
 def test_the_hash_tells_weights_apart_and_survives_json() -> None:
@@ -152,7 +152,7 @@ def test_the_hash_tells_weights_apart_and_survives_json() -> None:
 def test_large_codebooks_fit(folder) -> None:
     made = tokenizer(levels=(257, 257))
     code_cache.build(folder, Pictures(), made, head(made))
-    cached = code_cache.Codes(folder, head(made))
+    cached = code_cache.CodeCache(folder, head(made))
     assert cached.codes.dtype == np.int32
     image = torch.stack([Pictures()[i, 0].image for i in range(7)]) / 127.5 - 1
     assert torch.equal(torch.from_numpy(np.array(cached.codes[:, 0])).long(), made.encode(image))

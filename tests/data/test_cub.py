@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from t2i.data.cub import CUB, boxed
+from t2i.data.cub import CUB, crop_to_box
 
 CLASSES = ("001.Auk", "002.Jay", "003.Owl", "004.Tit")
 KEYS = [f"{name}/{name[4:]}_{number}" for name in CLASSES for number in (1, 2)]
@@ -113,12 +113,12 @@ def test_the_box_is_cut_about_its_centre(tmp_path: Path) -> None:
 
 def test_a_box_at_the_edge_is_clipped_and_one_outside_named() -> None:
     image = torch.arange(3 * 30 * 40).reshape(3, 30, 40).to(torch.uint8)
-    assert boxed(image, (16, 12, 8, 6), "x").equal(image[:, 9:21, 14:26])
-    assert boxed(image, (0, 0, 4, 20), "x").equal(image[:, :25, :17])
-    assert boxed(image, (30, 20, 10, 10), "x").equal(image[:, 18:, 28:])
+    assert crop_to_box(image, (16, 12, 8, 6), "x").equal(image[:, 9:21, 14:26])
+    assert crop_to_box(image, (0, 0, 4, 20), "x").equal(image[:, :25, :17])
+    assert crop_to_box(image, (30, 20, 10, 10), "x").equal(image[:, 18:, 28:])
     for box in ((60, 60, 4, 4), (-60, 0, 4, 4), (3, 3, 0, 0)):
         with pytest.raises(ValueError, match=r"x\.jpg is 40 x 30 pixels, its box .* lies outside"):
-            boxed(image, box, "x.jpg")
+            crop_to_box(image, box, "x.jpg")
 
 
 def test_training_crops_and_flips(tmp_path: Path) -> None:

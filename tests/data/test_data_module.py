@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from t2i.config import quiet
-from t2i.data.data_module import DataModule, Loader, Order, Picked, PictureCollate, scaled
-from t2i.data.seeds import number
+from t2i.data.data_module import CaptionedDataset, DataModule, ExactSampler, StatefulLoader, collate_images, to_float
+from t2i.data.seeds import derive_seed
 from t2i.types import Batch, Example
 
 
@@ -31,13 +31,13 @@ class Pictures:
 
 
 def test_numbers_are_stable_and_distinct() -> None:
-    assert number(0, "order", 1) == 7021862330116196507  # a run of today goes on tomorrow
-    many = {number(seed, word, i) for seed in range(5) for word in ("order", "caption") for i in range(50)}
+    assert derive_seed(0, "order", 1) == 7021862330116196507  # a run of today goes on tomorrow
+    many = {derive_seed(seed, word, i) for seed in range(5) for word in ("order", "caption") for i in range(50)}
     assert len(many) == 500 and all(0 <= n < 2**63 for n in many)
 
 
 def test_every_epoch_is_a_permutation_of_its_own() -> None:
-    order, epochs = Order(23, 5, seed=3, shuffle=True), []
+    order, epochs = ExactSampler(23, 5, seed=3, shuffle=True), []
     for epoch in range(3):
         order.set_epoch(epoch)
         batches = order.batches()
@@ -48,33 +48,33 @@ def test_every_epoch_is_a_permutation_of_its_own() -> None:
         assert len(set(indices)) == 20 and set(indices) <= set(range(23))
         epochs.append(tuple(indices))
     assert len(set(epochs)) == 3 and list(epochs[0]) != sorted(epochs[0])
-    assert Order(23, 5, 3, True).batches() == Order(23, 5, 3, True).batches()
-    assert Order(23, 5, 3, True).batches() != Order(23, 5, 4, True).batches()
-    assert Order(23, 5, 3, True).batches(2) == Order(23, 5, 3, True).batches()[2:]
+    assert ExactSampler(23, 5, 3, True).batches() == ExactSampler(23, 5, 3, True).batches()
+    assert ExactSampler(23, 5, 3, True).batches() != ExactSampler(23, 5, 4, True).batches()
+    assert ExactSampler(23, 5, 3, True).batches(2) == ExactSampler(23, 5, 3, True).batches()[2:]
 
 
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_ranks_share_the_global_batches(world: int, shuffle: bool) -> None:
-    whole = Order(26, 6, 0, shuffle).batches()
-    parts = [Order(26, 6, 0, shuffle, rank, world).batches() for rank in range(world)]
-    assert {len(part) for part in parts} == {len(Order(26, 6, 0, shuffle, 0, world))}
+    whole = ExactSampler(26, 6, 0, shuffle).batches()
+    parts = [ExactSampler(26, 6, 0, shuffle, rank, world).batches() for rank in range(world)]
+    assert {len(part) for part in parts} == {len(ExactSampler(26, 6, 0, shuffle, 0, world))}
     for batch, *shares in zip(whole, *parts, strict=False):
         assert all(shares)
         assert Counter(pair for share in shares for pair in share) == Counter(batch)
 
 
 def test_evaluation_keeps_the_last_batch_unless_a_rank_would_go_without() -> None:
-    assert Order(7, 3, 0, False).batches() == [[(0, 0), (1, 0), (2, 0)], [(3, 0), (4, 0), (5, 0)], [(6, 0)]]
-    assert [len(Order(7, 2, 0, False, rank, 2).batches()) for rank in (0, 1)] == [3, 3]
-    assert Order(6, 3, 0, False).batches() == Order(7, 3, 0, False).batches()[:2]
+    assert ExactSampler(7, 3, 0, False).batches() == [[(0, 0), (1, 0), (2, 0)], [(3, 0), (4, 0), (5, 0)], [(6, 0)]]
+    assert [len(ExactSampler(7, 2, 0, False, rank, 2).batches()) for rank in (0, 1)] == [3, 3]
+    assert ExactSampler(6, 3, 0, False).batches() == ExactSampler(7, 3, 0, False).batches()[:2]
 
 
 def test_impossible_batches_are_refused() -> None:
     with pytest.raises(ValueError, match=r"data.batch_size=9 is larger than the training split, which has 8 pictures"):
-        Order(8, 9, 0, True)
+        ExactSampler(8, 9, 0, True)
     with pytest.raises(ValueError, match=r"data.batch_size=5 \(global\) is not divisible by the 2 devices"):
-        Order(8, 5, 0, True, 0, 2)
+        ExactSampler(8, 5, 0, True, 0, 2)
     with pytest.raises(ValueError, match=r"data.batch_size=0 must be >= 1"):
         DataModule(Pictures(3), Pictures(3), batch_size=0)
     with pytest.raises(ValueError, match=r"data.workers=-1 >= 0"):
@@ -88,7 +88,7 @@ def test_pictures_become_batches() -> None:
     assert batch.image.dtype == torch.uint8 and batch.image.shape == (4, 3, 2, 2)  # they travel as bytes
     moved = data.on_after_batch_transfer(batch, 0)
     assert moved.image.dtype == torch.float32 and data.on_after_batch_transfer(moved, 0) is moved
-    ends = scaled(PictureCollate()([(Pictures(256)[i, 0], 0) for i in (0, 255)])).image
+    ends = to_float(collate_images([(Pictures(256)[i, 0], 0) for i in (0, 255)])).image
     assert ends[0].unique().tolist() == [-1.0] and ends[1].unique().tolist() == [1.0]
 
 
@@ -108,8 +108,9 @@ def test_the_caption_is_a_function_of_seed_epoch_and_index() -> None:
     assert set(Counter(text[-1] for text in first.values() if text)) == set("abc")
 
 
-def loader(size: int = 10, batch_size: int = 3, seed: int = 0) -> Loader:
-    return Loader(Picked(Pictures(size), seed), Order(size, batch_size, seed, True), PictureCollate(), 0)
+def loader(size: int = 10, batch_size: int = 3, seed: int = 0) -> StatefulLoader:
+    sampler = ExactSampler(size, batch_size, seed, True)
+    return StatefulLoader(CaptionedDataset(Pictures(size), seed), sampler, collate_images, 0)
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 2}, {"size": 11}])

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from t2i.data import code_cache, datasets, text_embedding_cache
-from t2i.data.lines import Lines
+from t2i.data.rows import JsonLines
 from t2i.models.prior import Prior
 from t2i.nets.autoencoder import Autoencoder
 from t2i.nets.tokenizer import ImageTokenizer
@@ -140,7 +140,7 @@ def test_pictures_without_captions_are_left_out_by_name_or_number(tmp_path, caps
 def test_a_picture_in_both_splits_is_refused(tmp_path) -> None:
     root = write(tmp_path / "pictures")
     made = {split: datasets.dataset(config(root), split) for split in datasets.SPLITS}
-    made["val"].rows = Lines.of([*made["val"].rows, made["train"].rows[3]])
+    made["val"].rows = JsonLines.of([*made["val"].rows, made["train"].rows[3]])
     with pytest.raises(ValueError, match="1 pictures are in training and in validation, for instance 3.png"):
         datasets.disjoint(made)
 
@@ -155,11 +155,11 @@ def test_what_is_left_out_is_told(tmp_path, capsys) -> None:
 
 
 def test_states_are_those_of_the_encoder_without_padding(tmp_path) -> None:
-    rows = Lines.of([{"key": "a", "captions": ["one", "two three é"]}, {"key": "b", "captions": []},
+    rows = JsonLines.of([{"key": "a", "captions": ["one", "two three é"]}, {"key": "b", "captions": []},
                      {"key": "c", "captions": ["x " * 9]}])
     head = text_embedding_cache.header("words", rows)
     text_embedding_cache.build(tmp_path / "s", rows, Words(), head, batch_size=2)
-    held = text_embedding_cache.States(tmp_path / "s", head)
+    held = text_embedding_cache.TextEmbeddingCache(tmp_path / "s", head)
     for index, caption in ((0, 0), (0, 1), (2, 0)):
         text = rows[index]["captions"][caption]
         assert np.array_equal(held[index, caption], Words()([text]).states[0].numpy())
@@ -167,6 +167,6 @@ def test_states_are_those_of_the_encoder_without_padding(tmp_path) -> None:
         with pytest.raises(IndexError):
             held[wrong]
     with pytest.raises(ValueError, match="does not fit:\n  encoder: cache 'words', wanted 'other'"):
-        text_embedding_cache.States(tmp_path / "s", text_embedding_cache.header("other", rows))
+        text_embedding_cache.TextEmbeddingCache(tmp_path / "s", text_embedding_cache.header("other", rows))
     batch = code_cache.collate([(np.zeros(4, np.uint16), "t", "k", held[0, i]) for i in (1, 0)])
     assert batch.mask.sum(1).tolist() == [4, 2] and torch.equal(batch.states[0], torch.tensor(held[0, 1]))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from t2i.data import decode
 from t2i.data.decode import fit, read_pixels
-from t2i.data.native import heard
+from t2i.data.stderr import capture_stderr
 
 
 def decode_image(path: Path, side: int) -> np.ndarray:
@@ -175,16 +175,16 @@ def test_words_of_libjpeg_are_told_with_the_name_of_the_picture(capfd) -> None:
     """Side by side in threads, each picture its own; the terminal sees none of libjpeg's, and all of anybody else's."""
     whole, damaged = jpeg(photo()), bytearray(jpeg(photo()))
     damaged[-300:-290] = b"\xff\x00" * 5
-    told: list[str] = []
+    damaged_lines: list[str] = []
 
     def read(number: int) -> None:
-        read_pixels(bytes(damaged) if number % 8 == 3 else whole, f"{number}.jpg", told)
+        read_pixels(bytes(damaged) if number % 8 == 3 else whole, f"{number}.jpg", damaged_lines)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(read, range(64)))
-    assert sorted(line.split(" is damaged and may look wrong: ")[0] for line in told) == sorted(
+    assert sorted(line.split(" is damaged and may look wrong: ")[0] for line in damaged_lines) == sorted(
         f"{number}.jpg" for number in range(3, 64, 8))
-    assert all("Corrupt JPEG data: " in line for line in told)
+    assert all("Corrupt JPEG data: " in line for line in damaged_lines)
     with pytest.warns(UserWarning, match=r"beach\.jpg is damaged and may look wrong: Corrupt JPEG data"):
         read_pixels(bytes(damaged), "beach.jpg")
     assert capfd.readouterr().err == ""
@@ -193,9 +193,9 @@ def test_words_of_libjpeg_are_told_with_the_name_of_the_picture(capfd) -> None:
     def work() -> int:
         return first.pop()(2, b"ours\n") if first else 0
 
-    assert heard(work) == (5, "") and capfd.readouterr().err == "ours\n"
+    assert capture_stderr(work) == (5, "") and capfd.readouterr().err == "ours\n"
     with pytest.raises(KeyError):
-        heard(lambda: {}["x"])
+        capture_stderr(lambda: {}["x"])
     os.write(2, b"as before\n")
     assert capfd.readouterr().err == "as before\n"
 

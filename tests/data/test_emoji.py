@@ -13,9 +13,10 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import features
 
-from t2i.data.emoji import Emoji, find_font
+from t2i.data.emoji import Emoji
 from t2i.data.emoji_names import captions_for, name_of, name_of_sequence, with_article
-from t2i.viz import font_files
+from t2i.viz import fonts
+from t2i.viz.fonts import find_font
 
 CODES = range(0x1F600, 0x1F650)  # faces, all with names
 CLIP = [0x23, *range(0x30, 0x3A), 0x200D, 0x20E3, 0x1F1EB, 0x1F1F7, 0x1F3FB, 0x1F468, 0x1F4BB]
@@ -109,7 +110,7 @@ def test_a_missing_font_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp
     with pytest.raises(ValueError, match=r"data\.font=/nowhere: there is no such file; `apt install fonts-noto"):
         Emoji("train", "/nowhere")
     for places in ((), (str(tmp_path), "/nowhere")):
-        monkeypatch.setattr(font_files, "PLACES", places)
+        monkeypatch.setattr(fonts, "FONT_FOLDERS", places)
         with pytest.raises(ValueError, match=r"data\.font=null: no colour emoji font in .*apt install.*=FILE"):
             Emoji("train")
 

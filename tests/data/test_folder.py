@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from t2i.data.folder import Folder
-from t2i.data.images import found_files, sided
+from t2i.data.image_dataset import assign_splits, find_files
 
 
 def write(root: Path, *lines: dict | str, pictures: bool = True) -> str:
@@ -179,8 +179,8 @@ def test_a_few_pictures_have_one_for_validation(root, count: int, start: str) ->
     pictures(root, *names)
     val = keys("val", root)
     assert len(val) == 1 and keys("train", root) == sorted(set(names) - set(val))
-    assert [name for name, side in zip(names[::-1], sided(names[::-1]), strict=True) if side == "val"] == val
-    assert sided(["one"]) == ["train"] and sided([]) == []
+    assert [name for name, side in zip(names[::-1], assign_splits(names[::-1]), strict=True) if side == "val"] == val
+    assert assign_splits(["one"]) == ["train"] and assign_splits([]) == []
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "Validation", "dev"])
@@ -247,7 +247,7 @@ def test_links_are_followed_once(root, tmp_path) -> None:
     pictures(tmp_path / "far", "deep/er/c.png")
     for link, to in (("loop", "."), ("sub/up", ".."), ("twice", "sub"), ("far", "../far"), ("above", "../..")):
         (root / link).symlink_to(to)
-    files = found_files(root, deep=True)
+    files = find_files(root, deep=True)
     assert list(files) == ["a.png", "sub/b.png", "far/deep/er/c.png"]
     assert sorted(note.split(" is a link")[0].removeprefix(f"{root}/") for note in files.notes) == [
         "above", "loop", "sub/up", "twice"]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from t2i.data import cache, packed
 from t2i.data.folder import Folder
-from t2i.data.lines import Lines
+from t2i.data.rows import JsonLines
 
 COUNT = 150
 
@@ -60,7 +60,8 @@ def test_the_same_examples_as_without(root, tmp_path) -> None:
     assert torch.equal(kept[0, 0].image, raw[0, 0].image)
     again = data(root)
     packed.attach(again, tmp_path / "cache", lambda *s: pytest.fail("packed twice"))
-    assert [p.name for p in (tmp_path / "cache").iterdir() if p.is_dir()] == [packed.place(data(root), Path()).name]
+    folders = [p.name for p in (tmp_path / "cache").iterdir() if p.is_dir()]
+    assert folders == [packed.cache_folder(data(root), Path()).name]
 
 
 def test_worker_processes_map_it_themselves(root, tmp_path) -> None:
@@ -122,22 +123,22 @@ def test_changed_pictures_and_settings(root, tmp_path) -> None:
     (root / "train/000.txt").write_text("another caption")
     with pytest.raises(ValueError, match=r"source.hash: cache '\w{16}', wanted '\w{16}'"):
         packed.attach(data(root), place)
-    other = packed.place(data(root, load_size=12), place)
-    shutil.rmtree(packed.place(data(root), place))
-    other.rename(packed.place(data(root), place))  # a cache of another size under this one's name
+    other = packed.cache_folder(data(root, load_size=12), place)
+    shutil.rmtree(packed.cache_folder(data(root), place))
+    other.rename(packed.cache_folder(data(root), place))  # a cache of another size under this one's name
     with pytest.raises(ValueError, match="settings.side: cache 12, wanted 10"):
         packed.attach(data(root), place)
 
 
 def test_a_damaged_cache_is_named(root, tmp_path) -> None:
-    folder = packed.place(data(root), tmp_path)
+    folder = packed.cache_folder(data(root), tmp_path)
     packed.build(data(root), folder)
     os.truncate(folder / "pixels.bin", 1000)
     with pytest.raises(ValueError, match="is damaged: 150 rows, 150 shapes, 1000 bytes of pixels"):
-        packed.Packed(folder)
+        packed.PackedImages(folder)
     os.truncate(folder / "rows.jsonl", 100)
     with pytest.raises(ValueError, match="rows.jsonl is damaged: 100 bytes"):
-        packed.Packed(folder)
+        packed.PackedImages(folder)
 
 
 def test_a_place_that_cannot_be_written_is_named(root, tmp_path) -> None:
@@ -155,13 +156,13 @@ def test_a_disk_too_small_is_told_before_anything_is_decoded(root, tmp_path, mon
 
 def test_lines_keep_any_text(tmp_path) -> None:
     rows = [{"key": "a\u2028b", "captions": ["é 🙂", "", "x" * 5000, "\ud800"]}, {"key": "b", "captions": []}]
-    held = Lines.of(rows)
+    held = JsonLines.of(rows)
     held.save(tmp_path / "rows.jsonl")
-    mapped = Lines.open(tmp_path / "rows.jsonl")
+    mapped = JsonLines.open(tmp_path / "rows.jsonl")
     assert list(held) == list(mapped) == rows and held.hash() == mapped.hash() and len(mapped) == 2
     for wrong in (-1, 2):
         with pytest.raises(IndexError):
             mapped[wrong]
-    Lines.of([]).save(tmp_path / "none.jsonl")
-    assert len(Lines.open(tmp_path / "none.jsonl")) == 0
+    JsonLines.of([]).save(tmp_path / "none.jsonl")
+    assert len(JsonLines.open(tmp_path / "none.jsonl")) == 0
     assert cache.read_header(tmp_path) is None

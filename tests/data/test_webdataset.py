@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from t2i.data.images import sided
-from t2i.data.webdataset import WebDataset, side_of
+from t2i.data.image_dataset import assign_splits
+from t2i.data.webdataset import WebDataset, split_of
 
 
 def picture(grey: int = 0, kind: str = "PNG") -> bytes:
@@ -63,7 +63,7 @@ def test_lines_come_before_json_unless_they_say_nothing(tmp_path: Path) -> None:
     ("train/val-0.tar", "train"), ("retrain-0.tar", ""),
 ])  # fmt: skip
 def test_what_a_name_says(name: str, side: str) -> None:
-    assert side_of(name) == side
+    assert split_of(name) == side
 
 
 def test_folders_say_the_side_and_test_is_left_alone(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_without_a_shard_for_validation_a_hash_decides(tmp_path: Path, name: str
         sides = {split: keys(WebDataset(split, str(root), 8)) for split in ("train", "val")}
         assert sides["train"] + sides["val"] and 2 <= len(sides["val"]) <= 25
         every = [f"{path.stem}/{i}" for i in range(200)]
-        assert [key for key, side in zip(every, sided(every), strict=True) if side == "val"] == sides["val"]
+        assert [key for key, side in zip(every, assign_splits(every), strict=True) if side == "val"] == sides["val"]
         assert sorted(sides["train"] + sides["val"]) == sorted(f"{path.stem}/{i}" for i in range(200))
 
 

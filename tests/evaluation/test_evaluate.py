@@ -13,11 +13,13 @@ from PIL import Image
 from tests import tiny
 from torch import Tensor
 
-from t2i.checkpoint.lock import alone
+from t2i.checkpoint.lock import exclusive
 from t2i.config.compose import ConfigError, compose
+from t2i.data.seeds import derive_seed as seed_number
 from t2i.evaluation import evaluate
-from t2i.evaluation.feature_models import involved
-from t2i.evaluation.generated_images import Drawn
+from t2i.evaluation.composition import listed
+from t2i.evaluation.feature_models import involvement
+from t2i.evaluation.generated_images import GeneratedImages, draw
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.models.clip import CLIP
 from t2i.training import train
@@ -54,11 +56,11 @@ def ckpt(place: Path) -> str:
     return f"ckpt={place / 'runs/gan/last.ckpt'}"
 
 
-ALL = "metrics=[composition,fd_clip,kd_clip,prc_clip,clip_score,r_precision]"
+ALL = "metrics=[composition,fd_clip,kd_clip,precision_recall_clip,clip_score,r_precision]"
 
 
 def test_every_score_has_its_protocol_and_the_page_shows_it(place: Path, tmp_path: Path, capsys: Any) -> None:
-    result = evaluate.run(config(place, ckpt(place), ALL, f"judge={place / 'judge'}", f"out={tmp_path}"))
+    result = evaluate.run(config(place, ckpt(place), ALL, f"clip_model={place / 'judge'}", f"out={tmp_path}"))
     scores, protocols = result["scores"], result["protocols"]
     single = {name for name, entry in scores.items() if "value" in entry}
     assert single == {"composition_seen", "composition_heldout", "fd_clip", "kd_clip", "precision_clip", "recall_clip",
@@ -79,14 +81,14 @@ def test_every_score_has_its_protocol_and_the_page_shows_it(place: Path, tmp_pat
     pictures = sorted((tmp_path / "drawn").rglob("*.png"))
     before = [p.stat().st_mtime_ns for p in pictures]
     cached = sorted((place / "cache/statistics").iterdir())
-    again = evaluate.run(config(place, ckpt(place), ALL, f"judge={place / 'judge'}", f"out={tmp_path}"))
+    again = evaluate.run(config(place, ckpt(place), ALL, f"clip_model={place / 'judge'}", f"out={tmp_path}"))
     assert again["scores"] == scores
     assert [p.stat().st_mtime_ns for p in pictures] == before
     assert sorted((place / "cache/statistics").iterdir()) == cached
     # One that was broken off goes on with what is missing, and batches of one draw the same.
     for path in pictures[::3]:
         path.unlink()
-    third = evaluate.run(config(place, ckpt(place), ALL, f"judge={place / 'judge'}", f"out={tmp_path}",
+    third = evaluate.run(config(place, ckpt(place), ALL, f"clip_model={place / 'judge'}", f"out={tmp_path}",
                                   "batch_size=1"))
     assert third["scores"]["fd_clip"]["value"] == pytest.approx(scores["fd_clip"]["value"], rel=1e-3)
     assert third["scores"]["clip_score"]["value"] == pytest.approx(scores["clip_score"]["value"], abs=1e-4)
@@ -96,18 +98,18 @@ def test_the_clip_that_conditioned_the_pictures_is_named(place: Path, tmp_path: 
     words = [ckpt(place), "metrics=[fd_clip,clip_score]", f"out={tmp_path}"]
     with pytest.raises(ValueError, match="the checkpoint names '.*own', and a file's word opens nothing"):
         evaluate.run(config(place, *words))
-    result = evaluate.run(config(place, *words, f"judge={place / 'own'}"))
+    result = evaluate.run(config(place, *words, f"clip_model={place / 'own'}"))
     assert {n for n, e in result["scores"].items() if "value" in e} == {"fd_clip_by_own_clip", "clip_score_by_own_clip"}
-    assert result["protocols"]["clip_score_by_own_clip"]["judge_had_a_hand"] == "conditioned"
+    assert result["protocols"]["clip_score_by_own_clip"]["clip_involvement"] == "conditioned"
     other = CLIPScorer(str(place / "judge"))
-    assert involved(other, None, [other.id + "ab"]) == "guided" and involved(other, None, ["0" * 14]) is None
+    assert involvement(other, None, [other.id + "ab"]) == "guided" and involvement(other, None, ["0" * 14]) is None
 
 
 def test_scores_are_those_of_a_direct_computation(place: Path, tmp_path: Path) -> None:
     """CLIP score with transformers alone, from the PNG files that were left."""
     from transformers import CLIPModel
 
-    result = evaluate.run(config(place, ckpt(place), "metrics=[clip_score]", f"judge={place / 'judge'}",
+    result = evaluate.run(config(place, ckpt(place), "metrics=[clip_score]", f"clip_model={place / 'judge'}",
                                    f"out={tmp_path}", "prefix='A photo depicts '"))
     lines = [json.loads(line) for line in next((tmp_path / "drawn").rglob("metadata.jsonl")).read_text().splitlines()]
     folder = next((tmp_path / "drawn").rglob("metadata.jsonl")).parent
@@ -122,11 +124,11 @@ def test_scores_are_those_of_a_direct_computation(place: Path, tmp_path: Path) -
         out = model(input_ids=ids, attention_mask=mask, pixel_values=(image.clamp(0, 1) - mean) / std)
     wanted = torch.nn.functional.cosine_similarity(out.image_embeds, out.text_embeds).mean()
     assert result["scores"]["clip_score"]["value"] == pytest.approx(float(wanted), abs=1e-3)
-    assert result["protocols"]["clip_score"]["judge"]["prefix"] == "A photo depicts "
+    assert result["protocols"]["clip_score"]["clip_model"]["prefix"] == "A photo depicts "
 
 
 def test_a_folder_of_true_renders_is_right_and_at_the_floor(place: Path, tmp_path: Path) -> None:
-    data = ["data=shapes", "data.image_size=32", f"judge={place / 'judge'}"]
+    data = ["data=shapes", "data.image_size=32", f"clip_model={place / 'judge'}"]
     evaluate.run(config(place, *data, "metrics=[composition]", f"export={tmp_path / 'a'}"))
     assert len((tmp_path / "a/captions.txt").read_text().splitlines()) == len(list((tmp_path / "a").glob("*.png")))
     result = evaluate.run(config(place, *data, "metrics=[composition]", f"images={tmp_path / 'a'}"))
@@ -135,7 +137,7 @@ def test_a_folder_of_true_renders_is_right_and_at_the_floor(place: Path, tmp_pat
     assert (tmp_path / "a-evaluation/evaluation.html").is_file()
     evaluate.run(config(place, *data, "metrics=[fd_clip]", f"export={tmp_path / 'b'}"))
     floor = evaluate.run(config(place, *data, "metrics=[fd_clip,clip_score]", f"images={tmp_path / 'b'}"))
-    drawn = evaluate.run(config(place, ckpt(place), "metrics=[fd_clip]", f"judge={place / 'judge'}",
+    drawn = evaluate.run(config(place, ckpt(place), "metrics=[fd_clip]", f"clip_model={place / 'judge'}",
                                   f"out={tmp_path / 'c'}"))
     assert floor["scores"]["fd_clip"]["value"] < 0.5 * drawn["scores"]["fd_clip"]["value"]
     with pytest.raises(ValueError, match=r"b: none for the caption .* of composition \(seen\).*export=FOLDER"):
@@ -150,7 +152,7 @@ def test_what_sample_py_drew_is_judged_and_its_guides_are_known(place: Path, tmp
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(f"{word} circle" for word in ("a red", "one blue", "the green", "a pink")))
     text_to_image.run(compose([ckpt(place), f"prompts={prompts}", "n=3", f"out={tmp_path / 'd'}"], "sample"))
-    words = ["metrics=[clip_score]", f"images={tmp_path / 'd'}", f"judge={place / 'judge'}"]
+    words = ["metrics=[clip_score]", f"images={tmp_path / 'd'}", f"clip_model={place / 'judge'}"]
     result = evaluate.run(config(place, *words))
     assert result["scores"]["clip_score"]["n"] == 12  # and not the grid
     record = json.loads((tmp_path / "d/drawing.json").read_text())
@@ -158,14 +160,14 @@ def test_what_sample_py_drew_is_judged_and_its_guides_are_known(place: Path, tmp
     (tmp_path / "d/drawing.json").write_text(json.dumps(record))
     guided = evaluate.run(config(place, *words))
     assert guided["scores"]["clip_score_by_own_clip"]["value"] == result["scores"]["clip_score"]["value"]
-    assert guided["protocols"]["clip_score_by_own_clip"]["judge_had_a_hand"] == "guided"
+    assert guided["protocols"]["clip_score_by_own_clip"]["clip_involvement"] == "guided"
 
 
 def test_a_tokenizer_is_judged_by_what_comes_back(place: Path, tmp_path: Path, monkeypatch: Any) -> None:
     words = ["model=vqgan", "model.autoencoder.channels=8", "model.autoencoder.num_groups=8",
              "model.quantizer.codebook_size=16", *MODEL[4:8], "trainer=cpu", "trainer.max_steps=1", "logger=none"]
     train.run(compose([*words, "name=vq", f"paths.runs={tmp_path}", f"paths.cache={place / 'cache'}"]))
-    own = [f"ckpt={tmp_path / 'vq/last.ckpt'}", f"judge={place / 'judge'}", "n=12"]
+    own = [f"ckpt={tmp_path / 'vq/last.ckpt'}", f"clip_model={place / 'judge'}", "n=12"]
     result = evaluate.run(config(place, *own, "metrics=[reconstruction,rfd_clip]"))
     scores = result["scores"]
     assert {"psnr", "ssim", "codebook_usage", "codebook_perplexity", "rfd_clip"} <= set(scores)
@@ -192,7 +194,7 @@ def folder_of(path: Path, sizes: list[int], mode: str = "RGB", captions: bool = 
 
 
 def test_folders_of_others(place: Path, tmp_path: Path, capsys: Any) -> None:
-    data = ["data=shapes", "data.image_size=32", f"judge={place / 'judge'}"]
+    data = ["data=shapes", "data.image_size=32", f"clip_model={place / 'judge'}"]
     mixed = folder_of(tmp_path / "mixed", [32] * 11 + [40])
     with pytest.raises(ValueError, match=r"differ in size \(0\.png 32x32, 11\.png 40x40\): size=N"):
         evaluate.run(config(place, *data, "metrics=[fd_clip]", f"images={mixed}"))
@@ -205,7 +207,7 @@ def test_folders_of_others(place: Path, tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(ValueError, match=r"12 of 12 pictures have no caption.*clip_score"):
         evaluate.run(config(place, *data, "metrics=[clip_score]", f"images={grey}"))
     with pytest.raises(ValueError, match=r"differ in size \(0\.png 32x32"):
-        evaluate.listed(Drawn.read(mixed))("seen", [f"a thing {i}" for i in range(12)])
+        listed(GeneratedImages.read(mixed))("seen", [f"a thing {i}" for i in range(12)])
     few = folder_of(tmp_path / "few", [32])
     with pytest.raises(ValueError, match=r"fd_clip cannot be had: 1 drawn and 24 real pictures, and at least 2"):
         evaluate.run(config(place, *data, "metrics=[fd_clip]", f"images={few}"))
@@ -225,7 +227,7 @@ def test_folders_of_others(place: Path, tmp_path: Path, capsys: Any) -> None:
     (["metrics=[fd_clip]", "images=."], "one of the two"),
     (["metrics=[psnr]"], "psnr unknown"),
     (["metrics=[reconstruction]"], "dfgan"),
-    (["metrics=[fd_clip]", "judge=nowhere/at-all"], "judge=nowhere/at-all"),
+    (["metrics=[fd_clip]", "clip_model=nowhere/at-all"], "clip_model=nowhere/at-all"),
 ])
 def test_refused_before_anything_is_drawn(
     place: Path, tmp_path: Path, words: list[str], message: str, monkeypatch: Any
@@ -240,7 +242,7 @@ def test_truncation_is_never_dropped_in_silence(tmp_path: Path) -> None:
     from tests.generation.clip_guided.test_settings import make_parts
 
     parts = make_parts(tmp_path / "parts")
-    words = [f"ckpt={parts.prior}", "data=shapes", "data.image_size=16", f"judge={parts.other}", "n=2",
+    words = [f"ckpt={parts.prior}", "data=shapes", "data.image_size=16", f"clip_model={parts.other}", "n=2",
              "metrics=[clip_score]", f"out={tmp_path / 'out'}"]
     with pytest.raises(ValueError, match=r"truncation=0\.5: a prior has no such option"):
         evaluate.run(config(tmp_path, *words, "truncation=0.5"))
@@ -272,10 +274,11 @@ def test_pictures_that_give_no_finite_features(place: Path, tmp_path: Path, monk
 
     monkeypatch.setattr(CLIPScorer, "__init__", broken)
     with pytest.raises(ValueError, match="not finite"):
-        evaluate.run(config(place, ckpt(place), "metrics=[fd_clip]", f"judge={place / 'judge'}", f"out={tmp_path}"))
+        evaluate.run(config(place, ckpt(place), "metrics=[fd_clip]", f"clip_model={place / 'judge'}",
+                            f"out={tmp_path}"))
     assert len(list(tmp_path.rglob("0*.png"))) == 24
     kept = evaluate.run(config(place, ckpt(place), "metrics=[fd_clip,composition,r_precision,clip_score]",
-                                 f"judge={place / 'judge'}", f"out={tmp_path}"))
+                                 f"clip_model={place / 'judge'}", f"out={tmp_path}"))
     assert set(kept["scores"]) == {"composition", "composition_seen", "composition_heldout"}
     assert set(kept["missing"]) == {"fd_clip", "clip_score", "r_precision"}
     assert all("not finite" in why for why in kept["missing"].values())
@@ -284,7 +287,7 @@ def test_pictures_that_give_no_finite_features(place: Path, tmp_path: Path, monk
 
 
 def test_a_metric_that_cannot_be_had_is_told_first_and_costs_no_other(place: Path, tmp_path: Path, capsys: Any) -> None:
-    asked = [ckpt(place), f"judge={place / 'judge'}", f"out={tmp_path}", "n=4"]
+    asked = [ckpt(place), f"clip_model={place / 'judge'}", f"out={tmp_path}", "n=4"]
     result = evaluate.run(config(place, *asked, "metrics=[kd_clip,fd_clip]"))
     assert set(result["scores"]) == {"fd_clip"} and result["protocol"]["metrics"] == ["fd_clip"]
     assert result["missing"] == {"kd_clip": "4 drawn and 4 real pictures, and at least 10 of each are needed"}
@@ -302,32 +305,32 @@ def test_what_is_broken_off_leaves_the_scores_that_there_are(place: Path, tmp_pa
 
     monkeypatch.setattr(CLIPScorer, "text_features", stopped)
     with pytest.raises(KeyboardInterrupt):
-        evaluate.run(config(place, ckpt(place), "metrics=[fd_clip,clip_score]", f"judge={place / 'judge'}",
+        evaluate.run(config(place, ckpt(place), "metrics=[fd_clip,clip_score]", f"clip_model={place / 'judge'}",
                               f"out={tmp_path}"))
     held = json.loads((tmp_path / "evaluation.json").read_text())
     assert set(held["scores"]) == {"fd_clip"} and held["missing"] == {"clip_score": "broken off by KeyboardInterrupt"}
 
 
 def test_one_evaluation_at_a_time_writes_a_folder(place: Path, tmp_path: Path) -> None:
-    asked = config(place, ckpt(place), "metrics=[fd_clip]", f"judge={place / 'judge'}", f"out={tmp_path}")
-    with alone(tmp_path, "evaluation"):
+    asked = config(place, ckpt(place), "metrics=[fd_clip]", f"clip_model={place / 'judge'}", f"out={tmp_path}")
+    with exclusive(tmp_path, "evaluation"):
         with pytest.raises(ValueError, match=r"out=.* is being written by process \d+ on .* since 2.*out=…"):
             evaluate.run(asked)
     assert not list(tmp_path.iterdir())
 
 
 def test_halves_the_batch_where_memory_is_short() -> None:
-    from t2i.evaluation.generated_images import sampled
-
     class Short:
         def sample(self, text: list[str], *, seeds: list[int]) -> Tensor:
             if len(text) > 5:
                 raise torch.OutOfMemoryError("short")
-            return torch.tensor(seeds).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
+            return (torch.tensor([seed % 255 for seed in seeds]) / 127.5 - 1).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
 
-    found = list(sampled(Short(), ["x"] * 20, list(range(20)), {}, 16))
-    assert [len(part) for part in found] == [4] * 5
-    assert torch.cat(found)[:, 0, 0, 0].tolist() == list(range(20))
+    found = list(draw(Short(), ["x"] * 22, 7, {}, range(2, 22), batch=16))
+    assert [len(part) for _, part in found] == [4] * 5
+    assert torch.cat([numbers for numbers, _ in found]).tolist() == list(range(2, 22))
+    wanted = [seed_number(7, "evaluation", i) % 255 for i in range(2, 22)]
+    assert torch.cat([part for _, part in found])[:, 0, 0, 0].tolist() == wanted
 
 
 def test_a_priors_samples_before_and_after_guided_drawing(tmp_path: Path) -> None:
@@ -335,12 +338,12 @@ def test_a_priors_samples_before_and_after_guided_drawing(tmp_path: Path) -> Non
 
     parts = make_parts(tmp_path / "parts")
     words = ["guide=clip", f"guide.clips={parts.clip}", "guide.total_iter=2", "guide.batch_size=2",
-             f"ckpt={parts.prior}", "data=shapes", "data.image_size=16", f"judge={parts.clip}"]
+             f"ckpt={parts.prior}", "data=shapes", "data.image_size=16", f"clip_model={parts.clip}"]
     words += ["metrics=[composition,clip_score]", "n=3", f"out={tmp_path / 'out'}"]
     result = evaluate.run(config(tmp_path, *words))
     for kinds in result["scores"]["composition"].values():
         assert list(kinds)[:2] == ["score", "refined"]
-    assert result["protocols"]["clip_score_by_own_clip"]["judge_had_a_hand"] == "guided"
+    assert result["protocols"]["clip_score_by_own_clip"]["clip_involvement"] == "guided"
     requests = [json.loads(path.read_text()) for path in (tmp_path / "out/drawn").glob("*/request.json")]
     assert sorted("guide" in request for request in requests) == [False, False, True, True, True]
 
@@ -354,5 +357,5 @@ def test_the_data_that_a_checkpoint_names_are_looked_over_for_the_page_too(
                                                   "path": str(tmp_path / "made")}}
     torch.save(held, tmp_path / "evil.ckpt")
     evaluate.run(config(place, f"ckpt={tmp_path / 'evil.ckpt'}", "data=shapes", "data.image_size=16",
-                          "metrics=[clip_score]", f"judge={place / 'judge'}", f"out={tmp_path / 'out'}"))
+                          "metrics=[clip_score]", f"clip_model={place / 'judge'}", f"out={tmp_path / 'out'}"))
     assert "t2i.config.data.lattice" in capsys.readouterr().out and not (tmp_path / "made").exists()

@@ -15,11 +15,11 @@ from PIL import Image, ImageOps
 
 from t2i.checkpoint import registry
 from t2i.config.compose import compose
-from t2i.evaluation.generated_images import Drawn
+from t2i.evaluation.evaluator import Embeddings, Evaluator, Scores
+from t2i.evaluation.generated_images import GeneratedImages
 from t2i.evaluation.page import neighbours
 from t2i.evaluation.protocols import METRICS, PROTOCOLS, Protocol, fid_name, settle
 from t2i.evaluation.reference_images import Reference, augmented, lanczos
-from t2i.evaluation.scoring import Scores, distances, score_drawn
 
 
 def png(width: int, height: int, seed: int) -> bytes:
@@ -78,10 +78,10 @@ def test_captions_by_chance_of_the_seed_or_all(pictures: Path) -> None:
     rounds = Reference(config(pictures), Protocol(None, n=15, captions="rounds"), 32, 0)
     assert rounds.text[:11] == one.text and len(set(rounds.text)) == 15  # then four pictures with their other caption
     assert len(Reference(config(pictures), Protocol(None, n=None, captions="rounds"), 32, 0).text) == 22
-    assert not one.short()
-    assert Reference(config(pictures), Protocol("dfgan", n=99, captions="rounds"), 32, 0).short() == [
+    assert not one.shortfalls()
+    assert Reference(config(pictures), Protocol("dfgan", n=99, captions="rounds"), 32, 0).shortfalls() == [
         "n=22 instead of 99: the data have no more"]
-    assert "COCO of None instead of 2014" in Reference(config(pictures), Protocol("coco30k"), 32, 0).short()
+    assert "COCO of None instead of 2014" in Reference(config(pictures), Protocol("coco30k"), 32, 0).shortfalls()
     cut = Reference(config(pictures), Protocol(None, crop="lanczos"), 32, 0)
     wanted = lanczos(pixels((pictures / "01.png").read_bytes()), 32)
     np.testing.assert_array_equal(cut.picture(0), wanted)
@@ -102,6 +102,7 @@ class Colours:
         flat = torch.as_tensor(held).float().flatten(1, 2) / 64
         return torch.cat([flat.mean(1), flat.std(1)], 1)
 
+    @property
     def protocol(self) -> dict[str, Any]:
         return {"network": "colours", "version": self.version}
 
@@ -129,33 +130,54 @@ def test_fid_is_called_so_only_with_enough_pictures(pictures: Path) -> None:
     assert (fid_name("fid", 2048, 5000), fid_name("fid", 30000, 2047)) == ("fid", "fid_2047")
     reference = Reference(config(pictures), Protocol(None), 32, 0)
     chunks = [(torch.arange(11), torch.from_numpy(np.stack([reference.picture(i) for i in range(11)])))]
-    found = score_drawn(chunks, None, reference, ["fid", "kid", "prc"], None, Colours(), 0, None, {"seed": 0})
-    assert set(found.values) == {"fid_11", "kid", "precision", "recall"}
+    metrics = ["fid", "kid", "precision_recall"]
+
+    def measured(net: Colours, metrics: list[str], chunks: list[Any]) -> Scores:
+        evaluator, scores = Evaluator(metrics, reference, None, net, 0, protocol={"seed": 0}), Scores()
+        return evaluator.measure(evaluator.embed(chunks, scores), None, scores)
+
+    found = measured(Colours(), metrics, chunks)
+    assert set(found.values) == {"fid_11", "kid", "precision", "recall"} and not found.missing
     assert found.values["fid_11"]["value"] == pytest.approx(0, abs=1e-9) and found.values["precision"]["value"] == 1.0
     assert found.protocols["kid"]["subset_size"] == 5 and found.protocols["fid_11"]["n_real"] == 11
-    assert found.protocols["fid_11"]["reference_hash"] == reference.hash()
+    assert found.protocols["fid_11"]["reference_hash"] == reference.hash() and found.protocols["kid"]["seed"] == 0
     net = Colours()
     net.name = "inception_torchvision"
-    scores, held = Scores(), reference.statistics(net, keep=True)
-    distances(scores, net, held, held, ["fid", "kid"], 0, None, {})
-    assert set(scores.values) == {"fid_dfgan_11", "kid_dfgan"}
+    assert set(measured(net, ["fid", "kid"], chunks).values) == {"fid_dfgan_11", "kid_dfgan"}
     with pytest.raises(ValueError, match="no pictures to score"):
-        score_drawn([], None, reference, ["fid"], None, net, 0, None, {})
+        measured(net, ["fid"], [])
 
 
-def test_named_protocols_are_settled_with_what_was_changed() -> None:
+def test_parts_that_processes_embedded_are_those_of_one(pictures: Path) -> None:
+    reference = Reference(config(pictures), Protocol(None), 32, 0)
+    evaluator = Evaluator(["fid", "kid"], reference, None, Colours(), 0)
+    images = torch.from_numpy(np.stack([reference.picture(i) for i in range(11)]))
+    whole = evaluator.embed([(torch.arange(11), images)], Scores())
+    parts = [evaluator.embed([(torch.arange(k, 11, 2), images[k::2])], Scores()) for k in (1, 0)]
+    merged = Embeddings.merged(parts)
+    assert merged.numbers.tolist() == list(range(11))
+    assert torch.equal(merged.statistics["inception"].features, whole.statistics["inception"].features)
+    quick = Evaluator(["fid"], reference, None, Colours(), 0, intervals=False)
+    one, two = (e.measure(merged, None, Scores()).values["fid_11"] for e in (evaluator, quick))
+    assert one["value"] == two["value"] == two["low"] == two["high"] and one["high"] > one["value"]
+
+
+def test_named_protocols_are_settled_with_what_was_changed(capsys: Any) -> None:
     base = compose(["images=."], "evaluate")
     coco, changed = settle({**base, "protocol": "coco30k"}, "t2i.data.coco.COCO")
     assert not changed and coco.n == 30_000 and coco.size == 256 and coco.prefix == "A photo depicts "
-    assert coco.judge == "openai/clip-vit-base-patch32" and coco.crop == "lanczos" and coco.resize == "clean"
-    less, changed = settle({**base, "protocol": "coco30k", "n": 500, "judge": "mine"}, "t2i.data.coco.COCO")
-    assert less.n == 500 and less.judge == "mine"
-    assert changed == ["n=500 instead of 30000", "judge=mine instead of openai/clip-vit-base-patch32"]
-    cub, changed = settle({**base, "protocol": "cub30k", "n": 9, "judge": "mine"}, "t2i.data.cub.CUB")
+    assert coco.clip_model == "openai/clip-vit-base-patch32" and coco.crop == "lanczos" and coco.resize == "clean"
+    less, changed = settle({**base, "protocol": "coco30k", "n": 500, "clip_model": "mine"}, "t2i.data.coco.COCO")
+    assert less.n == 500 and less.clip_model == "mine"
+    assert changed == ["n=500 instead of 30000", "clip_model=mine instead of openai/clip-vit-base-patch32"]
+    cub, changed = settle({**base, "protocol": "cub30k", "n": 9, "clip_model": "mine"}, "t2i.data.cub.CUB")
     assert changed == ["n=9 instead of all"] and cub.captions == "all"
     _, changed = settle({**base, "protocol": "shapes", "size": 32, "prefix": "A ", "resize": "antialias"}, None)
     assert changed == ["size=32 instead of the model's", "prefix=A  instead of none",
                        "resize=antialias instead of clean"]
+    former, _ = settle({**base, "metrics": ["prc", "fid", "prc_clip"]}, None)
+    assert former.metrics == ("precision_recall", "fid", "precision_recall_clip")
+    assert "metrics=[prc] is now called precision_recall" in capsys.readouterr().err
     with pytest.raises(ValueError, match="resize=linear: allowed with protocol=None is clean, tensorflow"):
         settle({**base, "resize": "linear"}, None)
     with pytest.raises(ValueError, match="resize=clean: allowed with protocol=dfgan is null"):
@@ -173,7 +195,7 @@ def test_the_nearest_training_pictures_pack_nothing(pictures: Path) -> None:
     held = config(pictures)
     held["data"]["pack"] = True
     task = SimpleNamespace(held=held, config={**held, "ckpt": "last.ckpt"})
-    drawn = Drawn.read(pictures, size=16)
+    drawn = GeneratedImages.read(pictures, size=16)
     assert neighbours(task, drawn) is None  # the folder is the file's word
     try:
         registry.trust([str(pictures)])

@@ -129,8 +129,8 @@ def test_what_is_drawn_stays_when_stopped(tmp_path) -> None:
 def test_a_picture_that_cannot_be_written(tmp_path) -> None:
     """A folder in the place of the third picture stands for a full disk: what is there is whole, listed and told."""
     (tmp_path / "drawn" / "000-a-dog-2.png").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"000-a-dog-2\.png cannot be written: .*; 2 of 5 pictures are there, whole, in"
-                                         r" \S+drawn\. Make room.*same command"):
+    with pytest.raises(ValueError, match=r"000-a-dog-2\.png could not be written: .*; 2 of 5 pictures are there, whole,"
+                                         r" in \S+drawn\. Make room.*same command"):
         text_to_image.run(config(tmp_path, n=5), Drawer())
     record = json.loads((tmp_path / "drawn" / "drawing.json").read_text())
     assert [entry["file"] for entry in record["pictures"]] == ["000-a-dog-0.png", "000-a-dog-1.png"]

@@ -17,8 +17,8 @@ from t2i.config import quiet
 from t2i.data.folder import Folder
 from t2i.metrics.nearest_neighbours import nearest
 from t2i.training import loggers
+from t2i.training.callbacks.early_stopping import EarlyStopping
 from t2i.training.callbacks.validation_metrics import Gap
-from t2i.training.callbacks.visuals import EarlyStopping
 
 
 class Walk(pl.LightningModule):
@@ -48,11 +48,12 @@ class Walk(pl.LightningModule):
 
 def walk(folder: Path, losses: list[float], *callbacks, steps: int = 12, **options) -> pl.Trainer:
     quiet.quiet()
+    csv_logger = {"csv": {"_target_": "t2i.training.loggers.CSVLogger"}}
     trainer = pl.Trainer(accelerator="cpu", max_steps=steps, max_epochs=-1, val_check_interval=2,
                          check_val_every_n_epoch=None, log_every_n_steps=1, num_sanity_val_steps=0,
                          default_root_dir=folder, callbacks=list(callbacks), enable_checkpointing=False,
                          enable_model_summary=False, enable_progress_bar=False,
-                         logger=loggers.make_loggers(["csv"], folder, {}, "walk"))
+                         logger=loggers.make_loggers(csv_logger, folder, {}))
     data = DataLoader(torch.ones(40, 1), batch_size=4)
     trainer.fit(Walk(losses), data, DataLoader(torch.ones(4, 1)), weights_only=True, **options)
     return trainer
@@ -70,14 +71,14 @@ def test_early_stopping_bears_what_it_is_told_to_bear(tmp_path, capsys) -> None:
     assert trainer.global_step == 10
     assert "Stopped early at step 10: val/loss was 2 at best, and not better for 3" in capsys.readouterr().out
     assert walk(tmp_path, [3.0, 2.0, 2.5, 1.9, 2.1, 1.8], EarlyStopping(patience=2)).global_step == 12
-    assert walk(tmp_path, [3.0, 2.9, 2.8, 2.7, 2.6, 2.5], EarlyStopping(patience=2, least=0.5)).global_step == 6
+    assert walk(tmp_path, [3.0, 2.9, 2.8, 2.7, 2.6, 2.5], EarlyStopping(patience=2, min_delta=0.5)).global_step == 6
 
 
 def test_early_stopping_goes_on_counting_after_a_break(tmp_path) -> None:
     first = EarlyStopping(patience=3)
     walk(tmp_path, [3.0, 3.1, 3.2], first, steps=6)
     again = EarlyStopping(patience=3)
-    again.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    again.load_state_dict(first.state_dict())
     assert walk(tmp_path, [3.3, 3.4], again, steps=4).global_step == 2
 
 

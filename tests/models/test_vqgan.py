@@ -119,11 +119,12 @@ def test_fused_equals_alternating_bit_for_bit(tmp_path, norm: str, optimizer: st
 
 def test_a_batch_is_a_step(tmp_path) -> None:
     seen = Losses()
-    logger = loggers.make_loggers(["csv"], tmp_path, {}, "tiny")
+    logger = loggers.make_loggers({"csv": {"_target_": "t2i.training.loggers.CSVLogger"}}, tmp_path, {})
     model = vqgan(max_steps=4)
     trainer = fit(model, tmp_path, steps=4, logger=logger, callbacks=[seen])
     assert trainer.global_step == len(seen.rows) == 4
-    loggers.finish(trainer.loggers)
+    for logger in trainer.loggers:
+        logger.finish()
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
     step = lines[0].split(",").index("step")
     assert sorted({int(line.split(",")[step]) for line in lines[1:]}) in ([0, 1, 2, 3], [1, 2, 3, 4])

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 
-import pytest
 from PIL import Image
 
 from t2i.config import quiet
-from t2i.training.loggers import MetricsCSV, make_loggers
+from t2i.config.compose import compose
+from t2i.training.loggers import CSVLogger, TensorBoardLogger, make_loggers
+
+
+def opened(log, folder):
+    log.begin(folder, {})
+    return log
 
 
 def test_rows_are_written_at_once_and_columns_grow(tmp_path) -> None:
-    log = MetricsCSV(tmp_path)
+    log = opened(CSVLogger(), tmp_path)
     log.log_metrics({"train/loss": 2.0, "epoch": 0}, 0)
     log.log_metrics({"val/loss": 3.5, "epoch": 0}, 0)
     log.log_metrics({"train/loss": 1.5, "epoch": 0}, 1)
@@ -22,12 +27,12 @@ def test_rows_are_written_at_once_and_columns_grow(tmp_path) -> None:
 
 def test_a_continued_run_keeps_what_came_before_and_drops_what_comes_again(tmp_path) -> None:
     path = tmp_path / "metrics.csv"
-    log = MetricsCSV(tmp_path)
+    log = opened(CSVLogger(), tmp_path)
     for step in range(6):
         log.log_metrics({"train/loss": float(step)}, step)
     with open(path, "a") as file:
         file.write("7,0,0.1")  # cut off by a kill
-    log = MetricsCSV(tmp_path)  # goes on after a checkpoint at step 4
+    log = opened(CSVLogger(), tmp_path)  # goes on after a checkpoint at step 4
     log.log_metrics({"train/loss": 40.0}, 4)
     log.log_metrics({"train/new": 1.0}, 4)
     log.log_metrics({"train/loss": 50.0}, 5)
@@ -37,7 +42,7 @@ def test_a_continued_run_keeps_what_came_before_and_drops_what_comes_again(tmp_p
 
 def test_a_truncated_last_line_does_not_swallow_the_next(tmp_path) -> None:
     (tmp_path / "metrics.csv").write_text("step,epoch,a\n1,0,2.0\n2,0")
-    MetricsCSV(tmp_path).log_metrics({"a": 3.0, "epoch": 0}, 2)
+    opened(CSVLogger(), tmp_path).log_metrics({"a": 3.0, "epoch": 0}, 2)
     assert (tmp_path / "metrics.csv").read_text().splitlines() == ["step,epoch,a", "1,0,2.0", "3,0,3.0"]
 
 
@@ -45,7 +50,7 @@ def test_tensorboard_hides_later_steps_of_the_broken_run(tmp_path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for first, value in ((0, 1.0), (2, 2.0)):
-        (log,) = make_loggers(["tensorboard"], tmp_path, {}, "run")
+        log = opened(TensorBoardLogger(), tmp_path)
         log.experiment  # noqa: B018 -- as Lightning does before anything is logged
         for step in range(first, first + 4):
             log.log_metrics({"loss": value}, step)
@@ -58,9 +63,11 @@ def test_tensorboard_hides_later_steps_of_the_broken_run(tmp_path) -> None:
     assert not (tmp_path / "tb" / "hparams.yaml").exists()
 
 
-def test_unknown_logger_is_named() -> None:
-    with pytest.raises(ValueError, match="tensorbord unknown; allowed are csv, tensorboard, wandb"):
-        make_loggers(["csv", "tensorbord"], "run", {}, "run")
+def test_loggers_come_by_their_target_and_none_where_there_is_none(tmp_path) -> None:
+    nodes = compose(["model=clip", "logger.tensorboard=null", "name=x"])["logger"]
+    (log,) = make_loggers({**nodes, "gone": None}, tmp_path, {})
+    assert isinstance(log, CSVLogger) and log.path == tmp_path / "metrics.csv"
+    assert make_loggers(compose(["model=clip", "logger=none", "name=x"])["logger"], tmp_path, {}) == []
 
 
 def test_quiet_drops_adverts_and_keeps_the_rest(caplog) -> None:

@@ -13,7 +13,7 @@ from tests import tiny
 from t2i.checkpoint import building
 from t2i.config.compose import ConfigError, compared, compose
 from t2i.training import profiling
-from t2i.training.meter import Peak, product
+from t2i.training.profiling import Peak, matrix_product
 
 SMALL = ["trainer=cpu", "trainer.precision=32-true", "data.image_size=32", "data.batch_size=4", "estimate=true"]
 VQ, CLIP = [*tiny.VQGAN, "name=vqgan"], [*tiny.CLIP, "name=clip"]
@@ -46,8 +46,8 @@ def test_a_tokenizer(folder: Path, capsys: Any) -> None:
 
 def test_a_prior_under_averaged_weights_whose_parts_are_stages_to_come(folder: Path) -> None:
     earlier = [compose([*words, *SMALL]) for words in (CLIP, VQ)]
-    words = [*PRIOR, *SMALL, "callbacks.ema={_target_: t2i.training.callbacks.visuals.EMA, modules: [gpt]}",
-             "trainer.accumulate=2",
+    words = [*PRIOR, *SMALL, "callbacks.ema={_target_: t2i.training.callbacks.ema.EMA, modules: [gpt]}",
+             "trainer.accumulate_grad_batches=2",
              "model.checkpointing=true", "model.cache_text=true"]
     rows, figures = profiling.measure(compose(words), earlier)
     shown = profiling.table(rows)
@@ -74,7 +74,7 @@ def test_a_part_that_an_unfinished_run_describes(folder: Path) -> None:
     (folder / "runs/vqgan/config.json").write_text(json.dumps(compose([*VQ, *SMALL])))
     config = compose([*PRIOR, *SMALL])
     earlier = [compose([*CLIP, *SMALL])]
-    given = profiling.stand_ins(config, earlier)
+    given = profiling.Parts(config, earlier).given()
     assert given["tokenizer"].codebook_size == 16 and given["tokenizer"].grid == (4, 4)
     assert given["text_encoder"].dim == 16 and given["text_encoder"](["a red circle"]).states.shape[-1] == 16
 
@@ -100,7 +100,7 @@ def test_a_pipeline_has_a_table_a_stage(folder: Path, capsys: Any) -> None:
     shown = capsys.readouterr().out
     assert shown.count("Estimate of") == 3 and "All stages" in shown
     alone = compose(["experiments=quickstart/prior", *words[1:]])
-    assert profiling.stand_ins(alone, [])["tokenizer"].codebook_size == 192 * 32 * 32  # by the recipe of that name
+    assert profiling.Parts(alone, []).given()["tokenizer"].codebook_size == 192 * 32 * 32  # by the recipe of that name
     assert list(folder.iterdir()) == []
 
 
@@ -127,7 +127,6 @@ def test_peak_memory_is_seen_and_given_back() -> None:
     peak = Peak(torch.device("cpu"))
     peak.start()
     torch.ones(10_000_000).sum().item()
-    peak.stop()
-    assert 36e6 < peak.bytes < 80e6
-    n, speed = product(torch.device("cpu"), "32-true")
+    assert 36e6 < peak.stop() < 80e6
+    n, speed = matrix_product(torch.device("cpu"), "32-true")
     assert n == 2048 and 1e8 < speed < 1e15

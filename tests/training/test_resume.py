@@ -18,11 +18,11 @@ from tests.in_child import config, differing, in_child, result, rows
 
 from t2i.checkpoint import atomic, file_format
 from t2i.models.vqgan import VQGAN
-from t2i.training import run_folder, train
-from t2i.training.callbacks.visuals import EarlyStopping
+from t2i.training import resume, train
+from t2i.training.callbacks.early_stopping import EarlyStopping
 
-STOP = ("callbacks.early_stopping={_target_: t2i.training.callbacks.visuals.EarlyStopping, monitor: val/loss,"
-        " patience: 3, least: 1}",
+STOP = ("callbacks.early_stopping={_target_: t2i.training.callbacks.early_stopping.EarlyStopping, monitor: val/loss,"
+        " patience: 3, min_delta: 1}",
         "trainer.max_steps=100")
 
 
@@ -117,11 +117,11 @@ def test_early_stopping_counts_on_after_a_kill_and_stops_where_it_would_have(tmp
 
 def test_a_count_of_another_metric_starts_anew() -> None:
     held = EarlyStopping("val/loss", 2)
-    held.since = 2
+    held.wait_count = 2
     other, same = EarlyStopping("val/psnr", 2), EarlyStopping("val/loss", 2)
-    other.load_state_dict(held.state_dict())
+    assert other.state_key != held.state_key == same.state_key
     same.load_state_dict(held.state_dict())
-    assert (other.since, same.since) == (0, 2)
+    assert (same.wait_count, same.patience) == (2, 2)
 
 
 def test_a_monitor_that_is_not_measured_stops_at_the_first_validation(tmp_path: Path, whole: Path) -> None:
@@ -147,7 +147,7 @@ def test_what_decides_nothing_may_change_and_a_folder_may_lie_elsewhere(tmp_path
     shutil.copytree(tmp_path / "runs/x", tmp_path / "else/where/y")
     train.run(config(tmp_path, f"paths.runs={tmp_path / 'else'}", "name=where/y", "group=g", "logger=none",
                       "data.workers=1", "callbacks=default", "trainer.checkpoint_every_steps=5",
-                      "callbacks.ema={_target_: t2i.training.callbacks.visuals.EMA, modules: [tokenizer], decay: 0.9}"))
+                      "callbacks.ema={_target_: t2i.training.callbacks.ema.EMA, modules: [tokenizer], decay: 0.9}"))
     ours, theirs = (result(place) for place in (whole / "runs/whole", tmp_path / "else/where/y"))
     assert set(differing(ours, theirs)) <= {"rows"}
 
@@ -155,13 +155,13 @@ def test_what_decides_nothing_may_change_and_a_folder_may_lie_elsewhere(tmp_path
 def test_files_of_the_runs_folder_are_the_same_wherever_that_is() -> None:
     a, b = ({"paths": {"runs": runs, "cache": "c"}, "name": runs, "model": {"path": f"{runs}/t/last.ckpt"}, "seed": 0}
             for runs in ("runs", "/disk/runs"))
-    assert train.decisive(a) == train.decisive(b) == {"model.path": "<paths.runs>/t/last.ckpt", "seed": 0}
-    assert train.decisive(a) != train.decisive(a | {"model": {"path": "runs/other/last.ckpt"}})
+    assert resume.decisive(a) == resume.decisive(b) == {"model.path": "<paths.runs>/t/last.ckpt", "seed": 0}
+    assert resume.decisive(a) != resume.decisive(a | {"model": {"path": "runs/other/last.ckpt"}})
 
 
 def test_a_folder_without_a_checkpoint_takes_the_corrected_command(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="accumulate=9"):
-        train.run(config(tmp_path, "name=x", "trainer.accumulate=9"), "python train.py wrong")
+    with pytest.raises(ValueError, match="accumulate_grad_batches=9"):
+        train.run(config(tmp_path, "name=x", "trainer.accumulate_grad_batches=9"), "python train.py wrong")
     run_dir = tmp_path / "runs/x"
     assert {path.name for path in run_dir.iterdir()} == {"config.json", "command.txt"}  # and no crash.ckpt of nothing
     (run_dir / "metrics.csv").write_text("step,epoch\n1,0\n")
@@ -196,16 +196,16 @@ def test_damaged_checkpoints_are_told(tmp_path: Path, capsys: Any) -> None:
     assert in_child(stopped, tmp_path / "log") == train.STOPPED
     run_dir, made = tmp_path / "runs/x", config(tmp_path, "name=x")
     (run_dir / "last.ckpt").write_bytes(b"PK nothing")
-    assert train.open_run(made, run_dir) == run_dir / "previous.ckpt"
+    assert resume.open_run(made, run_dir) == run_dir / "previous.ckpt"
     told = capsys.readouterr().out
     assert "last.ckpt" in told and "The checkpoint before it is taken." in told
-    train.begin(run_dir, run_dir / "previous.ckpt", None)
+    resume.begin(run_dir, run_dir / "previous.ckpt", None)
     assert (run_dir / "damaged.ckpt").read_bytes() == b"PK nothing" and not (run_dir / "last.ckpt").exists()
     (run_dir / "damaged.ckpt").rename(run_dir / "last.ckpt")
     (run_dir / "previous.ckpt").write_bytes(b"")
     with pytest.raises(ValueError, match=r"resume=must, but .* no readable .*last\.ckpt.*previous\.ckpt is empty"):
-        train.open_run(made | {"resume": "must"}, run_dir)
-    assert train.open_run(made, run_dir) is None
+        resume.open_run(made | {"resume": "must"}, run_dir)
+    assert resume.open_run(made, run_dir) is None
     told = capsys.readouterr().out
     assert "previous.ckpt is empty" in told and "training starts from the beginning (resume=must stops" in told
 
@@ -272,7 +272,7 @@ def test_what_went_wrong_is_told_also_where_its_state_cannot_be_kept(tmp_path: P
 
 def test_a_second_process_is_kept_out_of_a_folder_in_which_one_trains(tmp_path: Path) -> None:
     run_dir = tmp_path / "runs/x"
-    with run_folder.alone_in(run_dir):
+    with resume.alone_in(run_dir):
         assert in_child(lambda: train.run(config(tmp_path, "name=x")), tmp_path / "log") == 2
         said = (tmp_path / "log").read_text().strip().splitlines()[-1]
         assert re.fullmatch(rf"error: {run_dir} is being trained by process {os.getpid()} on {socket.gethostname()}"
@@ -281,7 +281,7 @@ def test_a_second_process_is_kept_out_of_a_folder_in_which_one_trains(tmp_path: 
         with pytest.raises(ValueError, match=f"is being trained by process {os.getpid()} on "):
             train.run(config(tmp_path, "name=x"))  # in this very process
     assert not list((tmp_path / "runs").glob(".*"))
-    with run_folder.alone_in(run_dir):
+    with resume.alone_in(run_dir):
         pass
 
 
@@ -292,11 +292,11 @@ def test_a_lock_of_another_machine_says_what_to_delete_unless_its_job_was_moved(
     held = {"pid": 1, "host": "elsewhere", "since": "2026-11-01 10:00:00", "job": "7"}
     lock.write_text(json.dumps(held))
     with (pytest.raises(ValueError, match=rf"process 1 on elsewhere since 2026-11-01 10:00:00.*delete {lock}"),
-          run_folder.alone_in(tmp_path / "x")):
+          resume.alone_in(tmp_path / "x")):
         pass
     assert json.loads(lock.read_text()) == held
     monkeypatch.setenv("SLURM_JOB_ID", "7")  # the scheduler started it again on this one
-    with run_folder.alone_in(tmp_path / "x"):
+    with resume.alone_in(tmp_path / "x"):
         assert json.loads(lock.read_text())["pid"] == os.getpid()
     assert not lock.exists()
 
@@ -312,7 +312,7 @@ def test_what_killed_processes_left_is_taken_away_and_others_files_stay(tmp_path
     for name in left | stays:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
-    run_folder.tidy(tmp_path)
+    resume.tidy(tmp_path)
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == stays
 
 
@@ -322,4 +322,4 @@ def test_a_damaged_config_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "last.ckpt").write_bytes(b"")
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ValueError, match=r"config\.json is damaged .*: delete it, and the run goes on under this"):
-        train.open_run(made, tmp_path)
+        resume.open_run(made, tmp_path)

@@ -123,9 +123,9 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_both_and_that_one_tells(tmp
 
 def test_what_does_not_go_with_shares_is_told_all_at_once() -> None:
     prior = [*MODELS["prior"], "model.tokenizer.path=x.ckpt", "text_encoder.path=x", "trainer.strategy=fsdp"]
-    ema = "callbacks.ema={_target_: t2i.training.callbacks.visuals.EMA, modules: [gpt], decay: 0.9}"
-    wrong = compose([*prior, "model.optimizer=muon", ema, "trainer.accumulate=2"], files=False)
-    with pytest.raises(ValueError, match=r"(?s)muon needs whole matrices.*ema averages.*accumulate: 1 is allowed"):
+    ema = "callbacks.ema={_target_: t2i.training.callbacks.ema.EMA, modules: [gpt], decay: 0.9}"
+    wrong = compose([*prior, "model.optimizer=muon", ema, "trainer.accumulate_grad_batches=2"], files=False)
+    with pytest.raises(ValueError, match=r"(?s)muon needs whole matrices.*ema averages.*_grad_batches: 1 is allowed"):
         strategy(wrong, Prior.__new__(Prior))
     with pytest.raises(ValueError, match="model=prior is allowed, others take trainer=ddp"):
         strategy(compose([*MODELS["vqgan"], "trainer.strategy=fsdp"]), torch.nn.Linear(1, 1))

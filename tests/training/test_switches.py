@@ -28,7 +28,7 @@ from t2i.nets.tokenizer import ImageTokenizer
 from t2i.quantizers.fsq import FSQ
 from t2i.quantizers.vq import VQ
 from t2i.training import train
-from t2i.training.callbacks.checkpointing import Checkpoints
+from t2i.training.callbacks.checkpointing import RunCheckpoint
 from t2i.types import Batch, CodeBatch, TextEmbedding
 
 VQ_WORDS = [*tiny.VQGAN, "model.discriminator_start=0.25"]
@@ -149,7 +149,7 @@ def test_pieces_of_a_batch() -> None:
     states = CodeBatch(batch.ids, batch.text, batch.key, torch.ones(6, 2, 3), torch.ones(6, 2, dtype=torch.bool))
     assert slice_batch(states, slice(1, 3)).states.shape == (2, 2, 3)
     model.num_micro_batches = 7
-    with pytest.raises(ValueError, match=r"trainer.accumulate=7: a device's batch has 6 pictures; from 1 to 6"):
+    with pytest.raises(ValueError, match=r"accumulate_grad_batches=7: a device's batch has 6 pictures; from 1 to 6"):
         model.slice_micro_batch(batch, 6)
 
 
@@ -197,17 +197,17 @@ def test_the_vqgan_steps_as_with_the_whole_batch(
 @pytest.mark.parametrize("quantizer", ["vq", "ema"])
 def test_a_run_in_pieces_continues_exactly(tmp_path: Path, monkeypatch: Any, quantizer: str) -> None:
     """With BatchNorm and an EMA codebook, which see pieces: interrupted in mid-epoch, the weights are the same."""
-    words = [*VQ_WORDS, f"model/quantizer={quantizer}", "trainer.accumulate=3"]
+    words = [*VQ_WORDS, f"model/quantizer={quantizer}", "trainer.accumulate_grad_batches=3"]
     train.run(config(tmp_path, words, "name=whole"))
-    original = Checkpoints.on_train_batch_end
+    original = RunCheckpoint.on_train_batch_end
 
-    def interrupting(self: Checkpoints, trainer: Any, *rest: Any) -> None:
+    def interrupting(self: RunCheckpoint, trainer: Any, *rest: Any) -> None:
         if trainer.global_step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
         original(self, trainer, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Checkpoints, "on_train_batch_end", interrupting)
+        patched.setattr(RunCheckpoint, "on_train_batch_end", interrupting)
         with pytest.raises(SystemExit):
             train.run(config(tmp_path, words, "name=broken"))
     assert held(tmp_path, "broken")["global_step"] == 5
@@ -228,12 +228,12 @@ def test_a_piece_that_is_not_finite_stops_before_any_weight_moves(tmp_path: Path
 
 
 def test_pieces_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match="trainer.accumulate=2: CLIP needs every batch whole"):
+    with pytest.raises(ValueError, match="trainer.accumulate_grad_batches=2: CLIP needs every batch whole"):
         set_accumulation_and_compile(CLIP(), 2, False, 8)
-    with pytest.raises(ValueError, match="trainer.accumulate=9 is more than data.batch_size=8"):
+    with pytest.raises(ValueError, match="trainer.accumulate_grad_batches=9 is more than data.batch_size=8"):
         set_accumulation_and_compile(vqgan(), 9, False, 8)
-    with pytest.raises(ConfigError, match="trainer.accumulate=0: a whole number >= 1 is needed"):
-        compose(["model=vqgan", "trainer.accumulate=0"])
+    with pytest.raises(ConfigError, match="trainer.accumulate_grad_batches=0: a whole number >= 1 is needed"):
+        compose(["model=vqgan", "trainer.accumulate_grad_batches=0"])
 
 
 # Activations computed again
@@ -373,8 +373,8 @@ def test_what_is_compiled() -> None:
 
 def test_averaged_weights_from_the_command_line(tmp_path: Path) -> None:
     words = [*VQ_WORDS,
-             "callbacks.ema={_target_: t2i.training.callbacks.visuals.EMA, modules: [tokenizer], decay: 0.9}"]
-    train.run(config(tmp_path, words, "name=x", "trainer.accumulate=2", "model.warmup_steps=3"))
+             "callbacks.ema={_target_: t2i.training.callbacks.ema.EMA, modules: [tokenizer], decay: 0.9}"]
+    train.run(config(tmp_path, words, "name=x", "trainer.accumulate_grad_batches=2", "model.warmup_steps=3"))
     found = held(tmp_path, "x")
     assert found["ema"]["updates"] == 8  # batches, not pieces
     averaged, last = file_format.weights(found), found["state_dict"]
@@ -388,7 +388,7 @@ def test_old_configs_without_the_new_keys_still_load(tmp_path: Path) -> None:
     found = held(tmp_path, "x")
     model = found["t2i"]["config"]["model"]
     del model["checkpointing"], model["autoencoder"]["attention_heads"]
-    for key in ("accumulate", "compile"):
+    for key in ("accumulate_grad_batches", "compile"):
         del found["t2i"]["config"]["trainer"][key]
     atomic.save_atomic(found, tmp_path / "old.ckpt")
     assert same(building.load(tmp_path / "old.ckpt").state_dict(), found["state_dict"])

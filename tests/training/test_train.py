@@ -19,13 +19,13 @@ import torch
 from PIL import Image
 from tests import tiny
 
+from hydra_app import main
 from t2i.checkpoint import file_format
-from t2i.cli.app import main
 from t2i.config.compose import ROOT, Stage, compose, plan
 from t2i.data.shapes import HELDOUT_TASKS
 from t2i.models.vqgan import VQGAN
-from t2i.training import pipeline, train
-from t2i.training.callbacks.checkpointing import Checkpoints
+from t2i.training import pipeline, resume, train
+from t2i.training.callbacks.checkpointing import RunCheckpoint
 
 VQ = [*tiny.VQGAN, "model.discriminator_start=0.25"]
 DATA, TRAINER = tiny.DATA, [*tiny.TRAINER, *tiny.QUIET]
@@ -65,15 +65,15 @@ def test_a_finished_run_says_so_and_another_config_is_refused(tmp_path: Path, ca
 def test_stopping_and_continuing_equals_an_unbroken_run(tmp_path: Path, monkeypatch: Any, at: int) -> None:
     """In mid-epoch, just before and at the end of an epoch (12 batches)."""
     train.run(config(tmp_path, VQ, "name=whole", steps=20))
-    original = Checkpoints.on_train_batch_end
+    original = RunCheckpoint.on_train_batch_end
 
-    def interrupting(self: Checkpoints, trainer: Any, *rest: Any) -> None:
+    def interrupting(self: RunCheckpoint, trainer: Any, *rest: Any) -> None:
         if trainer.global_step == at:
             os.kill(os.getpid(), signal.SIGTERM)
         original(self, trainer, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Checkpoints, "on_train_batch_end", interrupting)
+        patched.setattr(RunCheckpoint, "on_train_batch_end", interrupting)
         with pytest.raises(SystemExit) as stopped:
             train.run(config(tmp_path, VQ, "name=broken", steps=20))
     assert stopped.value.code == train.STOPPED
@@ -85,15 +85,15 @@ def test_stopping_and_continuing_equals_an_unbroken_run(tmp_path: Path, monkeypa
 
 def interrupted(monkeypatch: Any, hook: str, signals: int) -> None:
     """In the third batch, or where else `hook` of Checkpoints is called, so many SIGINT arrive."""
-    original = getattr(Checkpoints, hook)
+    original = getattr(RunCheckpoint, hook)
 
-    def interrupting(self: Checkpoints, trainer: Any, *rest: Any) -> None:
+    def interrupting(self: RunCheckpoint, trainer: Any, *rest: Any) -> None:
         if hook != "on_train_batch_end" or trainer.global_step == 3:
             for _ in range(signals):
                 os.kill(os.getpid(), signal.SIGINT)
         original(self, trainer, *rest)
 
-    monkeypatch.setattr(Checkpoints, hook, interrupting)
+    monkeypatch.setattr(RunCheckpoint, hook, interrupting)
 
 
 @pytest.mark.parametrize(("hook", "signals", "told"), [
@@ -122,7 +122,7 @@ def test_a_second_signal_ends_sweeps_and_pipelines(tmp_path: Path, monkeypatch: 
     words = [*VQ, *DATA, *TRAINER, "seed=0,1", *recipe(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", *words])
     with pytest.raises(SystemExit) as end:
-        main("train", lambda found, overrides: train.run(found), "")
+        main("train", lambda found, overrides: train.run(found))
     assert end.value.code == 130 and "[2/2]" not in capsys.readouterr().out
     words = ["experiments=quickstart/clip", *tiny.CLIP[1:], *DATA, *TRAINER, *recipe(tmp_path)]
     stage = Stage("quickstart/clip", words, "")
@@ -141,15 +141,15 @@ def test_pictures_cropped_and_mirrored_by_chance_come_again_after_a_break(tmp_pa
              f"data.root={tmp_path / 'pictures'}", "data.image_size=32", "data.load_size=40", "data.crop=random",
              "data.flip=true", "data.batch_size=8", "trainer.max_steps=8", "callbacks.pictures=null"]
     train.run(compose([*words, "name=whole"]))
-    original = Checkpoints.on_train_batch_end
+    original = RunCheckpoint.on_train_batch_end
 
-    def interrupting(self: Checkpoints, trainer: Any, *rest: Any) -> None:
+    def interrupting(self: RunCheckpoint, trainer: Any, *rest: Any) -> None:
         if trainer.global_step == 5:  # in the middle of the third epoch
             os.kill(os.getpid(), signal.SIGTERM)
         original(self, trainer, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Checkpoints, "on_train_batch_end", interrupting)
+        patched.setattr(RunCheckpoint, "on_train_batch_end", interrupting)
         with pytest.raises(SystemExit):
             train.run(compose([*words, "name=broken"]))
     train.run(compose([*words, "name=broken"]))
@@ -191,7 +191,7 @@ def test_resume_must_and_unwritable_folders(tmp_path: Path) -> None:
         train.run(config(tmp_path, VQ, "name=x", "resume=must"))
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"cannot be written.*paths\.runs"):
-        train.open_run(config(tmp_path, VQ, "name=x"), tmp_path / "file/run")
+        resume.open_run(config(tmp_path, VQ, "name=x"), tmp_path / "file/run")
 
 
 def recipe(tmp_path: Path) -> list[str]:

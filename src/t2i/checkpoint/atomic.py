@@ -11,10 +11,13 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
+from t2i.config.messages import shown
+
 
 @contextmanager
-def written_whole(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write that takes `path`'s place once it is safely on the disk, or leaves no trace."""
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write that takes `path`'s place once it is safely on the disk, or leaves no trace; an OSError names the
+    path and leaves an earlier file as it was."""
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -30,16 +33,16 @@ def written_whole(path: str | Path) -> Iterator[BinaryIO]:
         finally:
             os.close(folder)
     except OSError as error:
-        kept = " The file that was there is untouched." if path.exists() else ""
-        raise OSError(error.errno, f"{path} could not be written: {error.strerror or error}.{kept}") from error
+        kept = " The file that was there is untouched." if path.is_file() else ""
+        why = f"{shown(path, 1000)} could not be written: {error.strerror or error}.{kept}"
+        raise OSError(error.errno, why) from error
     finally:
         if beside.exists():
             beside.unlink()
 
 
 class _Sink(io.RawIOBase):
-    """Passes bytes on and keeps the first OSError or interruption, which torch's zip writer would replace by its own
-    words."""
+    """Passes bytes on and keeps the first OSError or interruption, which torch's zip writer replaces by its own."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -56,22 +59,27 @@ class _Sink(io.RawIOBase):
             raise
 
 
-def save_atomic(held: Any, path: str | Path) -> None:
-    """Writes with torch.save, whole or not at all; an OSError names the path and leaves an earlier file as it was."""
-    with written_whole(path) as file:
+def save_atomic(content: Any, path: str | Path) -> None:
+    """`torch.save` through `atomic_write`."""
+    with atomic_write(path) as file:
         sink = _Sink(file)
         try:
-            torch.save(held, cast(BinaryIO, sink))  # of a file it needs `write` alone
+            torch.save(content, cast(BinaryIO, sink))  # of a file it needs `write` alone
         except RuntimeError as error:
-            came: BaseException | None = sink.error or error.__context__
-            while came is not None and not isinstance(came, OSError | SystemExit | KeyboardInterrupt):
-                came = came.__context__
-            if came is None:
+            cause: BaseException | None = sink.error or error.__context__
+            while cause is not None and not isinstance(cause, OSError | SystemExit | KeyboardInterrupt):
+                cause = cause.__context__
+            if cause is None:
                 raise
-            raise came from error
+            raise cause from error
+
+
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    with atomic_write(path) as file:
+        file.write(content)
+    return Path(path)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a text file in UTF-8, whole or not at all."""
-    with written_whole(path) as file:
-        file.write(text.encode("utf-8"))
+    """In UTF-8."""
+    write_bytes(path, text.encode("utf-8"))

@@ -1,16 +1,13 @@
-"""The checkpoint format, and building from it: Lightning's dictionary plus a section `t2i` that explains it.
+"""The checkpoint format: Lightning's dictionary plus a section `t2i` that explains it.
 
     {"state_dict": …, (Lightning's own keys), "t2i": {
         "format": 1, "kind": "prior", "config": the whole resolved config as plain containers,
         "parts": {argument: {"config": node, "state_dict": …, "files": {name: text}}}},  what came from elsewhere
      "ema": {"weights": {parameter: tensor}, "updates": n}}                                where averages were kept
 
-A file says by itself how to build what it holds. Nothing in it is executed: it is read with `weights_only=True`, once
-the archive's own checksums hold, and of what its config names only marked classes are built
-(`t2i.checkpoint.safe_building`), which
-open nothing that the user did not name. Files are written whole or not at all. What was exported
-(`t2i.checkpoint.safetensors_io`) is
-read in the same places, but for continuing a run.
+A file says by itself how to build what it holds (`t2i.checkpoint.building`). Nothing in it is executed: it is read with
+`weights_only=True`, once the archive's own checksums hold. Files are written whole or not at all. What was exported
+(`t2i.checkpoint.safetensors_io`) is read in the same places, but for continuing a run.
 """
 
 from __future__ import annotations
@@ -24,32 +21,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from t2i.checkpoint import file_checks, renames, safe_building, safetensors_io
-from t2i.checkpoint.atomic import write_text, written_whole
-from t2i.checkpoint.safe_building import (
-    PLAIN,
-    plain,
-    tensors,
-)
+from t2i.checkpoint import file_checks, renames, safetensors_io
+from t2i.checkpoint.atomic import write_bytes, write_text
+from t2i.checkpoint.file_checks import plain, quoted, tensors
 from t2i.config.messages import shown
 
 FORMAT = 1
-
-
-
-
-
-
-
-
-def _plain(value: Any, path: str) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{path}.{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, f"{path}.{i}") for i, item in enumerate(value)]
-    if type(value) not in PLAIN:
-        raise TypeError(f"{path} is a {type(value).__name__}; a checkpoint's config holds plain values only")
-    return value
 
 
 def kind_of(module: Any) -> str:
@@ -60,27 +37,15 @@ def kind_of(module: Any) -> str:
 
 def pack(module: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
     """The section `t2i` for a module. It may define `parts()`: what its constructor was given from elsewhere."""
-    section: dict[str, Any] = {"format": FORMAT, "kind": kind_of(module), "config": _plain(config, "config")}
     parts = getattr(module, "parts", None)
-    section["parts"] = parts() if callable(parts) else {}
-    return section
-
-
-
-
-
-
-
-
+    return {"format": FORMAT, "kind": kind_of(module), "config": plain(config, "config", "the checkpoint"),
+            "parts": parts() if callable(parts) else {}}
 
 
 def file_hash(path: str | Path) -> str:
     """The first 16 hex digits of a file's SHA-256; of an exported folder, of its weights'."""
-    digest = hashlib.sha256()
-    with safetensors_io.located(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+    with safetensors_io.weights_file(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def read(path: str | Path, kind: str | tuple[str, ...] | None = None) -> dict[str, Any]:
@@ -88,7 +53,7 @@ def read(path: str | Path, kind: str | tuple[str, ...] | None = None) -> dict[st
 
     Its section is a plain copy, and its weights and averages are ordinary tensors: what reads them need not ask.
     """
-    path = safetensors_io.located(path)
+    path = safetensors_io.weights_file(path)
     held = safetensors_io.read(path) if path.is_file() and file_checks.is_safetensors(path) else {}
     held = held if safetensors_io.KEY in held else file_checks.load(path)
     section = held.get("t2i") if isinstance(held, dict) else None
@@ -96,9 +61,10 @@ def read(path: str | Path, kind: str | tuple[str, ...] | None = None) -> dict[st
         keys = ", ".join(sorted(map(str, held))[:8]) if isinstance(held, dict) else type(held).__name__
         raise ValueError(f"{path} is no checkpoint of this project: it has no section 't2i' (it holds {shown(keys)})")
     if section.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {safe_building.said(section.get('format'))}; this version reads format"
-                         f" {FORMAT}")
+        raise ValueError(f"{path} has format {quoted(section.get('format'))}; this version reads format {FORMAT}")
     held["t2i"] = _section(section, path)
+    if isinstance(held.get("callbacks"), dict):
+        held["callbacks"] = renames.callback_states(held["callbacks"])
     held["state_dict"] = tensors(held["state_dict"], "state_dict", path)
     if "ema" in held:
         if not isinstance(held["ema"], dict) or "weights" not in held["ema"]:
@@ -112,25 +78,25 @@ def read(path: str | Path, kind: str | tuple[str, ...] | None = None) -> dict[st
 
 def _section(section: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """A copy of the section `t2i`, of the form that the head of this module shows."""
-    def need(fine: bool, what: str) -> None:
-        if not fine:
-            raise ValueError(f"{path}: {what}")
 
-    found = plain({key: value for key, value in section.items() if key not in ("parts",)}, "t2i", path)
+    def need(fine: bool, fault: str) -> None:
+        if not fine:
+            raise ValueError(f"{path}: {fault}")
+
+    found = plain({key: value for key, value in section.items() if key != "parts"}, "t2i", path)
     kind, config, parts = found.get("kind"), found.get("config"), section.get("parts")
     need(isinstance(kind, str) and kind.isidentifier() and len(kind) <= 40, "t2i.kind is missing or no name")
     need(isinstance(config, dict), "t2i.config is missing or no table of settings")
-    need(isinstance(config.get("model"), dict), f"t2i.config.model is {safe_building.said(config.get('model'))}; a node"
-                                                " with _target_ is wanted")
-    found["config"] = renames.current(config)
+    need(isinstance(config.get("model"), dict),
+         f"t2i.config.model is {quoted(config.get('model'))}; a node with _target_ is wanted")
     need(isinstance(parts, dict), "t2i.parts is missing or no table of parts")
-    found["parts"] = {}
+    found |= {"config": renames.current(config), "parts": {}}
     for name, part in cast(dict[Any, Any], parts).items():
         where = f"t2i.parts.{shown(name)}"
         need(isinstance(name, str) and name.isidentifier(), f"{where} is no name of a part")
         need(isinstance(part, dict) and isinstance(part.get("config"), dict), f"{where} has no config")
-        files_of = part.get("files", {})
-        need(isinstance(files_of, dict) and all(isinstance(k, str) and isinstance(v, str) for k, v in files_of.items()),
+        files = part.get("files", {})
+        need(isinstance(files, dict) and all(isinstance(word, str) for pair in files.items() for word in pair),
              f"{where}.files are no texts")
         bare = {key: value for key, value in part.items() if key != "state_dict"}
         found["parts"][name] = renames.renamed(plain(bare, where, path))
@@ -142,10 +108,11 @@ def _section(section: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def progress(held: Mapping[str, Any], path: str | Path) -> tuple[int, float]:
     """The steps and the minutes that a checkpoint of training was trained for."""
     steps, callbacks = held.get("global_step"), held.get("callbacks")
-    minutes = callbacks.get("Minutes") if isinstance(callbacks, Mapping) else None
-    seconds = minutes.get("seconds") if isinstance(minutes, Mapping) else None
+    timer = callbacks.get("Timer") if isinstance(callbacks, Mapping) else None
+    elapsed = timer.get("time_elapsed") if isinstance(timer, Mapping) else None
+    seconds = elapsed.get("train") if isinstance(elapsed, Mapping) else None
     if type(steps) is not int or type(seconds) not in (int, float) or not math.isfinite(cast(float, seconds)):
-        raise ValueError(f"{path} does not say how long it was trained: global_step or callbacks.Minutes is missing or"
+        raise ValueError(f"{path} does not say how long it was trained: global_step or callbacks.Timer is missing or"
                          " damaged")
     return steps, cast(float, seconds) / 60
 
@@ -162,30 +129,13 @@ def weights(held: Mapping[str, Any], path: str | Path = "the checkpoint") -> dic
     return last | {name: value.to(last[name].dtype) for name, value in averaged.items()}
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 def export(held: Mapping[str, Any], path: str | Path) -> Path:
     """Writes a checkpoint's model, averaged weights where it has some, as `t2i.checkpoint.safetensors_io` describes:
-    a path that ends
-    with .safetensors is the file, any other the folder. Returns the file."""
+    a path that ends with .safetensors is the file, any other the folder. Returns the file."""
     content, text = safetensors_io.to_bytes(held["t2i"], weights(held))
-    file = Path(path) if Path(path).suffix == ".safetensors" else Path(path) / safetensors_io.WEIGHTS
-    with written_whole(file) as opened:
-        opened.write(content)
-    if file != Path(path):
-        write_text(file.with_name(safetensors_io.CONFIG), text)
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return write_bytes(path, content)
+    file = write_bytes(path / safetensors_io.WEIGHTS, content)
+    write_text(path / safetensors_io.CONFIG, text)
     return file

@@ -8,12 +8,8 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import nn
 
 from t2i.checkpoint.atomic import save_atomic
+from t2i.checkpoint.building import check_weights
 from t2i.checkpoint.file_format import kind_of, read
-from t2i.checkpoint.safe_building import (
-    misfits,
-    not_finite,
-    refuse,
-)
 
 # What Lightning writes beside the weights, and reads when a run goes on.
 LIGHTNING = {"epoch": int, "global_step": int, "loops": dict, "callbacks": dict, "optimizer_states": list,
@@ -43,7 +39,5 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if self.model is not None:
             if kind_of(self.model) != held["t2i"]["kind"]:
                 raise ValueError(f"{path} holds a {held['t2i']['kind']}; this run trains a {kind_of(self.model)}")
-            refuse(misfits(self.model, held["state_dict"]), path, self.model)
-            bad = [f"{name} has numbers that are not finite" for name in not_finite(held["state_dict"])]
-            refuse(bad, path, self.model)
+            check_weights(self.model, held["state_dict"], path)
         return held

@@ -1,4 +1,8 @@
-"""One process at a time writes a folder of results: a lock file, which the system frees when its process ends."""
+"""One process at a time writes a folder of results: a lock file, which the system frees when its process ends.
+
+Record locks (`fcntl.lockf`), not those of `filelock` (`flock`): they end with the process even while workers that it
+forked live on, and the file keeps what its last holder wrote.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +23,16 @@ from t2i.config.messages import shown
 _held: dict[Path, dict[str, Any]] = {}
 
 
-class Taken(ValueError):
-    """Another process holds the lock; `holder` is what it says of itself (pid, host, since, …), {} if nothing."""
+class LockTaken(ValueError):
+    """Another process holds the lock; `holder` is what it wrote into it (pid, host, since, …), {} if nothing."""
 
-    def __init__(self, text: str, holder: dict[str, Any]) -> None:
-        super().__init__(text)
+    def __init__(self, message: Callable[[str], str], holder: dict[str, Any]) -> None:
+        super().__init__(message("process {pid} on {host} since {since}".format(**holder) if holder else
+                                 "another process"))
         self.holder = holder
 
 
-def _said(file: BinaryIO) -> dict[str, Any]:
+def _read_holder(file: BinaryIO) -> dict[str, Any]:
     """What a holder wrote into its lock, which is a moment after it took it."""
     for _ in range(20):
         file.seek(0)
@@ -40,23 +45,17 @@ def _said(file: BinaryIO) -> dict[str, Any]:
     return {}
 
 
-def _words(who: Mapping[str, Any]) -> str:
-    return f"process {who['pid']} on {who['host']} since {who['since']}" if who else "another process"
-
-
-def _taken(path: Path, busy: Callable[[str], str]) -> BinaryIO:
-    """The open and locked file; Taken where another process has it."""
+def _acquire(path: Path, message: Callable[[str], str]) -> BinaryIO:
+    """The open and locked file."""
     if path in _held and _held[path]["pid"] == os.getpid():
-        raise Taken(busy(_words(_held[path])), _held[path])
+        raise LockTaken(message, _held[path])
     while True:
         file = cast(BinaryIO, path.open("a+b", buffering=0))  # closing must not try to write again
         try:
-            # A record lock: it ends with the process however that ends, and processes that it started do not share it.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             with file:
-                who = _said(file)
-            raise Taken(busy(_words(who)), who) from error
+                raise LockTaken(message, _read_holder(file)) from error
         except OSError as error:
             print(f"{shown(path)} cannot be locked ({error.strerror}): nothing keeps another process out of"
                   f" {shown(path.parent)}", file=sys.stderr)
@@ -66,22 +65,21 @@ def _taken(path: Path, busy: Callable[[str], str]) -> BinaryIO:
 
 
 @contextmanager
-def locked(path: Path, busy: Callable[[str], str], more: Mapping[str, Any],
-           left: Callable[[dict[str, Any]], None] | None = None) -> Iterator[None]:
+def locked(path: Path, message: Callable[[str], str], more: Mapping[str, Any],
+           on_stale: Callable[[dict[str, Any]], None] | None = None) -> Iterator[None]:
     """Inside, no other process holds the lock file `path`.
 
     Args:
-        busy: the message where one does, of its holder in words.
+        message: of the error where one does, from its holder in words.
         more: what is written into it beside process, host and time.
-        left: is asked about what a holder wrote that never said that it ended, and may raise.
+        on_stale: is given what a holder wrote that never said that it ended, and may raise.
 
-    Raises Taken, or OSError where nothing can be written there.
+    Raises LockTaken, or OSError where nothing can be written there.
     """
     path = path.absolute()
-    file = _taken(path, busy)
-    try:
-        if left is not None and path.stat().st_size:
-            left(_said(file))
+    with _acquire(path, message) as file:
+        if on_stale is not None and path.stat().st_size:
+            on_stale(_read_holder(file))
         mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S"), **more}
         file.truncate(0)
         file.write(json.dumps(mine).encode())
@@ -92,16 +90,14 @@ def locked(path: Path, busy: Callable[[str], str], more: Mapping[str, Any],
             del _held[path]
             with suppress(OSError):  # of a disk that turned read-only; the lock ends with the file all the same
                 path.unlink()
-    finally:
-        file.close()
 
 
 @contextmanager
-def alone(folder: Path, name: str, work: str = "") -> Iterator[None]:
-    """Inside, no other process is `alone` in `folder` under this `name`.
+def exclusive(folder: Path, name: str, work: str = "") -> Iterator[None]:
+    """Inside, no other process is `exclusive` in `folder` under this `name`; raises as `locked` does.
 
-    `work`: what is done, for who comes meanwhile. Raises Taken, or OSError where nothing can be written there.
+    `work`: what is done, for who comes meanwhile.
     """
-    with locked(folder / f".{name}.lock", lambda who: f"out={shown(folder)} is being written by {who}: wait for it, or"
-                " choose another with out=…", {"work": work}):
+    with locked(folder / f".{name}.lock", lambda holder: f"out={shown(folder)} is being written by {holder}: wait for"
+                " it, or choose another with out=…", {"work": work}):
         yield

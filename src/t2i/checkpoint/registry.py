@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from t2i.config.messages import shown
+
 Role = Literal["model", "tokenizer", "autoencoder", "quantizer", "generator", "discriminator", "stage1",
                "text_encoder", "data"]
 # Modules that hold marked classes: one that a file names is imported only if it stands here.
@@ -25,8 +27,7 @@ MODULES = (
     "t2i.nets.autoencoder", "t2i.nets.dfgan", "t2i.nets.patchgan", "t2i.nets.rdb", "t2i.nets.stackgan",
     "t2i.nets.tokenizer", "t2i.nets.two_colour", "t2i.nets.unet_discriminator", "t2i.quantizers.ema",
     "t2i.quantizers.fsq", "t2i.quantizers.gumbel", "t2i.quantizers.product", "t2i.quantizers.vq",
-    "t2i.text_encoders.bilstm",
-    "t2i.text_encoders.clip",
+    "t2i.text_encoders.bilstm", "t2i.text_encoders.clip",
 )  # fmt: skip
 T = TypeVar("T", bound=type)
 
@@ -76,16 +77,20 @@ def find(name: Any) -> Entry | None:
     return Entry(found, None) if isinstance(found, type) else None
 
 
+def get(name: Any, where: str) -> Entry:
+    """`find`; ValueError, which begins with `where`, where there is none."""
+    entry = find(name)
+    if entry is None:
+        raise ValueError(f"{where}_target_={shown(repr(name), 80)} is no class that a file may build; if it is yours,"
+                         " trust=[its package] says so")
+    return entry
+
+
 def trust(words: Iterable[str]) -> None:
     """What the user trusts from now on: packages, and places (files, folders and what lies in them, names on the hub).
     """
     global _trusted
     _trusted = tuple(word for word in words if word)
-
-
-def is_trusted_package(name: str) -> bool:
-    """Whether a target lies in a package that the user named."""
-    return name.partition(".")[0] in _trusted
 
 
 def is_trusted_place(place: str) -> bool:

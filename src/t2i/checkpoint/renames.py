@@ -1,7 +1,7 @@
 """What configs of earlier versions call by other names: checkpoints and run folders written then still load.
 
 `MODULES` holds modules that moved, `CLASSES` classes and functions of another name (by today's module), `KEYS` keys of
-a whole config, by their path.
+a whole config, by their path; `ADDED` keys that were not there, `CALLBACKS` names of callbacks in checkpoints.
 """
 
 from __future__ import annotations
@@ -19,8 +19,25 @@ MODULES = {
     "t2i.text.clip": "t2i.text_encoders.clip",
     "t2i.watch": "t2i.training.callbacks.generation_metrics",
 }
-CLASSES: dict[str, str] = {}
-KEYS: dict[str, str] = {}
+CLASSES: dict[str, str] = {
+    "t2i.training.callbacks.generation_metrics.Scores": "t2i.training.callbacks.generation_metrics.GenerationMetrics",
+    "t2i.training.callbacks.progress.Progress": "t2i.training.callbacks.progress.ProgressBar",
+    "t2i.training.callbacks.visuals.EMA": "t2i.training.callbacks.ema.EMA",
+    "t2i.training.callbacks.visuals.EarlyStopping": "t2i.training.callbacks.early_stopping.EarlyStopping",
+    "t2i.training.callbacks.visuals.LossPlots": "t2i.training.callbacks.loss_plots.LossPlots",
+    "t2i.training.callbacks.visuals.PictureGrid": "t2i.training.callbacks.image_grid.ImageGrid",
+}
+KEYS: dict[str, str] = {
+    "callbacks.scores.judge": "callbacks.scores.clip_model",
+    "comparison.judge": "comparison.clip_model",
+    "callbacks.early_stopping.least": "callbacks.early_stopping.min_delta",
+    "trainer.accumulate": "trainer.accumulate_grad_batches",
+    "trainer.gradient_clip": "trainer.gradient_clip_val",
+}
+# Keys that came later, with the value that is as it was before.
+ADDED: dict[str, Any] = {"trainer.matmul_precision": None}
+# What callbacks keep in checkpoints, by their name there.
+CALLBACKS: dict[str, str] = {"Checkpoints": "RunCheckpoint", "PictureGrid": "ImageGrid", "Scores": "GenerationMetrics"}
 
 
 def renamed(value: Any) -> Any:
@@ -51,4 +68,23 @@ def current(config: Mapping[str, Any]) -> dict[str, Any]:
         for folder in folders:
             into = into.setdefault(folder, {})
         into.setdefault(name, value)
+    for key, value in ADDED.items():
+        section, _, name = key.partition(".")
+        if isinstance(found.get(section), dict):
+            found[section].setdefault(name, value)
+    return found
+
+
+def callback_states(states: Mapping[str, Any]) -> dict[str, Any]:
+    """What the callbacks of a checkpoint of an earlier version kept, as today's callbacks keep it."""
+    found: dict[str, Any] = {}
+    for name, state in states.items():
+        if name == "Minutes" and isinstance(state, Mapping):
+            found["Timer"] = {"time_elapsed": {"train": state.get("seconds")}}
+        elif name == "EarlyStopping" and isinstance(state, Mapping) and isinstance(state.get("best"), float):
+            monitor = {"monitor": state.get("monitor", "val/loss"), "mode": "min"}
+            found[f"EarlyStopping{monitor}"] = {"wait_count": state.get("since"), "stopped_epoch": 0,
+                                                "best_score": state["best"]}
+        else:
+            found[CALLBACKS.get(name, name)] = state
     return found

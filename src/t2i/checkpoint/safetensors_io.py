@@ -3,8 +3,7 @@ them. A file is enough by itself; `config.json` beside it says the same for peop
 
     {"format": 1, "kind": …, "config": …, "parts": {argument: {"config": node, "files": {name: text}}}}
 
-is the section `t2i` of a checkpoint (see `t2i.checkpoint.file_format`) without the parts' weights, which lie in the
-file as
+is the section `t2i` of a checkpoint (`t2i.checkpoint.file_format`) without the parts' weights, which lie in the file as
 `parts/<argument>/<name>`. A model's own names have no slash.
 """
 
@@ -26,8 +25,8 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 PARTS = "parts/"
 
 
-def located(path: str | Path) -> Path:
-    """The file of weights in a folder of ours, or the path itself."""
+def weights_file(path: str | Path) -> Path:
+    """The file of weights in an exported folder, or the path itself."""
     path = Path(path).expanduser()
     return path / WEIGHTS if (path / WEIGHTS).is_file() else path
 
@@ -41,20 +40,6 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path} is a damaged safetensors file ({shown(error)})") from error
 
 
-def section_of(metadata: Mapping[str, str], path: Path) -> dict[str, Any] | None:
-    """What explains a file of ours; None for another project's."""
-    if KEY not in metadata:
-        return None
-    try:
-        section = json.loads(metadata[KEY])
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: the metadata {KEY!r} is no JSON ({shown(error)})") from error
-    shapes = {"format": int, "kind": str, "config": dict, "parts": dict}
-    if not isinstance(section, dict) or not all(isinstance(section.get(k), kind) for k, kind in shapes.items()):
-        raise ValueError(f"{path}: the metadata {KEY!r} does not hold {', '.join(shapes)}")
-    return section
-
-
 def to_bytes(section: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple[bytes, str]:
     """A file's content, and `config.json`."""
     tensors = dict(weights)
@@ -64,18 +49,24 @@ def to_bytes(section: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple
             tensors |= {f"{PARTS}{name}/{key}": value for key, value in part["state_dict"].items()}
         bare["parts"][name] = {key: value for key, value in part.items() if key != "state_dict"}
     apart = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    text = json.dumps(bare, ensure_ascii=False)
-    return save(apart, {"format": "pt", KEY: text}), json.dumps(bare, ensure_ascii=False, indent=1)
+    metadata = {"format": "pt", KEY: json.dumps(bare, ensure_ascii=False)}
+    return save(apart, metadata), json.dumps(bare, ensure_ascii=False, indent=1)
 
 
-def joined(tensors: Mapping[str, Any], metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+def to_checkpoint(tensors: Mapping[str, Any], metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     """A file of ours as a checkpoint's dictionary, without what training needs; any other file's tensors by name.
 
-    ValueError where `config.json` beside it, in a folder of ours, says something else.
+    ValueError where the metadata is damaged, or `config.json` beside it, in a folder of ours, says something else.
     """
-    section = section_of(metadata, path)
-    if section is None:
+    if KEY not in metadata:
         return dict(tensors)
+    try:
+        section = json.loads(metadata[KEY])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: the metadata {KEY!r} is no JSON ({shown(error)})") from error
+    kinds = {"format": int, "kind": str, "config": dict, "parts": dict}
+    if not isinstance(section, dict) or not all(isinstance(section.get(k), kind) for k, kind in kinds.items()):
+        raise ValueError(f"{path}: the metadata {KEY!r} does not hold {', '.join(kinds)}")
     beside = path.with_name(CONFIG)
     if path.name == WEIGHTS and beside.is_file():
         try:
@@ -88,12 +79,12 @@ def joined(tensors: Mapping[str, Any], metadata: Mapping[str, str], path: Path) 
     for name, part in section["parts"].items():
         if not isinstance(part, dict):
             raise ValueError(f"{path}: the metadata {KEY!r} has a part {shown(name)} that is no table")
-        before = f"{PARTS}{name}/"
-        held = {key.removeprefix(before): value for key, value in tensors.items() if key.startswith(before)}
+        prefix = f"{PARTS}{name}/"
+        held = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         part |= {"state_dict": held} if held else {}
     return {"state_dict": {key: value for key, value in tensors.items() if not key.startswith(PARTS)}, KEY: section}
 
 
 def read(path: Path) -> dict[str, Any]:
-    """`joined` of a file."""
-    return joined(*read_safetensors(path), path)
+    """`to_checkpoint` of a file."""
+    return to_checkpoint(*read_safetensors(path), path)

@@ -35,7 +35,7 @@ VALUES: dict[str, tuple[str, float | None, float | None]] = {
     "trainer.accelerator": ("Literal['auto', 'cpu', 'gpu', 'cuda', 'mps']", None, None),
     "trainer.devices": ("int | Literal['auto'] | list[int]", -1, None),
     "trainer.num_nodes": ("int", 1, None),
-    "trainer.strategy": ("str", None, None),
+    "trainer.strategy": ("str | dict[str, Any]", None, None),
     "trainer.precision": ("Literal['auto', '32-true', 'bf16-mixed', '16-mixed']", None, None),
     "trainer.max_steps": ("int", 1, None),
     "trainer.max_minutes": ("float | None", 0, None),
@@ -44,8 +44,9 @@ VALUES: dict[str, tuple[str, float | None, float | None]] = {
     "trainer.limit_val_batches": ("int | float", 0, None),
     "trainer.checkpoint_every_steps": ("int | None", 1, None),
     "trainer.checkpoint_every_minutes": ("float | None", 0, None),
-    "trainer.gradient_clip": ("float | None", 0, None),
-    "trainer.accumulate": ("int", 1, None),
+    "trainer.gradient_clip_val": ("float | None", 0, None),
+    "trainer.accumulate_grad_batches": ("int", 1, None),
+    "trainer.matmul_precision": ("Literal['highest', 'high', 'medium'] | None", None, None),
     "trainer.monitor_mode": ("Literal['min', 'max']", None, None),
     "trainer.compile": ("bool | Literal['aot_eager']", None, None),
     "sweep.launcher": ("Literal['basic', 'joblib', 'submitit']", None, None),
@@ -59,6 +60,10 @@ VALUES: dict[str, tuple[str, float | None, float | None]] = {
     "sweep.submitit.cpus": ("int | None", 1, None),
     "sweep.submitit.memory_gb": ("float | None", 1, None),
 }
+# Keys of earlier versions -> today's, on the command line and in recipes.
+RENAMED = {"trainer.accumulate": "trainer.accumulate_grad_batches",
+           "trainer.gradient_clip": "trainer.gradient_clip_val",
+           "callbacks.early_stopping.least": "callbacks.early_stopping.min_delta"}
 # Files and folders that must exist: path of the key -> what it names.
 FILES = {"ckpt": "a checkpoint", "images": "a folder of pictures", "inception": "the file of Inception's weights",
          "vgg": "the file of VGG16's weights", "model.tokenizer.path": "a tokenizer's file",

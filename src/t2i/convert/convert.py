@@ -16,7 +16,7 @@ from t2i.convert.tokenizers import read_foreign
 
 def held_of(path: str | Path, image_size: int | None = None) -> dict[str, Any]:
     """A checkpoint's dictionary: of ours as it is, of another project's tokenizer as a tokenizer of ours."""
-    found = safetensors_io.located(path)
+    found = safetensors_io.weights_file(path)
     held = read_tensors(found)
     if isinstance(held, Mapping) and safetensors_io.KEY in held:
         if image_size is not None:
@@ -66,5 +66,5 @@ def _whole(held: dict[str, Any], path: str | Path) -> dict[str, Any]:
 
 
 def _not_itself(path: str | Path, out: Path) -> None:
-    if out.exists() and out.samefile(safetensors_io.located(path)):
+    if out.exists() and out.samefile(safetensors_io.weights_file(path)):
         raise ValueError(f"{out} is the file to convert itself; give the result another name")

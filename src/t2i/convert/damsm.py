@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from t2i.checkpoint import file_checks
-from t2i.checkpoint.plain_pickle import read_plain
+from t2i.checkpoint.plain_files import read_pickle
 from t2i.text_encoders.bilstm import BiLSTMText
 from t2i.text_encoders.bilstm_folder import END, BiLSTM, WordTokenizer, from_weights
 
@@ -50,5 +50,5 @@ def read_damsm(weights: str | Path, vocabulary: str | Path, max_length: int = MA
     if not isinstance(held, dict):
         raise ValueError(f"{weights} holds a {type(held).__name__}; a state dict is wanted")
     model = from_weights({str(name): value for name, value in held.items()}, weights)
-    words = _in_order(_wordtoix(read_plain(vocabulary), vocabulary), model, weights, vocabulary)
+    words = _in_order(_wordtoix(read_pickle(vocabulary), vocabulary), model, weights, vocabulary)
     return BiLSTMText.of(model, WordTokenizer(words, max_length), str(weights))

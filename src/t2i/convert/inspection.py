@@ -150,7 +150,7 @@ def _names(content: Content) -> list[str]:
 
 def inspected(path: str | Path) -> str:
     """The report on a file or an exported folder; ValueError where it is no such file, or damaged."""
-    found = safetensors_io.located(path)
+    found = safetensors_io.weights_file(path)
     content = outline(found)
     try:
         for _ in flat(content.held):

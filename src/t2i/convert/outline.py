@@ -166,7 +166,7 @@ def _safetensors(path: Path) -> Content:
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path} is a damaged safetensors file ({error})") from error
-    return Content("safetensors", safetensors_io.joined(held, metadata, path), {})
+    return Content("safetensors", safetensors_io.to_checkpoint(held, metadata, path), {})
 
 
 def outline(path: Path) -> Content:

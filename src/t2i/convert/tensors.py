@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from t2i.checkpoint import file_checks, safetensors_io
-from t2i.checkpoint.safe_building import not_finite, tensors
+from t2i.checkpoint.building import not_finite
+from t2i.checkpoint.file_checks import tensors
 
 Source = str | Path | Mapping[str, Any]
 SHOWN = 8  # problems that a message lists
@@ -85,7 +86,7 @@ def read_tensors(path: str | Path) -> Any:
 
     ValueError says what else the file is (a web page, a pointer, cut off, another program's classes by name).
     """
-    path = safetensors_io.located(path)
+    path = safetensors_io.weights_file(path)
     if path.is_file() and file_checks.is_safetensors(path):
         return safetensors_io.read(path)
     with torch.serialization.safe_globals(STANDINS):

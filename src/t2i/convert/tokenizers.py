@@ -46,7 +46,7 @@ def load_tokenizer(path: str | Path, image_size: int | None = None) -> ImageToke
     `image_size` is of the pictures it is for. Other projects' nets take any multiple of their factor; None is the size
     that they were likely trained with. ValueError says what the file is instead, or what in it does not fit.
     """
-    found = safetensors_io.located(path)
+    found = safetensors_io.weights_file(path)
     if found.is_dir():
         _folder(found)
     try:

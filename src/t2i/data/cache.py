@@ -11,12 +11,12 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 Header = dict[str, Any]
+Progress = Callable[[int, int], None]  # is told how many of how many are done
 
 
 def read_header(folder: Path) -> Header | None:
@@ -39,15 +39,11 @@ def differences(found: Header, wanted: Header) -> list[str]:
     return lines
 
 
-def fits(folder: Path, wanted: Header) -> bool:
-    found = read_header(folder)
-    return found is not None and not differences(found, wanted)
-
-
-def refuse(folder: Path, wanted: Header, what: str) -> None:
-    """ValueError if `folder` holds something else than `wanted`, or something without a readable header."""
+def check_header(folder: Path, wanted: Header, what: str) -> Header | None:
+    """The folder's header, None where there is no folder; ValueError if it was made from something else, or its header
+    cannot be read."""
     if not folder.exists():
-        return
+        return None
     found = read_header(folder)
     if found is None:
         raise ValueError(f"{folder} holds no whole {what} (its header.json is missing or damaged)."
@@ -55,50 +51,45 @@ def refuse(folder: Path, wanted: Header, what: str) -> None:
     if wrong := differences(found, wanted):
         raise ValueError(f"the {what} {folder} does not fit:\n  " + "\n  ".join(wrong)
                          + "\nIts source or its settings changed. Delete it to make it anew.")
+    return found
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    with folder.with_name(f"{folder.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def synced(folder: Path) -> None:
+def sync_files(folder: Path) -> None:
     """All files of a folder are on the disk before it gets its name."""
     for path in sorted(folder.iterdir()):
         with path.open("rb") as file:
             os.fsync(file.fileno())
 
 
-def make(folder: Path, wanted: Header, fill: Callable[[Path], Header], what: str) -> None:
-    """Makes `folder` unless it is there and fits.
+def build(folder: Path, wanted: Header, fill: Callable[[Path], Header], what: str) -> Header:
+    """Makes `folder` unless it is there and fits; returns its header.
 
     `fill(part)` writes the files into the part folder, where an interrupted call with the same `wanted` may have left
     some, and returns what the header says beside `wanted`.
     """
-    if fits(folder, wanted):
-        return
-    part = folder.with_name(f"{folder.name}.part")
+    part, plan = folder.with_name(f"{folder.name}.part"), json.dumps(wanted)
     try:
+        if found := check_header(folder, wanted, what):
+            return found
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder):
-            if fits(folder, wanted):  # another process was quicker
-                return
-            refuse(folder, wanted, what)
-            plan = part / "plan.json"
-            if part.exists() and (not plan.is_file() or plan.read_text(encoding="utf-8") != json.dumps(wanted)):
+        with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if found := check_header(folder, wanted, what):  # another process was quicker
+                return found
+            path = part / "plan.json"
+            if part.exists() and (not path.is_file() or path.read_text(encoding="utf-8") != plan):
                 shutil.rmtree(part)  # begun for something else, or not begun
             part.mkdir(exist_ok=True)
-            if not plan.is_file():
+            if not path.is_file():
                 beside = part / "plan.json.tmp"
-                beside.write_text(json.dumps(wanted), encoding="utf-8")
-                beside.rename(plan)
+                beside.write_text(plan, encoding="utf-8")
+                beside.rename(path)
             header = {**wanted, **fill(part)}
             (part / "header.json").write_text(json.dumps(header, indent=1), encoding="utf-8")
-            plan.unlink()
-            synced(part)
+            path.unlink()
+            sync_files(part)
             os.replace(part, folder)
+            return header
     except OSError as error:
         kept = f" What is done is kept in {part}; the same command goes on." if part.exists() else ""
         raise ValueError(f"the {what} {folder} cannot be written: {error.strerror or error}.{kept}"

@@ -11,17 +11,15 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from t2i.checkpoint.plain_pickle import read_plain
 from t2i.checkpoint.registry import register
-from t2i.data.faults import Faulty, is_text, quoted
-from t2i.data.images import Pictures, Split, found_files
-from t2i.data.lines import Found, Row, read_text
+from t2i.data.image_dataset import ImageDataset, Split, find_files
+from t2i.data.rows import Listing, ListingError, Row, is_text, quoted, read_key_pickle, read_text
 
 YEARS = (2017, 2014)
 
 
-def slim(pairs: list[tuple[str, Any]]) -> Any:
-    """A JSON object as what we need of it, so that half a million annotations fit in little memory."""
+def _slim(pairs: list[tuple[str, Any]]) -> Any:
+    """A JSON object as what is needed of it, so that half a million annotations fit in little memory."""
     item = dict(pairs)
     if "caption" in item and "image_id" in item:
         return item["image_id"], item["caption"]
@@ -34,7 +32,7 @@ def read_annotations(path: Path, faults: list[str]) -> tuple[list[tuple[int, str
     """(id, file name) of every picture and (picture's id, caption) of every caption; what is neither is a fault."""
     try:
         with path.open(encoding="utf-8") as file:
-            held = json.load(file, object_pairs_hook=slim)
+            held = json.load(file, object_pairs_hook=_slim)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -49,18 +47,18 @@ def read_annotations(path: Path, faults: list[str]) -> tuple[list[tuple[int, str
             else:
                 faults.append(f"{path.name}: {name}[{number}] is {quoted(item)}; wanted are {wanted}")
         if not isinstance(items, list) or (items and not good):
-            raise Faulty(f"{path} holds no captions of COCO: wanted are images (id, file_name) and annotations"
-                         " (image_id, caption)", faults)
+            raise ListingError(f"{path} holds no captions of COCO: wanted are images (id, file_name) and annotations"
+                               " (image_id, caption)", faults)
         found.append(good)
     return found[0], found[1]
 
 
-def read_layout(root: Path, split: Split, year: int) -> Found:
+def read_layout(root: Path, split: Split, year: int) -> Listing:
     path = root / f"annotations/captions_{split}{year}.json"
     faults: list[str] = []
     images, annotations = read_annotations(path, faults)
     folder = f"{split}{year}"
-    files = found_files(root / folder)
+    files = find_files(root / folder)
     captions: dict[int, list[str]] = {}
     names: dict[int, str] = {}
     for identity, name in images:
@@ -79,33 +77,28 @@ def read_layout(root: Path, split: Split, year: int) -> Found:
             faults.append(f"{path.name}: a caption of {names[identity]} holds half a character: {quoted(caption)}")
         else:
             captions.setdefault(identity, []).append(" ".join(caption.split()))
-    rows = [{"key": f"{folder}/{name}", "captions": captions.get(identity, []), "bytes": files[name]}
-            for identity, name in names.items() if name in files]
-    for row in rows:
-        if not row["captions"]:
-            faults.append(f"{path.name} has no caption of {row['key']}")
-    return [row for row in rows if row["captions"]], faults
+    there = {identity: name for identity, name in names.items() if name in files}
+    faults += [f"{path.name} has no caption of {folder}/{name}" for identity, name in there.items()
+               if identity not in captions]
+    return [{"key": f"{folder}/{name}", "captions": captions[identity], "bytes": files[name]}
+            for identity, name in there.items() if identity in captions], faults
 
 
-def read_attngan_layout(root: Path, split: Split) -> Found:
+def read_attngan_layout(root: Path, split: Split) -> Listing:
     path = root / ("train" if split == "train" else "test") / "filenames.pickle"
-    keys = read_plain(path)
-    if not isinstance(keys, list | tuple) or not any(isinstance(key, str) for key in keys):
-        raise ValueError(f"{path} holds no list of names")
-    folders = {name: found_files(root / "images" / name) for name in ("train2014", "val2014")
-               if (root / "images" / name).is_dir()}
     rows: list[Row] = []
-    faults, seen = [], set()
-    for key in keys:
-        if not isinstance(key, str):
-            faults.append(f"{path.parent.name}/{path.name} lists {quoted(key)}, which is no name")
-            continue
+    faults: list[str] = []
+    seen: set[str] = set()
+    listing = f"{path.parent.name}/{path.name}"
+    folders = {name: find_files(root / "images" / name) for name in ("train2014", "val2014")
+               if (root / "images" / name).is_dir()}
+    for key in read_key_pickle(path, faults):
         folder = next((name for name, files in folders.items() if f"{key}.jpg" in files), None)
         text = root / "text" / f"{key}.txt"
         if key in seen:
-            faults.append(f"{path.parent.name}/{path.name} lists {key} twice")
+            faults.append(f"{listing} lists {key} twice")
         elif folder is None:
-            faults.append(f"{path.parent.name}/{path.name} names {key}, of which images/ has no picture")
+            faults.append(f"{listing} names {key}, of which images/ has no picture")
         elif not text.is_file() or not (captions := [c for c in read_text(text).split("\n") if c.strip()]):
             faults.append(f"{text} is missing or empty")
         elif not all(map(is_text, captions)):
@@ -118,8 +111,8 @@ def read_attngan_layout(root: Path, split: Split) -> Found:
 
 
 @register("data", places=("root",))
-class COCO(Pictures):
-    """See the module. Args beside those of `Pictures`: root, the folder; year, 2017 or 2014, None for what is there."""
+class COCO(ImageDataset):
+    """Args beside those of `ImageDataset`: root, the folder; year, 2017 or 2014, None for what is there."""
 
     def __init__(self, split: Split, root: str, year: Literal[2017, 2014] | None = None, image_size: int = 256,
                  load_size: int | None = None, crop: Literal["center", "random"] = "center", flip: bool = False,

@@ -9,6 +9,7 @@ cache that does not fit is refused, never used; an interrupted one is continued.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from t2i.data import cache
-from t2i.data.lines import Lines, encoded
-from t2i.data.text_embedding_cache import States
+from t2i.data.rows import JsonLines, encode_row
+from t2i.data.text_embedding_cache import TextEmbeddingCache
 from t2i.types import CodeBatch, Tokenizer
 
 VERSION = 3  # of the cache and of the embedded scenes
@@ -42,18 +43,14 @@ def header(tokenizer: Any, data: dict[str, Any], split: str, size: int, views: i
 
 
 def build(folder: Path, dataset: Any, tokenizer: Tokenizer, head: cache.Header, batch_size: int = 128,
-          progress: Any = None) -> Path:
+          progress: cache.Progress | None = None) -> Path:
     """Encodes every picture of `dataset` into `folder`; a fitting cache is left as it is, another one refused."""
-
-    def fill(part: Path) -> cache.Header:
-        encode(part, dataset, tokenizer, head["views"], batch_size, progress)
-        return {}
-
-    cache.make(folder, head, fill, WHAT)
+    cache.build(folder, head, lambda part: encode(part, dataset, tokenizer, head["views"], batch_size, progress), WHAT)
     return folder
 
 
-def encode(part: Path, dataset: Any, tokenizer: Tokenizer, views: int, batch_size: int, progress: Any) -> None:
+def encode(part: Path, dataset: Any, tokenizer: Tokenizer, views: int, batch_size: int,
+           progress: cache.Progress | None) -> cache.Header:
     """Pictures in order, all views of one together. `rows.jsonl` says how far an earlier call came: its lines are
     written after their codes."""
     rows, columns = tokenizer.grid
@@ -72,37 +69,30 @@ def encode(part: Path, dataset: Any, tokenizer: Tokenizer, views: int, batch_siz
             image = torch.stack([e.image for e in examples]).to(device).float().div_(127.5).sub_(1)
             codes[start:stop] = tokenizer.encode(image).view(-1, views, rows * columns).cpu().numpy()
             codes.flush()
-            file.writelines(encoded({"key": e.key, "captions": e.captions}) for e in examples[::views])
+            file.writelines(encode_row({"key": e.key, "captions": e.captions}) for e in examples[::views])
             file.flush()
             if progress is not None:
                 progress(stop, len(dataset))
-    Lines.index(part / "rows.jsonl")
+    JsonLines.index(part / "rows.jsonl")
+    return {}
 
 
-class Codes(Dataset):
+class CodeCache(Dataset):
     """Reads a cache: `codes[index, view] -> (ids, captions, key)`; refuses one that another tokenizer wrote."""
 
     def __init__(self, folder: Path, expected: cache.Header) -> None:
-        self.folder = Path(folder)
-        if not self.folder.exists():
+        self.folder, self.expected, self.views = Path(folder), expected, expected["views"]
+        if not cache.check_header(self.folder, expected, WHAT):
             raise ValueError(f"{folder} holds no {WHAT}; it is written once, whole")
-        cache.refuse(self.folder, expected, WHAT)
-        self.views = expected["views"]
-        self.open()
-
-    def open(self) -> None:
         self.codes = np.load(self.folder / "codes.npy", mmap_mode="r")
-        self.rows = Lines.open(self.folder / "rows.jsonl")
+        self.rows = JsonLines.open(self.folder / "rows.jsonl")
         if len(self.rows) != len(self.codes):
             raise ValueError(f"the {WHAT} {self.folder} is damaged: {len(self.codes)} rows of codes,"
                              f" {len(self.rows)} of captions. Delete it to make it anew.")
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "views": self.views}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.open()
+    def __reduce__(self) -> Any:
+        """For worker processes, which map the files themselves."""
+        return type(self), (self.folder, self.expected)
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -116,23 +106,24 @@ class Codes(Dataset):
 Item = tuple[np.ndarray, str, str, np.ndarray | None]
 
 
-class PickedCodes(Dataset):
-    """Codes with one view and one caption each, chosen by `pick(what, epoch, index)`, and the caption's states where
+class CodeDataset(Dataset):
+    """Codes with one view and one caption each, chosen by `derive(what, epoch, index)`, and the caption's states where
     they are cached."""
 
-    def __init__(self, codes: Codes, pick: Any, states: States | None = None) -> None:
-        self.codes, self.pick, self.states = codes, pick, states
+    def __init__(self, codes: CodeCache, derive: Callable[[str, int, int], int],
+                 states: TextEmbeddingCache | None = None) -> None:
+        self.codes, self.derive, self.states = codes, derive, states
 
     def __len__(self) -> int:
         return len(self.codes)
 
     def __getitem__(self, at: tuple[int, int]) -> Item:
         index, epoch = at
-        view = self.pick("view", epoch, index) % self.codes.views if self.codes.views > 1 else 0
+        view = self.derive("view", epoch, index) % self.codes.views if self.codes.views > 1 else 0
         ids, captions, key = self.codes[index, view]
         if not captions:
             return ids, "", key, None
-        chosen = self.pick("caption", epoch, index) % len(captions)
+        chosen = self.derive("caption", epoch, index) % len(captions)
         return ids, captions[chosen], key, None if self.states is None else self.states[index, chosen]
 
 

@@ -19,18 +19,16 @@ from typing import Any, Literal
 from jaxtyping import UInt8
 from torch import Tensor
 
-from t2i.checkpoint.plain_pickle import read_plain
 from t2i.checkpoint.registry import register
-from t2i.data.faults import brief, quoted
-from t2i.data.images import Files, Pictures, found_files
-from t2i.data.lines import Row, read_text
+from t2i.data.image_dataset import Files, ImageDataset, find_files
+from t2i.data.rows import Row, quoted, read_key_pickle, read_text
 
 KEY = re.compile(r"[^/\\]+/[^/\\]+")
 VAL_CLASSES = 4  # where no pickles say otherwise, every class whose number this divides is for validation
 
 
 @register("data", places=("root",))
-class CUB(Pictures):
+class CUB(ImageDataset):
     """Captioned birds: `dataset[index, epoch] -> Example`.
 
     With `splits=class` no kind of bird is on both sides: `birds/{train,test}/filenames.pickle` say which (test is
@@ -42,7 +40,7 @@ class CUB(Pictures):
         root: the folder that holds `CUB_200_2011` (and `birds` or `text`), or `CUB_200_2011` itself.
         box: cut each picture to the square about the centre of the bird's box, of 1.5 times its longer side.
         splits: `class`, or `official` for `train_test_split.txt`, which has every class on both sides.
-        Everything else: see `Pictures`.
+        Everything else: see `ImageDataset`.
     """
 
     def __init__(self, split: Literal["train", "val"], root: str, image_size: int = 256, load_size: int | None = None,
@@ -64,28 +62,22 @@ class CUB(Pictures):
         faults: list[str] = []
         keys = keys_of(split, splits, home, places, faults)
         boxes = read_boxes(home, faults) if box else None
-        rows = list(listed(keys, home / "images", texts, boxes, faults))
-        self.pictures, self.box, self.splits = home / "images", box, splits
+        rows = list(rows_of(keys, home / "images", texts, boxes, faults))
+        self.images, self.box, self.splits = home / "images", box, splits
         super().__init__(split, base, rows, faults, image_size, load_size, crop, flip, views, seed, on_error, pack)
 
-    def name(self, row: Row) -> str:
-        return brief(self.pictures / f"{row['key']}.jpg")
-
-    def source(self, row: Row) -> bytes:
-        try:
-            return (self.pictures / f"{row['key']}.jpg").read_bytes()
-        except OSError as error:
-            raise ValueError(f"{self.name(row)} cannot be read: {error.strerror}") from error
+    def path(self, row: Row) -> Path:
+        return self.images / f"{row['key']}.jpg"
 
     def pixels(self, row: Row) -> UInt8[Tensor, "3 h w"]:
         image = super().pixels(row)
-        return boxed(image, row["box"], self.name(row)) if self.box else image
+        return crop_to_box(image, row["box"], self.name(row)) if self.box else image
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"box": self.box, "splits": self.splits}
 
 
-def boxed(image: UInt8[Tensor, "3 h w"], box: Sequence[float], name: str) -> UInt8[Tensor, "3 h2 w2"]:
+def crop_to_box(image: UInt8[Tensor, "3 h w"], box: Sequence[float], name: str) -> UInt8[Tensor, "3 h2 w2"]:
     """The square of side 2r about the centre of a box (x, y, width, height), r = 0.75 of the longer side (StackGAN,
     arXiv 1612.03242), as far as it lies in the picture; ValueError with `name` where nothing of it does."""
     x, y, width, height = box
@@ -107,7 +99,7 @@ def table(path: Path, columns: int, faults: list[str]) -> Iterator[list[str]]:
 
 
 def read_images(home: Path, faults: list[str]) -> dict[str, str]:
-    """Every picture's key by its number in CUB's lists."""
+    """Every picture's key by its id in CUB's lists."""
     return {number: name.removesuffix(".jpg") for number, name in table(home / "images.txt", 2, faults)}
 
 
@@ -127,15 +119,11 @@ def read_boxes(home: Path, faults: list[str]) -> dict[str, list[float]]:
     return boxes
 
 
-def class_of(key: str) -> str:
-    return key.partition("/")[0]
-
-
 def keys_of(split: str, splits: str, home: Path, places: Iterable[Path], faults: list[str]) -> list[str]:
     """The keys of one side, in the order of the list that names them."""
     if splits == "official":
         path, images = home / "train_test_split.txt", read_images(home, faults)
-        side = {number: {"1": "train", "0": "val"}.get(told) for number, told in table(path, 2, faults)}
+        side = {number: {"1": "train", "0": "val"}.get(flag) for number, flag in table(path, 2, faults)}
         faults += [f"{path} does not say on which side {images[n]} is" for n in images if side.get(n) is None]
         return [images[number] for number in images if side.get(number) == split]
     names = [f"{side}/filenames.pickle" for side in ("train", "test")]
@@ -151,31 +139,22 @@ def keys_of(split: str, splits: str, home: Path, places: Iterable[Path], faults:
             else:
                 faults.append(f"{key} in images.txt: the name of a class starts with its number")
         return found[split]
-    train, val = (read_keys(pickles / name, faults) for name in names)
-    both = {class_of(key) for key in train} & {class_of(key) for key in val}
+    train, val = (read_key_pickle(pickles / name, faults) for name in names)
+    both = {key.partition("/")[0] for key in train} & {key.partition("/")[0] for key in val}
     faults += [f"class {name} is both in {pickles / names[0]} and in {names[1]}; it must be on one side (or"
                " data.splits=official)" for name in sorted(both)]
-    return [key for key in (train if split == "train" else val) if class_of(key) not in both]
+    return [key for key in (train if split == "train" else val) if key.partition("/")[0] not in both]
 
 
-def read_keys(path: Path, faults: list[str]) -> list[str]:
-    keys = read_plain(path)
-    if not isinstance(keys, list | tuple) or not any(isinstance(key, str) for key in keys):
-        raise ValueError(f"{path} holds a {type(keys).__name__} that is not a list of keys like"
-                         " 002.Laysan_Albatross/Laysan_Albatross_0002_1027")
-    faults += [f"{path} lists {quoted(key)}, which is no key" for key in keys if not isinstance(key, str)]
-    return [key for key in keys if isinstance(key, str)]
-
-
-def listed(keys: Iterable[str], images: Path, texts: Path, boxes: dict[str, list[float]] | None,
-           faults: list[str]) -> Iterator[Row]:
+def rows_of(keys: Iterable[str], images: Path, texts: Path, boxes: dict[str, list[float]] | None,
+            faults: list[str]) -> Iterator[Row]:
     """A row for each key that is whole; a fault for each other."""
     seen: set[str] = set()
     files: dict[str, Files] = {}  # by class
     for key in keys:
         folder, _, stem = key.partition("/")
         if folder not in files:
-            files[folder] = found_files(images / folder) if (images / folder).is_dir() else Files(images)
+            files[folder] = find_files(images / folder) if (images / folder).is_dir() else Files(images)
         if not KEY.fullmatch(key) or ".." in key.split("/"):
             faults.append(f"{key!r} is no key; CLASS/NAME is wanted")
         elif key in seen:

@@ -15,11 +15,11 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from t2i.data.seeds import number
+from t2i.data.seeds import derive_seed
 from t2i.types import Batch, Example
 
 
-class Order:
+class ExactSampler:
     """Which (index, epoch) each batch holds: global batch b of an epoch is perm[b*B:(b+1)*B], and a rank takes
     every world-th of it. Incomplete last batches are dropped in training; evaluation keeps them (unless they have
     fewer pictures than there are ranks) and does not shuffle."""
@@ -43,24 +43,24 @@ class Order:
     def batches(self, start: int = 0) -> list[list[tuple[int, int]]]:
         order = np.arange(self.size)
         if self.shuffle:
-            order = np.random.default_rng(number(self.seed, "order", self.epoch)).permutation(self.size)
+            order = np.random.default_rng(derive_seed(self.seed, "order", self.epoch)).permutation(self.size)
         every = [order[b * self.batch_size : (b + 1) * self.batch_size] for b in range(start, len(self))]
         return [[(int(i), self.epoch) for i in batch[self.rank :: self.world]] for batch in every]
 
 
-class Loader:
-    """Batches in the order of an `Order`, with a state to continue from.
+class StatefulLoader:
+    """Batches in the order of an `ExactSampler`, with a state to continue from.
 
     It counts training's epochs itself: Lightning's own count moves on when a run ends in mid-epoch, and its
     `set_epoch` would then skip one. Evaluation is epoch 0 always, so that every validation sees the same captions.
     """
 
-    def __init__(self, dataset: Dataset, order: Order, collate: Callable[[list[Any]], Any], workers: int) -> None:
-        self.dataset, self.sampler, self.collate, self.workers = dataset, order, collate, workers
-        self.batch_size = order.batch_size // order.world
+    def __init__(self, dataset: Dataset, sampler: ExactSampler, collate: Callable[[list[Any]], Any],
+                 workers: int) -> None:
+        self.dataset, self.sampler, self.collate, self.workers = dataset, sampler, collate, workers
+        self.batch_size = sampler.batch_size // sampler.world
         self.batch_sampler = None  # Lightning asks every loader for one
-        self.epoch, self.started = 0, False
-        self.delivered = 0
+        self.epoch, self.delivered, self.started = 0, 0, False
         self.resume: tuple[int, int] | None = None
 
     def __len__(self) -> int:
@@ -81,40 +81,24 @@ class Loader:
             self.delivered += 1
             yield batch
 
+    def _identity(self) -> dict[str, int]:
+        """What must not change when a run goes on."""
+        return {"seed": self.sampler.seed, "batch_size": self.sampler.batch_size, "size": self.sampler.size}
+
     def state_dict(self) -> dict[str, int]:
-        order = self.sampler
         epoch, delivered = self.resume if self.resume is not None else (self.epoch, self.delivered)
-        return {"epoch": epoch, "delivered": delivered, "seed": order.seed, "batch_size": order.batch_size,
-                "size": order.size}
+        return {"epoch": epoch, "delivered": delivered, **self._identity()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        order = self.sampler
-        for name, now in (("seed", order.seed), ("batch_size", order.batch_size), ("size", order.size)):
+        for name, now in self._identity().items():
             if state[name] != now:
                 raise ValueError(f"the checkpoint was trained with {name}={state[name]}, this run has {name}={now}:"
                                  " the order of training would change (resume=never starts afresh)")
         epoch, delivered = state["epoch"], state["delivered"]
-        self.resume = (epoch + 1, 0) if delivered >= len(order) else (epoch, delivered)
+        self.resume = (epoch + 1, 0) if delivered >= len(self.sampler) else (epoch, delivered)
 
 
-class PictureCollate:
-    """Examples to a Batch: pictures as bytes (so they travel between processes and to the device, at a quarter of
-    float32's size), one caption each, chosen by f(seed, epoch, index)."""
-
-    def __call__(self, items: Sequence[tuple[Example, int]]) -> Batch:
-        image = torch.stack([example.image for example, _ in items])
-        text = [example.captions[pick % len(example.captions)] if example.captions else "" for example, pick in items]
-        return Batch(image, text, [example.key for example, _ in items])
-
-
-def scaled(batch: Any) -> Any:
-    """Pictures that are bytes become float32 in [-1, 1], where they are; anything else stays as it is."""
-    if isinstance(batch, Batch) and batch.image.dtype == torch.uint8:
-        batch.image = batch.image.float().div_(127.5).sub_(1)
-    return batch
-
-
-class Picked(Dataset):
+class CaptionedDataset(Dataset):
     """A data set whose items come with the number that picks their caption."""
 
     def __init__(self, dataset: Any, seed: int) -> None:
@@ -125,7 +109,22 @@ class Picked(Dataset):
 
     def __getitem__(self, at: tuple[int, int]) -> tuple[Example, int]:
         index, epoch = at
-        return self.dataset[index, epoch], number(self.seed, "caption", epoch, index)
+        return self.dataset[index, epoch], derive_seed(self.seed, "caption", epoch, index)
+
+
+def collate_images(items: Sequence[tuple[Example, int]]) -> Batch:
+    """Items of a `CaptionedDataset` to a Batch: pictures as bytes (so they travel between processes and to the device,
+    at a quarter of float32's size), one caption each."""
+    image = torch.stack([example.image for example, _ in items])
+    text = [example.captions[pick % len(example.captions)] if example.captions else "" for example, pick in items]
+    return Batch(image, text, [example.key for example, _ in items])
+
+
+def to_float(batch: Any) -> Any:
+    """Pictures that are bytes become float32 in [-1, 1], where they are; anything else stays as it is."""
+    if isinstance(batch, Batch) and batch.image.dtype == torch.uint8:
+        batch.image = batch.image.float().div_(127.5).sub_(1)
+    return batch
 
 
 class DataModule(pl.LightningDataModule):
@@ -145,19 +144,19 @@ class DataModule(pl.LightningDataModule):
         self.train_set, self.val_set = train, val
         self.batch_size, self.workers, self.seed, self.collate = batch_size, workers, seed, collate
 
-    def loader(self, dataset: Any, shuffle: bool) -> Loader:
+    def _loader(self, dataset: Any, shuffle: bool) -> StatefulLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         collate = self.collate
         if collate is None:
-            dataset, collate = Picked(dataset, self.seed), PictureCollate()
-        order = Order(len(dataset), self.batch_size, self.seed, shuffle, rank, world)
-        return Loader(dataset, order, collate, self.workers)
+            dataset, collate = CaptionedDataset(dataset, self.seed), collate_images
+        sampler = ExactSampler(len(dataset), self.batch_size, self.seed, shuffle, rank, world)
+        return StatefulLoader(dataset, sampler, collate, self.workers)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return scaled(batch)
+        return to_float(batch)
 
-    def train_dataloader(self) -> Loader:
-        return self.loader(self.train_set, shuffle=True)
+    def train_dataloader(self) -> StatefulLoader:
+        return self._loader(self.train_set, shuffle=True)
 
-    def val_dataloader(self) -> Loader:
-        return self.loader(self.val_set, shuffle=False)
+    def val_dataloader(self) -> StatefulLoader:
+        return self._loader(self.val_set, shuffle=False)

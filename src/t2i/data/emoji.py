@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,16 +22,15 @@ from torch import Tensor
 
 from t2i.checkpoint.registry import register
 from t2i.data.emoji_names import INDICATORS, SKIN, captions_for, name_of, name_of_sequence
-from t2i.data.images import Pictures, sided
-from t2i.data.lines import Row
-from t2i.viz.font_files import find_font, fitting_size, opened
+from t2i.data.image_dataset import ImageDataset, assign_splits
+from t2i.data.rows import Row
+from t2i.viz.fonts import find_font, fitting_size, open_font
 
 MARGIN = 0.04  # of the canvas, on each side
 
 
-
 @register("data", places=("font",))
-class Emoji(Pictures):
+class Emoji(ImageDataset):
     """Captioned emoji on white: `dataset[index, epoch] -> Example`, key `1f600`, or `1f469-200d-1f4bb`.
 
     Every twentieth is for validation, by a hash of its key. How many there are depends on the font, on Python's table
@@ -39,8 +38,8 @@ class Emoji(Pictures):
 
     Args:
         font: a colour emoji font; None looks in the usual places of Linux, macOS and Windows.
-        flags: also flags of countries, whose names are not at hand: they are called by their two letters.
-        Everything else: see `Pictures`.
+        flags: also flags of countries, whose names are not at hand: they are named by their two letters.
+        Everything else: see `ImageDataset`.
     """
 
     def __init__(self, split: Literal["train", "val"], font: str | None = None, image_size: int = 64,
@@ -52,14 +51,15 @@ class Emoji(Pictures):
         self.size = fitting_size(self.font, found.sizes)
         with self.font.open("rb") as file:
             self.hash = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        every = list(listed(found, flags, self.joins))
-        rows = [row for row, side in zip(every, sided([row["key"] for row in every]), strict=True) if side == split]
+        rows = list(rows_of(found, flags, self.joins))
+        splits = assign_splits([row["key"] for row in rows])
+        rows = [row for row, of in zip(rows, splits, strict=True) if of == split]
         super().__init__(split, self.font.parent, rows, [], image_size, load_size, crop, flip, views, seed, on_error,
                          pack)
 
     def joins(self, codes: Sequence[int]) -> bool:
         """Whether Pillow, too, draws a sequence as one."""
-        face = opened(self.font, self.size)
+        face = open_font(self.font, self.size)
         text = "".join(map(chr, codes))
         return face.getlength(text) < 1.5 * face.getlength(text[0])
 
@@ -68,18 +68,17 @@ class Emoji(Pictures):
 
     def pixels(self, row: Row) -> UInt8[Tensor, "3 h w"]:
         text = "".join(chr(int(code, 16)) for code in row["key"].split("-"))
-        image = drawn(text, opened(self.font, self.size))
+        image = draw(text, open_font(self.font, self.size))
         if (image == 255).all():
             raise ValueError(f"{self.name(row)} cannot be drawn: Pillow {Image.__version__} leaves it empty")
         return image
 
     def settings(self) -> dict[str, Any]:
-        return super().settings() | {"font": self.hash, "size": self.size, "margin": MARGIN,
-                                      "flags": self.flags}
+        return super().settings() | {"font": self.hash, "size": self.size, "margin": MARGIN, "flags": self.flags}
 
 
 @dataclass
-class Found:
+class FontContent:
     """What a font holds: glyph by code point, those in colour, (code points, glyph) of its ligatures, bitmap sizes."""
 
     cmap: dict[int, str]
@@ -88,9 +87,7 @@ class Found:
     sizes: list[int]
 
 
-
-
-def read_font(path: Path) -> Found:
+def read_font(path: Path) -> FontContent:
     """What is in a font file; ValueError where it is none, or none in colour."""
     from fontTools.ttLib import TTFont, TTLibError
 
@@ -117,7 +114,7 @@ def read_font(path: Path) -> Found:
         has = f" of the kind {' and '.join(tag.strip() for tag in tables)}" if tables else ""
         raise ValueError(f"data.font={path} has no colours that Pillow draws{has or ' at all'}; wanted is a font with"
                          " bitmaps (CBDT, sbix) or COLR version 0, such as NotoColorEmoji.ttf")
-    return Found(cmap, coloured, ligatures, sorted(set(sizes), reverse=True))
+    return FontContent(cmap, coloured, ligatures, sorted(set(sizes), reverse=True))
 
 
 def read_ligatures(table: Any, cmap: dict[int, str]) -> Iterator[tuple[tuple[int, ...], str]]:
@@ -135,7 +132,7 @@ def read_ligatures(table: Any, cmap: dict[int, str]) -> Iterator[tuple[tuple[int
                         yield tuple(codes[name] for name in names), ligature.LigGlyph
 
 
-def listed(found: Found, flags: bool, joins: Any) -> Iterator[Row]:
+def rows_of(found: FontContent, flags: bool, joins: Callable[[Sequence[int]], bool]) -> Iterator[Row]:
     """A row for each emoji of a font, single ones first; a glyph that is drawn for two of them is taken once."""
     taken: set[str] = set()
 
@@ -155,14 +152,10 @@ def listed(found: Found, flags: bool, joins: Any) -> Iterator[Row]:
             yield from row(codes, name, glyph)
 
 
-
-
-
-
-def drawn(text: str, font: ImageFont.FreeTypeFont) -> UInt8[Tensor, "3 s s"]:
+def draw(text: str, font: ImageFont.FreeTypeFont) -> UInt8[Tensor, "3 s s"]:
     """One emoji on white, its box in the middle of a square that is as large for small ones."""
-    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    left, top, right, bottom = ruler.textbbox((0, 0), text, font=font, embedded_color=True)
+    empty = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    left, top, right, bottom = empty.textbbox((0, 0), text, font=font, embedded_color=True)
     longest = max(right - left, bottom - top, font.getlength(text))
     side = math.ceil(longest / (1 - 2 * MARGIN))
     image = Image.new("RGB", (side, side), (255, 255, 255))

@@ -15,24 +15,130 @@ nothing is for validation, every twentieth picture is, by a hash of its name, an
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from t2i.checkpoint.registry import register
-from t2i.data.faults import is_text, quoted
-from t2i.data.images import SIDES, Files, Pictures, Split, found_files, is_picture, sided
-from t2i.data.lines import Found, Row, read_text
-from t2i.data.listing import cells, listed, side_stated
+from t2i.data.image_dataset import SPLIT_NAMES, Files, ImageDataset, Split, assign_splits, find_files, is_image
+from t2i.data.rows import Listing, Row, is_text, quoted, read_text
 
-LISTS = ("metadata.jsonl", "metadata.csv")
+METADATA = ("metadata.jsonl", "metadata.csv")
 CAPTIONS = ("captions.csv", "captions.txt")
 TEXTS = ("text", "texts", "captions")  # folders beside `images`
 LIKE_TEXT = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".caption", ".xml", ".parquet")
 LIKE_SPLIT = re.compile(r"(train|valid|val|test|dev|eval|hold-?out|held-?out)(ing|ation|uation|sets?|data|images|s)?")
 FORMS = ("metadata.jsonl or metadata.csv (file_name, text, split), NAME.txt beside NAME.jpg or in text/ or captions/"
          " beside images/, captions.csv or captions.txt (name, comma or tab, caption)")
+REQUIRED = ("file_name", "text")
+NO_CAPTION = "a caption or a list of captions is wanted, none of them empty"
+
+
+class Fault(ValueError):
+    """What is wrong with a line of a list."""
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+    """Number and value of each line, or the fault in it."""
+    for number, line in enumerate(read_text(path).split("\n"), 1):  # not splitlines(): a caption may hold U+2028
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line) if is_text(line) else Fault("not UTF-8")
+        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+            yield number, Fault(f"not JSON ({str(error).partition(';')[0]})")
+
+
+def csv_lines(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Number and cells of the lines of a CSV; the first comma, semicolon or tab says which of them parts cells."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=next((c for c in text if c in ",;\t"), ","))
+    try:
+        for row in reader:
+            if row:
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def read_csv(path: Path) -> Iterator[tuple[int, Any]]:
+    """As `read_jsonl`."""
+    lines = csv_lines(read_text(path), path)
+    columns = [name.strip() for name in next(lines, (0, []))[1]]
+    if missing := [name for name in REQUIRED if name not in columns]:
+        raise ValueError(f"{path}, line 1: no column {' and '.join(missing)} in {quoted(', '.join(columns))};"
+                         " wanted are file_name, text, split")
+    for number, row in lines:
+        if len(row) != len(columns):
+            yield number, Fault(f"not as many cells as the first line has ({', '.join(columns)}); captions with commas"
+                                " stand in quotes")
+        elif not all(map(is_text, row)):
+            yield number, Fault("not UTF-8")
+        else:
+            yield number, {key: value for key, value in zip(columns, row, strict=True) if key != "split" or value}
+
+
+def check_item(item: Any) -> tuple[str, list[str], str]:
+    """Of a line's values the picture's name, the captions that can be used, and what is wrong, if anything."""
+    if isinstance(item, Fault):
+        return "", [], str(item)
+    if missing := [key for key in REQUIRED if not isinstance(item, dict) or key not in item]:
+        return "", [], f"{' and '.join(missing)} missing; wanted are file_name, text, split"
+    name, text, split = item["file_name"], item["text"], item.get("split", "train")
+    if not isinstance(name, str) or not name:
+        return "", [], f"file_name is {quoted(name)}; the name of a picture is wanted"
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name.replace("\\", "/")).parts:
+        return "", [], f"file_name is {quoted(name)}; a name inside the folder is wanted"
+    if not isinstance(split, str) or split.lower() not in SPLIT_NAMES:
+        return "", [], f"split is {quoted(split)}; train or val is wanted (test is left alone)"
+    captions = [text] if isinstance(text, str) else text
+    if not isinstance(captions, list) or not captions:
+        return name, [], f"text is {quoted(text)}; {NO_CAPTION}"
+    good = [caption for caption in captions if isinstance(caption, str) and caption.strip() and is_text(caption)]
+    if len(good) == len(captions):
+        return name, good, ""
+    if halves := [caption for caption in captions if isinstance(caption, str) and not is_text(caption)]:
+        return name, good, f"text is {quoted(halves[0])}, which holds half a character"
+    return name, good, f"text is {quoted(text)}; {NO_CAPTION}"
+
+
+def read_metadata(root: Path, path: Path, folder: str, files: Files) -> Listing:
+    """The rows of a metadata file; `folder`, seen from the root, is what names are relative to."""
+    rows: dict[str, Row] = {}
+    lines: dict[str, int] = {}
+    faults: list[str] = []
+    named: set[str | None] = set()
+    for number, item in (read_jsonl if path.suffix == ".jsonl" else read_csv)(path):
+        where = f"{path.relative_to(root)}, line {number}"
+        name, captions, fault = check_item(item)
+        if fault:
+            faults.append(f"{where}: {fault}")
+        if not name:
+            continue
+        wanted = PurePosixPath(folder, name).as_posix()
+        key = files.find(wanted)
+        named.add(key)
+        if key is None:
+            faults.append(f"{where}: {files.missing(wanted)}")
+        elif captions and key not in rows:
+            rows[key] = {"key": key, "captions": captions, "bytes": files[key], "split": item.get("split")}
+            lines[key] = number
+        elif captions and (one := stated_split(rows[key])) != (other := stated_split(item)):
+            faults.append(f"{where}: {key} is for {other} here, for {one} in line {lines[key]}")
+        elif captions:
+            rows[key]["captions"] += captions
+    start = "" if folder == "." else f"{folder}/"
+    if unnamed := [p for p in files if p.startswith(start) and is_image(p) and p not in named]:
+        files.notes.append(f"{path} does not list {len(unnamed)} of the pictures, which are left alone: {unnamed[0]} is"
+                           " the first")
+    return list(rows.values()), faults
+
+
+def stated_split(item: Row) -> str:
+    return SPLIT_NAMES[(item.get("split") or "train").lower()]
 
 
 def text_beside(path: str, files: Files) -> str | None:
@@ -47,18 +153,18 @@ def text_beside(path: str, files: Files) -> str | None:
 
 def read_captions(root: Path, path: Path, files: Files) -> tuple[dict[str, list[str]], list[str]]:
     """The captions of every picture that a captions.csv or .txt names, and its faults."""
-    whole = read_text(path)
+    content = read_text(path)
     if path.suffix == ".csv":
-        rows = list(cells(whole, path))
-        if rows and len(columns := rows[0][1]) > 2 and not is_picture(columns[0].strip()):
+        rows = list(csv_lines(content, path))
+        if rows and len(columns := rows[0][1]) > 2 and not is_image(columns[0].strip()):
             raise ValueError(f"{path}, line 1: the columns are {quoted(', '.join(columns))}; wanted are a name and a"
                              " caption (more belong into a metadata.csv: file_name, text, split)")
     else:  # quotes are at home in captions, so that each line is taken by itself
-        part = "\t" if "\t" in whole.partition("\n")[0] else ","
-        texts = (line.rstrip("\r") for line in whole.split("\n"))
-        rows = [(number, [*line.partition(part)[::2]]) for number, line in enumerate(texts, 1) if line.strip()]
+        separator = "\t" if "\t" in content.partition("\n")[0] else ","
+        texts = (line.rstrip("\r") for line in content.split("\n"))
+        rows = [(number, [*line.partition(separator)[::2]]) for number, line in enumerate(texts, 1) if line.strip()]
     bases: dict[str, str | None] = {}
-    for name in filter(is_picture, files):  # None where several pictures have the name
+    for name in filter(is_image, files):  # None where several pictures have the name
         base = name.rpartition("/")[2]
         bases[base] = None if base in bases else name
     captions: dict[str, list[str]] = {}
@@ -68,7 +174,7 @@ def read_captions(root: Path, path: Path, files: Files) -> tuple[dict[str, list[
         key = files.known(PurePosixPath(path.relative_to(root).parent, name).as_posix()) or bases.get(name)
         if key is not None and text and is_text(text):
             captions.setdefault(key, []).append(text[1:-1] if re.fullmatch(r'"[^"]*"', text) else text)
-        elif key is not None or at or is_picture(name):  # the first line may say what the columns are
+        elif key is not None or at or is_image(name):  # the first line may say what the columns are
             why = f"no picture {quoted(name)}" if key is None else "not UTF-8" if text else f"no caption of {key}"
             faults.append(f"{path.relative_to(root)}, line {number}: {why}")
     if not captions:
@@ -77,27 +183,26 @@ def read_captions(root: Path, path: Path, files: Files) -> tuple[dict[str, list[
     return captions, faults
 
 
-def gathered(root: Path, within: str, files: Files, without: Sequence[str] = ()) -> Found:
+def read_texts(root: Path, folder: str, files: Files, without: Sequence[str] = ()) -> Listing:
     """The pictures of a folder and all folders below but `without`, with the captions of text files."""
-    start, faults = "" if within == "." else f"{within}/", list[str]()
+    start, faults = "" if folder == "." else f"{folder}/", list[str]()
     rows: list[Row] = []
 
     def order(path: str) -> tuple[str, str]:
-        folder, _, name = path[len(start) :].rpartition("/")
-        return folder or ".", name
+        parent, _, name = path[len(start) :].rpartition("/")
+        return parent or ".", name
 
     apart = tuple(f"{name}/" for name in without)
-    mine = [path for path in files if path.startswith(start) and is_picture(path) and not path.startswith(apart)]
+    mine = [path for path in files if path.startswith(start) and is_image(path) and not path.startswith(apart)]
     for path in sorted(mine, key=order):
         text = text_beside(path, files)
         lines = read_text(root / text).split("\n") if text is not None else []
-        captions = [line.strip() for line in lines if line.strip()]
-        if all(map(is_text, captions)):
-            rows.append({"key": path, "captions": captions, "bytes": files[path], "split": None})
-        else:
-            number = next(i for i, line in enumerate(lines, 1) if not is_text(line))
+        if number := next((i for i, line in enumerate(lines, 1) if not is_text(line)), 0):
             faults.append(f"{root / str(text)}, line {number}: not UTF-8")
-    faults += [why for path, why in files.gone.items() if path.startswith(start) and is_picture(path)]
+        else:
+            captions = [line.strip() for line in lines if line.strip()]
+            rows.append({"key": path, "captions": captions, "bytes": files[path], "split": None})
+    faults += [why for path, why in files.gone.items() if path.startswith(start) and is_image(path)]
     if not any(row["captions"] for row in rows):
         places = [f"{start}{name}" for name in CAPTIONS] + list(CAPTIONS)
         for place in dict.fromkeys(name for name in places if name in files):
@@ -108,38 +213,37 @@ def gathered(root: Path, within: str, files: Files, without: Sequence[str] = ())
     return rows, faults
 
 
-def read_folder(root: Path, within: str = ".", files: Files | None = None) -> Found:
+def read_folder(root: Path, folder: str = ".", files: Files | None = None) -> Listing:
     """Rows and faults of a folder by whichever form is there."""
-    files = found_files(root, deep=True) if files is None else files
-    for name in LISTS:
-        if (place := PurePosixPath(within, name).as_posix()) in files:
-            return listed(root, root / place, within, files)
-    return gathered(root, within, files)
+    files = find_files(root, deep=True) if files is None else files
+    for name in METADATA:
+        if (place := PurePosixPath(folder, name).as_posix()) in files:
+            return read_metadata(root, root / place, folder, files)
+    return read_texts(root, folder, files)
 
 
 def split_folder(path: str) -> str | None:
     """The outermost folder of a path that has the name of a split."""
     parts = path.split("/")[:-1]
-    return next(("/".join(parts[: i + 1]) for i, part in enumerate(parts) if part.lower() in SIDES), None)
+    return next(("/".join(parts[: i + 1]) for i, part in enumerate(parts) if part.lower() in SPLIT_NAMES), None)
 
 
-def side_of(folder: str) -> str:
-    return SIDES[folder.rpartition("/")[2].lower()]
+def split_of(folder: str) -> str:
+    return SPLIT_NAMES[folder.rpartition("/")[2].lower()]
 
 
-def read_splits(root: Path, files: Files) -> Found:
+def read_splits(root: Path, files: Files) -> Listing:
     """All rows of a root, each with a key `split`."""
     folders = sorted({folder for path in files if (folder := split_folder(path)) is not None})
-    told = {side_of(folder) for folder in folders}
+    both = {"train", "val"} <= {split_of(folder) for folder in folders}
     faults: list[str] = []
-    if any(name in files for name in LISTS):
+    if any(name in files for name in METADATA):
         rows, faults = read_folder(root, ".", files)
         stated = any(row["split"] for row in rows)
     else:
-        both = {"train", "val"} <= told
-        own = {name for name in folders if any(f"{name}/{form}" in files for form in LISTS)}
-        apart = [name for name in folders if both or name in own or side_of(name) == "val"]
-        left = [name for name in folders if side_of(name) == "test"]
+        own = {name for name in folders if any(f"{name}/{form}" in files for form in METADATA)}
+        apart = [name for name in folders if both or name in own or split_of(name) == "val"]
+        left = [name for name in folders if split_of(name) == "test"]
         rows, stated = [], False
         for name in apart:
             if name not in left:
@@ -147,31 +251,29 @@ def read_splits(root: Path, files: Files) -> Found:
                 stated = stated or (not both and any(row["split"] for row in found))
                 rows, faults = rows + found, faults + wrong
         if not both:
-            rest, wrong = gathered(root, ".", files, [*apart, *left])
+            rest, wrong = read_texts(root, ".", files, [*apart, *left])
             rows, faults = rows + rest, faults + wrong
-        elif beside := [path for path in files if is_picture(path) and split_folder(path) is None]:
+        elif beside := [path for path in files if is_image(path) and split_folder(path) is None]:
             files.notes.append(f"{len(beside)} pictures lie beside the folders {', '.join(folders)}, belong to no split"
                                f" and are left alone: {beside[0]} is the first")
         for name in left:
-            number = sum(is_picture(path) and path.startswith(f"{name}/") for path in files)
+            number = sum(is_image(path) and path.startswith(f"{name}/") for path in files)
             files.notes.append(f"{name}/ is left alone: {number} pictures")
     faults = list(dict.fromkeys(faults))
-    if stated:
-        for row in rows:
-            row["split"] = side_stated(row)
-        return rows, faults
     for row in rows:
         folder = split_folder(row["key"])
-        row["split"] = side_of(folder) if folder else "train"
+        row["split"] = stated_split(row) if stated else split_of(folder) if folder else "train"
+    if stated:
+        return rows, faults
     like = {row["key"].split("/")[0] for row in rows if "/" in row["key"] and split_folder(row["key"]) is None}
     for name in sorted(like):
         if any(LIKE_SPLIT.fullmatch(word) for word in re.split(r"[^a-z-]+", name.lower())):
             files.notes.append(f"{name}/ looks like a split and is none: its pictures are training data like any other;"
-                               f" folders of splits are called {', '.join(SIDES)}")
+                               f" folders of splits are called {', '.join(SPLIT_NAMES)}")
     if "val" not in {row["split"] for row in rows}:
-        open_to = [row for row in rows if row["split"] == "train"]
-        for row, side in zip(open_to, sided([row["key"] for row in open_to]), strict=True):
-            row["split"] = side
+        training = [row for row in rows if row["split"] == "train"]
+        for row, split in zip(training, assign_splits([row["key"] for row in training]), strict=True):
+            row["split"] = split
     return rows, faults
 
 
@@ -183,8 +285,8 @@ def unread(files: Iterable[str]) -> str:
 
 
 @register("data", places=("root",))
-class Folder(Pictures):
-    """See the module. Args beside those of `Pictures`: root, the folder."""
+class Folder(ImageDataset):
+    """See the module. Args beside those of `ImageDataset`: root, the folder."""
 
     def __init__(self, split: Split, root: str, image_size: int = 64, load_size: int | None = None,
                  crop: Literal["center", "random"] = "center", flip: bool = False, views: int = 1, seed: int = 0,
@@ -192,13 +294,12 @@ class Folder(Pictures):
         where = Path(root)
         if not where.is_dir():
             raise ValueError(f"data.root={root} is not a folder; it must hold pictures, best with a metadata.jsonl")
-        files = found_files(where, deep=True)
+        files = find_files(where, deep=True)
         rows, faults = read_splits(where, files)
         present = sorted({row["split"] for row in rows})
         kept = [{key: value for key, value in row.items() if key != "split"} for row in rows if row["split"] == split]
-        files.notes = list(dict.fromkeys(files.notes))
-        has = f"; it has {', '.join(present) or 'no pictures at all'}" + "".join(f"; {note}" for note in files.notes)
+        notes = list(dict.fromkeys(files.notes))
+        has = f"; it has {', '.join(present) or 'no pictures at all'}" + "".join(f"; {note}" for note in notes)
+        notes += [why for path, why in files.gone.items() if not is_image(path)]
         super().__init__(split, where, kept, faults, image_size, load_size, crop, flip, views, seed, on_error, pack,
-                         has)
-        self.notes = files.notes + [why for path, why in files.gone.items() if not is_picture(path)]
-        self.bare = unread(files) if not any(row["captions"] for row in rows) else ""
+                         has, notes, unread(files) if not any(row["captions"] for row in kept) else "")

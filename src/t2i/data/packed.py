@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,43 +21,39 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from t2i.data import cache
-from t2i.data.faults import brief, told
-from t2i.data.images import Pictures, Store
-from t2i.data.lines import Lines
-from t2i.data.seeds import number
+from t2i.data.image_dataset import ImageDataset, ImageStore
+from t2i.data.rows import JsonLines, fault_lines, one_line
+from t2i.data.seeds import derive_seed
 
 VERSION = 1
 CHUNK = 64  # pictures that are decoded side by side and written together
 WHAT = "packed cache"
-Progress = Callable[[int, int], None]
+T = TypeVar("T")
 
 
-def place(dataset: Pictures, root: Path) -> Path:
+def cache_folder(dataset: ImageDataset, root: Path) -> Path:
     """Where a data set's cache lies: by its class, its split, its settings and where its pictures are."""
     settings = dataset.settings()
-    code = number(json.dumps(settings, sort_keys=True), str(dataset.root.resolve()))
+    code = derive_seed(json.dumps(settings, sort_keys=True), str(dataset.root.resolve()))
     return root / f"{settings['data'].lower()}-{dataset.split}-{settings['side']}-{code:016x}"
 
 
-def wanted(dataset: Pictures) -> cache.Header:
+def header(dataset: ImageDataset) -> cache.Header:
     return {"version": VERSION, "settings": dataset.settings(),
             "source": {"pictures": len(dataset.rows), "hash": dataset.rows.hash()}}
 
 
-def expected_bytes(dataset: Pictures) -> int:
+def expected_bytes(dataset: ImageDataset) -> int:
     """About how large the cache will be: photographs are a third longer than wide."""
     return int(len(dataset) * 3 * dataset.side**2 * (1 if dataset.crop == "center" else 1.35))
 
 
-class Packed:
+class PackedImages:
     """Reads a packed cache; `pixels(i)` is a view of the mapped file, not to be written to."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self.open()
-
-    def open(self) -> None:
-        self.rows = Lines.open(self.folder / "rows.jsonl")
+        self.rows = JsonLines.open(self.folder / "rows.jsonl")
         self.shapes = np.load(self.folder / "shapes.npy")
         self.ends = np.cumsum(self.shapes.astype(np.int64).prod(1) * 3)
         size = (self.folder / "pixels.bin").stat().st_size
@@ -72,43 +68,34 @@ class Packed:
         end = int(self.ends[index])
         return torch.from_numpy(self.bytes[end - 3 * height * width : end].reshape(3, height, width))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["folder"])  # type: ignore[misc]
+    def __reduce__(self) -> Any:
+        """For worker processes, which map the files themselves."""
+        return type(self), (self.folder,)
 
 
-class Chosen:
+class StoreSubset:
     """Some of the pictures of a store: those where `keep` is true."""
 
-    def __init__(self, store: Store, keep: np.ndarray) -> None:
-        self.store, self.at, self.rows = store, np.flatnonzero(keep), store.rows.only(keep)
+    def __init__(self, store: ImageStore, keep: np.ndarray) -> None:
+        self.store, self.indices, self.rows = store, np.flatnonzero(keep), store.rows.only(keep)
 
     def pixels(self, index: int) -> UInt8[Tensor, "3 h w"]:
-        return self.store.pixels(int(self.at[index]))
+        return self.store.pixels(int(self.indices[index]))
 
 
-def decoded_chunks(dataset: Pictures, start: int, workers: int) -> Iterator[tuple[int, list[Tensor | str]]]:
-    """From picture `start` on: the first index of a chunk, and for each picture its pixels or why there are none."""
-
-    def attempt(index: int) -> Tensor | str:
-        try:
-            return dataset.decoded(dataset.rows[index])
-        except ValueError as error:
-            return str(error)
-
+def map_in_threads(function: Callable[[int], T], indices: range, workers: int) -> Iterator[tuple[int, list[T]]]:
+    """The first index of each chunk of `indices` and what `function` gives for them, worked on side by side."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the pictures are what runs side by side
     try:
         with ThreadPoolExecutor(max(1, workers)) as pool:
-            for first in range(start, len(dataset.rows), CHUNK):
-                yield first, list(pool.map(attempt, range(first, min(first + CHUNK, len(dataset.rows)))))
+            for first in range(indices.start, indices.stop, CHUNK):
+                yield first, list(pool.map(function, range(first, min(first + CHUNK, indices.stop))))
     finally:
         torch.set_num_threads(threads)
 
 
-def journal(part: Path) -> list[dict[str, Any]]:
+def read_journal(part: Path) -> list[dict[str, Any]]:
     """What an interrupted call had written for certain; both files are cut to it."""
     path, pixels = part / "journal.jsonl", part / "pixels.bin"
     if not path.is_file() or not pixels.is_file():
@@ -130,21 +117,28 @@ def journal(part: Path) -> list[dict[str, Any]]:
     return found
 
 
-def build(dataset: Pictures, folder: Path, progress: Progress | None = None, workers: int = 1) -> None:
-    """Packs `dataset` into `folder`, unless that is done; an interrupted call is continued.
+def build(dataset: ImageDataset, folder: Path, progress: cache.Progress | None = None,
+          workers: int = 1) -> cache.Header:
+    """Packs `dataset` into `folder`, unless that is done; an interrupted call is continued. Returns its header.
 
     ValueError names an unreadable picture (on_error=raise), a full or read-only disk, or what does not fit.
     """
 
+    def decode(index: int) -> Tensor | str:
+        try:
+            return dataset.decoded(dataset.rows[index])
+        except ValueError as error:
+            return str(error)
+
     def fill(part: Path) -> cache.Header:
-        entries = journal(part)
+        entries = read_journal(part)
         total = len(dataset.rows)
         left, free = expected_bytes(dataset) * (total - len(entries)) // total, shutil.disk_usage(part).free
         if left > free:
             raise ValueError(f"the {WHAT} {folder} needs about {left / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are"
                              " free there. paths.cache=… puts it elsewhere; data.pack=false does without.")
         with (part / "pixels.bin").open("ab") as pixels, (part / "journal.jsonl").open("ab") as log:
-            for first, chunk in decoded_chunks(dataset, len(entries), workers):
+            for first, chunk in map_in_threads(decode, range(len(entries), total), workers):
                 for index, image in enumerate(chunk, first):
                     if isinstance(image, str):
                         if dataset.on_error == "raise":
@@ -162,24 +156,24 @@ def build(dataset: Pictures, folder: Path, progress: Progress | None = None, wor
                     progress(len(entries), total)
         kept = [row for row, entry in zip(dataset.rows, entries, strict=True) if "shape" in entry]
         if not kept:
-            raise ValueError(f"none of the {total} pictures of {brief(dataset.root)} can be read:"
-                             f"{told([entry['reason'] for entry in entries])}")
-        Lines.of(kept).save(part / "rows.jsonl")
+            raise ValueError(f"none of the {total} pictures of {one_line(dataset.root)} can be read:"
+                             f"{fault_lines([entry['reason'] for entry in entries])}")
+        JsonLines.of(kept).save(part / "rows.jsonl")
         np.save(part / "shapes.npy", np.asarray([e["shape"] for e in entries if "shape" in e], np.int32))
         (part / "journal.jsonl").unlink()
         return {"pictures": len(kept), "skipped": [e for e in entries if "skipped" in e]}
 
-    cache.make(folder, wanted(dataset), fill, WHAT)
+    return cache.build(folder, header(dataset), fill, WHAT)
 
 
-def attach(dataset: Pictures, root: Path, progress: Progress | None = None, workers: int = 1) -> list[dict[str, str]]:
+def attach(dataset: ImageDataset, root: Path, progress: cache.Progress | None = None,
+           workers: int = 1) -> list[dict[str, str]]:
     """Packs a data set where that is not done, and lets it read from there; returns the pictures left out."""
-    folder = place(dataset, root)
-    build(dataset, folder, progress, workers)
-    skipped = (cache.read_header(folder) or {})["skipped"]
+    folder = cache_folder(dataset, root)
+    skipped = build(dataset, folder, progress, workers)["skipped"]
     if skipped and dataset.on_error == "raise":
         raise ValueError(f"the {WHAT} {folder} leaves out {len(skipped)} unreadable pictures (the first:"
                          f" {skipped[0]['reason']}). data.on_error=skip takes it so; mend the pictures and delete it"
                          " to make it anew.")
-    dataset.use(Packed(folder))
+    dataset.use(PackedImages(folder))
     return skipped

@@ -7,6 +7,7 @@ background. Orange takes "an"; numbers come as words and as digits; one thing is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from random import Random
 from typing import TypeVar
 
@@ -17,35 +18,19 @@ PLURAL_ES = ("cross",)
 FRAMES = ("{x}", "{x}", "{x}", "a picture of {x}", "a drawing of {x}", "there {is} {x}")
 PAIRS = ("{a} and {b}", "{a} and {b}", "{a} with {b}", "{a}, {b}", "both {a} and {b}")
 RELATIONS = {
-    "left": (
-        "{a} to the left of {b}",
-        "{a} left of {b}",
-        "{a} on the left of {b}",
-        "{a} beside {b}, on the left",
-        "{a} on the left and {b} on the right",
-    ),
-    "right": (
-        "{a} to the right of {b}",
-        "{a} right of {b}",
-        "{a} on the right of {b}",
-        "{a} beside {b}, on the right",
-        "{a} on the right and {b} on the left",
-    ),
+    "left": ("{a} to the left of {b}", "{a} left of {b}", "{a} on the left of {b}", "{a} beside {b}, on the left",
+             "{a} on the left and {b} on the right"),
+    "right": ("{a} to the right of {b}", "{a} right of {b}", "{a} on the right of {b}", "{a} beside {b}, on the right",
+              "{a} on the right and {b} on the left"),
     "above": ("{a} above {b}", "{a} above {b}", "{a} over {b}", "{a} at the top and {b} at the bottom"),
     "below": ("{a} below {b}", "{a} below {b}", "{a} under {b}", "{a} at the bottom and {b} at the top"),
 }
-
 T = TypeVar("T")
 
 
 def pick(rng: Random, choices: Sequence[T]) -> T:
     """One of `choices`, from `Random.random()` alone, whose sequence Python promises to keep."""
     return choices[int(rng.random() * len(choices))]
-
-
-def common(values: Sequence[str]) -> str | None:
-    """The value that all share, or None."""
-    return values[0] if len(set(values)) == 1 else None
 
 
 def describe(scene: Scene, rng: Random, extras: bool = True) -> Caption:
@@ -55,17 +40,15 @@ def describe(scene: Scene, rng: Random, extras: bool = True) -> Caption:
     say_colour = scene.task in ("colour", "attribution", "compound")
     if scene.task in ("count", "position"):
         say_colour = rng.random() < 0.5
-    first = 0
+    things = iter(scene.things)
     for count in scene.groups:
-        group = scene.things[first : first + count]
-        first += count
+        group = list(islice(things, count))
         coloured = say_colour
         if scene.task == "position" and extras and rng.random() < 0.15:  # "a red circle above a square"
             coloured = not coloured
-        colour = common([thing.colour for thing in group]) if coloured else None
-        size = common([thing.size for thing in group]) if extras and rng.random() < 0.3 else None
-        exact = scene.task in ("count", "compound")
-        described = Described(group[0].shape, colour, size, count, exact)
+        colour = _shared({thing.colour for thing in group}) if coloured else None
+        size = _shared({thing.size for thing in group}) if extras and rng.random() < 0.3 else None
+        described = Described(group[0].shape, colour, size, count, scene.task in ("count", "compound"))
         clauses.append(described)
         words.append(_phrase(described, rng, plain_number=scene.task != "count"))
     if len(words) == 1:
@@ -83,6 +66,10 @@ def describe(scene: Scene, rng: Random, extras: bool = True) -> Caption:
         clauses.append(OnBackground(scene.background))
         text = f"{text} on a {scene.background} background"
     return Caption(text, tuple(clauses), scene.task)
+
+
+def _shared(values: set[str]) -> str | None:
+    return values.pop() if len(values) == 1 else None
 
 
 def _phrase(clause: Described, rng: Random, plain_number: bool) -> str:

@@ -1,7 +1,7 @@
-"""Looks a data set over before hours are spent on it: `python prepare.py data=coco data.root=…`.
+"""Checks a data set before hours are spent on it: `python prepare.py data=coco data.root=…`.
 
-Every picture is decoded once. Told are counts and sizes, captions, what cannot be read (by name), pictures smaller than
-they will be trained at, duplicates within a split and across, and what the packed cache will take.
+Every picture is decoded once. Reported are counts and sizes, captions, what cannot be read (by name), pictures smaller
+than they will be trained at, duplicates within a split and across, and what the packed cache will take.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import statistics
 import time
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,43 +22,35 @@ from PIL import Image
 from torch import Tensor
 
 from t2i.checkpoint import atomic, building
+from t2i.config.machine import cores
 from t2i.data import packed
-from t2i.data.datasets import SPLITS, cores, node_of
-from t2i.data.faults import Faulty, brief
-from t2i.data.images import Pictures
-from t2i.data.lines import Row
+from t2i.data.datasets import SPLITS, dataset_node
+from t2i.data.decode import fit
+from t2i.data.image_dataset import ImageDataset
+from t2i.data.rows import ListingError, one_line
 from t2i.viz import grids
 from t2i.viz.progress import clock, counter
 
-CHUNK = 64
 LONG = 60  # words of a caption that a text encoder will cut
-WHOLE = ("faults", "unreadable", "damaged", "notes")  # findings that are listed whole
+LISTED = ("faults", "unreadable", "damaged", "notes")  # findings of which every item is printed
 
 
 @dataclass
-class Looked:
-    """What was seen of one split."""
+class SplitStatistics:
+    """What was seen of one split: width and height by key, keys by a hash of the pixels and of their likeness."""
 
-    data: Pictures
+    data: ImageDataset
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
-    exact: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    near: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    same: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    alike: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     sheet: list[tuple[Tensor, str]] = field(default_factory=list)
     seconds: float = 0.0
 
 
-def original_size(data: Pictures, row: Row) -> tuple[int, int] | None:
-    """Width and height of a row's file, None where pictures are no files."""
-    if "bytes" not in row:
-        return None
-    with Image.open(io.BytesIO(data.source(row))) as opened:
-        return opened.size
-
-
-def likeness(image: Tensor) -> str | None:
-    """A 64-bit difference hash: equal for pictures that differ in size, format or quality alone. None for pictures
-    without contrast, which would all be alike."""
+def difference_hash(image: Tensor) -> str | None:
+    """64 bits, equal for pictures that differ in size, format or quality alone. None for pictures without contrast,
+    which would all be alike."""
     grey = F.interpolate(image[None].float().mean(1, keepdim=True), (8, 9), mode="area")[0, 0]
     if float(grey.std()) < 8:
         return None
@@ -67,50 +58,41 @@ def likeness(image: Tensor) -> str | None:
     return f"{int(''.join('01'[bit] for bit in bits), 2):016x}"
 
 
-def look(data: Pictures, sheet: int) -> Looked:
-    seen, every = Looked(data), max(1, len(data) // max(1, sheet))
+def collect(data: ImageDataset, sheet: int) -> SplitStatistics:
+    """Decodes every picture; `sheet` of them are kept for the contact sheet."""
+    seen, every, started = SplitStatistics(data), max(1, len(data) // max(1, sheet)), time.monotonic()
 
-    def attempt(index: int) -> tuple[Row, Any]:
+    def read(index: int) -> tuple[Tensor, tuple[int, int] | None] | str:
         row = data.rows[index]
         try:
             image = data.decoded(row)
-            return row, (image, original_size(data, row))
+            if "bytes" not in row:  # pictures are drawn, and no files
+                return image, None
+            with Image.open(io.BytesIO(data.read(row))) as opened:
+                return image, opened.size
         except ValueError as error:
-            return row, str(error)
+            return str(error)
 
-    threads, started = torch.get_num_threads(), time.monotonic()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(cores()) as pool, counter(f"reading {data.split}", len(data)) as progress:
-            for first in range(0, len(data), CHUNK):
-                indices = range(first, min(first + CHUNK, len(data)))
-                for index, (row, found) in zip(indices, pool.map(attempt, indices), strict=True):
-                    if isinstance(found, str):
-                        seen.unreadable.append(found)
-                        continue
-                    image, size = found
-                    if size is not None:
-                        seen.sizes[row["key"]] = size
-                    seen.exact[hashlib.sha256(image.numpy().tobytes()).hexdigest()].append(row["key"])
-                    if (code := likeness(image)) is not None:
-                        seen.near[code].append(row["key"])
-                    if index % every == 0 and len(seen.sheet) < sheet:
-                        seen.sheet.append((square(image), (row["captions"] or [row["key"]])[0]))
-                progress(indices.stop)
-    finally:
-        torch.set_num_threads(threads)
+    with counter(f"reading {data.split}", len(data)) as progress:
+        for first, chunk in packed.map_in_threads(read, range(len(data)), cores()):
+            for index, found in enumerate(chunk, first):
+                if isinstance(found, str):
+                    seen.unreadable.append(found)
+                    continue
+                (image, size), row = found, data.rows[index]
+                if size is not None:
+                    seen.sizes[row["key"]] = size
+                seen.same[hashlib.sha256(image.numpy().tobytes()).hexdigest()].append(row["key"])
+                if (code := difference_hash(image)) is not None:
+                    seen.alike[code].append(row["key"])
+                if index % every == 0 and len(seen.sheet) < sheet:
+                    seen.sheet.append((fit(image, 128, square=True), (row["captions"] or [row["key"]])[0]))
+            progress(first + len(chunk))
     seen.seconds = time.monotonic() - started
     return seen
 
 
-def square(image: Tensor, side: int = 128) -> Tensor:
-    least = min(image.shape[1:])
-    top, left = (image.shape[1] - least) // 2, (image.shape[2] - least) // 2
-    cut = image[:, top : top + least, left : left + least]
-    return F.interpolate(cut[None].float(), (side, side), mode="bilinear", antialias=True)[0].to(torch.uint8)
-
-
-def captions_of(data: Pictures) -> dict[str, Any]:
+def captions_of(data: ImageDataset) -> dict[str, Any]:
     counts, words, long, foreign, repeated = [], [], [], 0, 0
     vocabulary: set[str] = set()
     for row in data.rows:
@@ -129,43 +111,41 @@ def captions_of(data: Pictures) -> dict[str, Any]:
             "different words": len(vocabulary), "beyond ASCII": foreign, f"over {LONG} words": long}
 
 
-def summary(seen: Looked) -> dict[str, Any]:
+def summary(seen: SplitStatistics) -> dict[str, Any]:
     data, sizes = seen.data, seen.sizes
     sides = sorted(min(size) for size in sizes.values())
-    most = max(sizes.values(), key=lambda s: s[0] * s[1], default=None)
-    rate = len(data) / max(1e-9, seen.seconds)
+    largest = max(sizes.values(), key=lambda s: s[0] * s[1], default=None)
     captions = captions_of(data)
     return {
         "pictures": len(data), "captions": captions, "faults": data.faults,
-        "notes": data.notes + ([data.bare] if not captions["captions"] else []),
+        "notes": data.notes + ([data.caption_hint] if not captions["captions"] else []),
         "unreadable": seen.unreadable, "damaged": data.damaged,
         "short side (least, median, most)": [sides[0], sides[len(sides) // 2], sides[-1]] if sides else None,
-        "largest": list(most) if most else None,
+        "largest": list(largest) if largest else None,
         f"smaller than {data.image_size}": sorted(k for k, size in sizes.items() if min(size) < data.image_size),
-        "same pixels": sorted(keys for keys in seen.exact.values() if len(keys) > 1),
-        "look alike": sorted(keys for keys in seen.near.values() if len(keys) > 1),
-        "packed cache": {"megabytes": round(packed.expected_bytes(data) / 1e6, 1), "pictures a second": round(rate),
-                         "time": clock(seen.seconds)},
+        "same pixels": sorted(keys for keys in seen.same.values() if len(keys) > 1),
+        "look alike": sorted(keys for keys in seen.alike.values() if len(keys) > 1),
+        "packed cache": {"megabytes": round(packed.expected_bytes(data) / 1e6, 1),
+                         "pictures a second": round(len(data) / max(1e-9, seen.seconds)), "time": clock(seen.seconds)},
     }
 
 
-def across(train: Looked, val: Looked) -> dict[str, Any]:
+def across(train: SplitStatistics, val: SplitStatistics) -> dict[str, Any]:
     """Pictures that are in both splits: by name, by pixels, by likeness."""
     names = {row["key"] for row in train.data.rows} & {row["key"] for row in val.data.rows}
-    pairs = {}
-    for kind, a, b in (("same pixels", train.exact, val.exact), ("look alike", train.near, val.near)):
-        pairs[kind] = sorted([a[code][0], b[code][0]] for code in a.keys() & b.keys())
+    pairs = {kind: sorted([a[code][0], b[code][0]] for code in a.keys() & b.keys())
+             for kind, a, b in (("same pixels", train.same, val.same), ("look alike", train.alike, val.alike))}
     return {"same name": sorted(names), **pairs}
 
 
-def finding(name: str, value: Any, depth: int = 1) -> list[str]:
+def as_lines(name: str, value: Any, depth: int = 1) -> list[str]:
     """A finding as lines for people: long lists by their number and first items, but what is to be mended whole."""
     indent = "  " * depth
     if isinstance(value, dict):
-        return [f"{indent}{name}", *(line for k, v in value.items() for line in finding(k, v, depth + 1))]
+        return [f"{indent}{name}", *(line for k, v in value.items() for line in as_lines(k, v, depth + 1))]
     if isinstance(value, list) and value and not isinstance(value[0], int | float):
-        lines = [brief(", ".join(item) if isinstance(item, list) else item) for item in value]
-        if len(lines) > 5 and name not in WHOLE:
+        lines = [one_line(", ".join(item) if isinstance(item, list) else item) for item in value]
+        if len(lines) > 5 and name not in LISTED:
             lines = [*lines[:5], f"and {len(lines) - 5} more"]
         return [f"{indent}{name}: {len(value)}", *(f"{indent}  {line}" for line in lines)]
     if isinstance(value, list) and value:
@@ -175,7 +155,7 @@ def finding(name: str, value: Any, depth: int = 1) -> list[str]:
 
 def run(config: dict[str, Any]) -> int:
     """Prints and writes what was found; 1 if anything should be mended (so that scripts can tell), else 0."""
-    node = node_of(config)
+    node, cache = dataset_node(config), Path(config["paths"]["cache"]) / "packed"
     out = Path(config["out"])
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -186,15 +166,15 @@ def run(config: dict[str, Any]) -> int:
         raise ValueError(f"data={name} is drawn, not read: there is nothing to look over")
     try:
         made = {split: building.build(node, split=split, on_error="skip", pack=True) for split in SPLITS}
-    except Faulty as error:
-        raise ValueError(error.whole()) from error
-    seen = {split: look(data, config["sheet"]) for split, data in made.items()}
+    except ListingError as error:
+        raise ValueError(error.full_text) from error
+    seen = {split: collect(data, config["sheet"]) for split, data in made.items()}
     result: dict[str, Any] = {split: summary(one) for split, one in seen.items()}
-    result["in both splits"] = across(seen["train"], seen["val"])
-    label = type(seen["train"].data).__name__.lower()
-    print(f"{label}: {seen['train'].data.root}")
+    result["in both splits"] = both = across(seen["train"], seen["val"])
+    label = type(made["train"]).__name__.lower()
+    print(f"{label}: {made['train'].root}")
     for name, value in result.items():
-        print("\n".join(finding(name, value)))
+        print("\n".join(as_lines(name, value)))
     for split, one in seen.items():
         if one.sheet:
             images = torch.stack([image for image, _ in one.sheet]).permute(0, 2, 3, 1).numpy()
@@ -207,7 +187,7 @@ def run(config: dict[str, Any]) -> int:
         for split in SPLITS:
             data = building.build(node, split=split)
             with counter(f"packing {split}", len(data)) as progress:
-                packed.attach(data, Path(config["paths"]["cache"]) / "packed", progress, cores())
-            print(f"Packed: {packed.place(data, Path(config['paths']['cache']) / 'packed')}, {len(data)} pictures")
-    wrong = any(one[key] for one in (result["train"], result["val"]) for key in ("faults", "unreadable"))
-    return int(wrong or bool(result["in both splits"]["same name"] or result["in both splits"]["same pixels"]))
+                packed.attach(data, cache, progress, cores())
+            print(f"Packed: {packed.cache_folder(data, cache)}, {len(data)} pictures")
+    return int(any(result[split][key] for split in SPLITS for key in ("faults", "unreadable"))
+               or bool(both["same name"] or both["same pixels"]))

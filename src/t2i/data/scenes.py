@@ -16,23 +16,13 @@ import numpy as np
 
 # Nearest pair: 105 apart in RGB (orange and yellow); nearest to a background: 106 (green and brown).
 COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (205, 30, 40),
-    "green": (35, 150, 60),
-    "blue": (35, 75, 225),
-    "yellow": (250, 232, 60),
-    "orange": (245, 135, 20),
-    "purple": (130, 40, 180),
-    "cyan": (60, 210, 230),
-    "pink": (250, 100, 190),
-}
+    "red": (205, 30, 40), "green": (35, 150, 60), "blue": (35, 75, 225), "yellow": (250, 232, 60),
+    "orange": (245, 135, 20), "purple": (130, 40, 180), "cyan": (60, 210, 230), "pink": (250, 100, 190),
+}  # fmt: skip
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
-    "white": (255, 255, 255),
-    "black": (0, 0, 0),
-    "gray": (150, 150, 150),
-    "beige": (225, 210, 180),
-    "navy": (20, 25, 70),
-    "brown": (95, 65, 40),
-}
+    "white": (255, 255, 255), "black": (0, 0, 0), "gray": (150, 150, 150), "beige": (225, 210, 180),
+    "navy": (20, 25, 70), "brown": (95, 65, 40),
+}  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
 RADII = {"small": 0.11, "large": 0.16}
 GAP = 0.028  # between the circles around two things

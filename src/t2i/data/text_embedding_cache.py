@@ -13,63 +13,58 @@ from typing import Any
 import numpy as np
 
 from t2i.data import cache
-from t2i.data.lines import Lines
+from t2i.data.rows import JsonLines
 from t2i.types import TextEncoder
 
 VERSION = 1
 WHAT = "cache of caption states"
 
 
-def header(encoder_hash: str, rows: Lines) -> cache.Header:
+def header(encoder_hash: str, rows: JsonLines) -> cache.Header:
     return {"version": VERSION, "encoder": encoder_hash, "captions": rows.hash(), "pictures": len(rows)}
 
 
-def build(folder: Path, rows: Lines, encoder: TextEncoder, head: cache.Header, batch_size: int = 256,
-          progress: Any = None) -> Path:
+def build(folder: Path, rows: JsonLines, encoder: TextEncoder, head: cache.Header, batch_size: int = 256,
+          progress: cache.Progress | None = None) -> Path:
     """Encodes every caption of every row into `folder`, whole or not at all."""
 
     def fill(part: Path) -> cache.Header:
         starts, ends = [0], [0]
         waiting: list[str] = []
         with (part / "states.bin").open("wb") as file:
-
-            def write() -> None:
-                text = encoder(waiting)
-                for states, mask in zip(text.states.float().cpu(), text.mask.cpu(), strict=True):
-                    kept = states[mask].numpy()
-                    file.write(kept.tobytes())
-                    ends.append(ends[-1] + len(kept))
-                waiting.clear()
-
             for i, row in enumerate(rows, 1):
                 waiting += row["captions"]
                 starts.append(starts[-1] + len(row["captions"]))
-                if len(waiting) >= batch_size or (i == len(rows) and waiting):
-                    write()
+                if waiting and (len(waiting) >= batch_size or i == len(rows)):
+                    text = encoder(waiting)
+                    for states, mask in zip(text.states.float().cpu(), text.mask.cpu(), strict=True):
+                        kept = states[mask].numpy()
+                        file.write(kept.tobytes())
+                        ends.append(ends[-1] + len(kept))
+                    waiting = []
                 if progress is not None:
                     progress(i, len(rows))
         np.save(part / "starts.npy", np.asarray(starts, np.int64))
         np.save(part / "ends.npy", np.asarray(ends[1:], np.int64))
         return {"dim": encoder.dim}
 
-    cache.make(folder, head, fill, WHAT)
+    cache.build(folder, head, fill, WHAT)
     return folder
 
 
-class States:
+class TextEmbeddingCache:
     """`states[index, caption] -> (length, dim)` float32, mapped."""
 
     def __init__(self, folder: Path, expected: cache.Header) -> None:
-        cache.refuse(folder, expected, WHAT)
-        self.folder, self.dim = folder, (cache.read_header(folder) or {})["dim"]
-        self.open()
-
-    def open(self) -> None:
-        self.starts, self.ends = np.load(self.folder / "starts.npy"), np.load(self.folder / "ends.npy")
-        path = self.folder / "states.bin"
+        header = cache.check_header(folder, expected, WHAT)
+        if header is None:
+            raise ValueError(f"{folder} holds no {WHAT}")
+        self.folder, self.expected, self.dim = folder, expected, header["dim"]
+        self.starts, self.ends = np.load(folder / "starts.npy"), np.load(folder / "ends.npy")
+        path = folder / "states.bin"
         positions = int(self.ends[-1]) if len(self.ends) else 0
         if path.stat().st_size != positions * self.dim * 4:
-            raise ValueError(f"the {WHAT} {self.folder} is damaged. Delete it to make it anew.")
+            raise ValueError(f"the {WHAT} {folder} is damaged. Delete it to make it anew.")
         self.values = np.memmap(path, np.float32, "r", shape=(positions, self.dim)) if positions else None
 
     def __getitem__(self, at: tuple[int, int]) -> np.ndarray:
@@ -80,9 +75,6 @@ class States:
         assert self.values is not None  # there is at least this one
         return self.values[int(self.ends[number - 1]) if number else 0 : int(self.ends[number])]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "dim": self.dim}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.open()
+    def __reduce__(self) -> Any:
+        """For worker processes, which map the files themselves."""
+        return type(self), (self.folder, self.expected)

@@ -17,9 +17,8 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from t2i.checkpoint.registry import register
-from t2i.data.faults import Faulty, brief, is_text, quoted
-from t2i.data.images import ENDINGS, SIDES, Pictures, found_files, is_picture, sided
-from t2i.data.lines import Lines, Row
+from t2i.data.image_dataset import EXTENSIONS, SPLIT_NAMES, ImageDataset, assign_splits, find_files, is_image
+from t2i.data.rows import JsonLines, ListingError, Row, is_text, one_line, quoted
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # of the same
@@ -29,16 +28,16 @@ Place = tuple[int, int]  # offset and size in bytes
 
 
 @register("data", places=("root",))
-class WebDataset(Pictures):
+class WebDataset(ImageDataset):
     """Captioned pictures in tar shards: `dataset[index, epoch] -> Example`, key `SHARD/SAMPLE`.
 
-    A shard's side is told by a folder (train/, val/, valid/, validation/, dev/) or by such a word in its name; one that
-    says nothing is for training, and one for test is left alone. Where no shard is for validation every twentieth
-    sample is, by a hash of its key, and one of a few.
+    A folder (train/, val/, valid/, validation/, dev/) or such a word in its name says a shard's split; one that says
+    nothing is for training, and one for test is left alone. Where no shard is for validation every twentieth sample is,
+    by a hash of its key, and one of a few.
 
     Args:
         root: a folder with *.tar in it or below, or one such file.
-        Everything else: see `Pictures`.
+        Everything else: see `ImageDataset`.
     """
 
     def __init__(self, split: Literal["train", "val"], root: str, image_size: int = 256, load_size: int | None = None,
@@ -48,32 +47,34 @@ class WebDataset(Pictures):
         folder = base if base.is_dir() else base.parent
         faults: list[str] = []
         notes: list[str] = []
-        sides = {name: side_of(name) for name in shards_of(base, faults, notes)}
-        told = "val" in sides.values()
-        mine = [name for name in sides if sides[name] != "test" and (not told or (sides[name] or "train") == split)]
+        splits = {name: split_of(name) for name in find_shards(base, faults, notes)}
+        stated = "val" in splits.values()
+        mine = [name for name, of in splits.items() if of != "test" and (not stated or (of or "train") == split)]
         keys: list[str] = []
         others: set[str] = set()
-        rows = Lines.of(row for name in mine for row in samples(folder, name, keys, others, faults))
-        if not told and keys:
-            rows = rows.only(np.asarray(sided(keys)) == split)
+        rows = JsonLines.of(row for name in mine for row in samples(folder, name, keys, others, faults))
+        if not stated and keys:
+            rows = rows.only(np.asarray(assign_splits(keys)) == split)
         self.shards = base.name if base.is_file() else "*"
-        listed = [f"{name} ({side or 'train'})" for name, side in list(sides.items())[:3]]
-        has = f"; the shards are {', '.join(listed)}" + (f" and {len(sides) - 3} more" if len(sides) > 3 else "")
-        super().__init__(split, folder, rows, faults, image_size, load_size, crop, flip, views, seed, on_error, pack,
-                         has)
-        self.notes = notes
-        self.bare = "captions are read from KEY.txt and KEY.json (text, caption)" + (
+        shown = [f"{name} ({of or 'train'})" for name, of in list(splits.items())[:3]]
+        has = f"; the shards are {', '.join(shown)}" + (f" and {len(splits) - 3} more" if len(splits) > 3 else "")
+        hint = "captions are read from KEY.txt and KEY.json (text, caption)" + (
             f"; unread lie there .{', .'.join(sorted(others)[:5])}" if others else "")
+        super().__init__(split, folder, rows, faults, image_size, load_size, crop, flip, views, seed, on_error, pack,
+                         has, notes, hint)
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"shards": self.shards}
 
-    def name(self, row: Row) -> str:
-        return brief(f"{self.root / row['tar']}, sample {row['key'].removeprefix(shard_key(row['tar']))}")
+    def path(self, row: Row) -> Path:
+        return self.root / row["tar"]
 
-    def source(self, row: Row) -> bytes:
+    def name(self, row: Row) -> str:
+        return one_line(f"{self.path(row)}, sample {row['key'].removeprefix(shard_key(row['tar']))}")
+
+    def read(self, row: Row) -> bytes:
         try:
-            with (self.root / row["tar"]).open("rb") as file:
+            with self.path(row).open("rb") as file:
                 data = read_at(file, (row["offset"], row["bytes"]))
         except OSError as error:
             raise ValueError(f"{self.name(row)} cannot be read: {error.strerror}") from error
@@ -91,38 +92,37 @@ def shard_key(name: str) -> str:
     return name.removesuffix(".tar") + "/"
 
 
-def shards_of(base: Path, faults: list[str], notes: list[str]) -> list[str]:
+def find_shards(base: Path, faults: list[str], notes: list[str]) -> list[str]:
     """The tar files of a root, sorted, seen from it; ValueError where there are none, or compressed ones."""
     if not base.exists():
         raise ValueError(f"data.root={base}: there is no such folder or tar file")
     folder, names = base.parent, [base.name]
     if base.is_dir():
-        files = found_files(base, deep=True)
+        files = find_files(base, deep=True)
         folder, names = base, sorted(files, key=lambda name: name.split("/"))
         for name, why in files.gone.items():
             (faults if name.endswith(".tar") else notes).append(why)
         notes += files.notes
     shards = [name for name in names if name.endswith(".tar")]
-    whole = set(shards)
     for name in names:
         ending = next((ending for ending in COMPRESSED if name.endswith(ending)), None)
-        if ending and name.removesuffix(ending) + ".tar" not in whole:
+        if ending and name.removesuffix(ending) + ".tar" not in shards:
             raise ValueError(f"{folder / name} is compressed: pictures are read by their offsets, which needs a plain"
                              " .tar (gunzip, or its like, makes one)")
     if not shards:
-        raise Faulty(f"data.root={base} " + ("has no *.tar in it" if base.is_dir() else "is no .tar"), faults)
+        raise ListingError(f"data.root={base} " + ("has no *.tar in it" if base.is_dir() else "is no .tar"), faults)
     return shards
 
 
-def side_of(name: str) -> str:
-    """What a shard's path says of its side: train, val, test or nothing; the outermost folder that says anything."""
+def split_of(name: str) -> str:
+    """What a shard's path says of its split: train, val, test or nothing; the outermost folder that says anything."""
     for part in shard_key(name).split("/"):
-        sides = {SIDES[word] for word in re.split(r"[^a-z]+", part.lower()) if word in SIDES}
-        if len(sides) > 1:
-            raise ValueError(f"data.root: is the shard {name} for {' or for '.join(sorted(sides))}? A shard is on one"
+        splits = {SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", part.lower()) if word in SPLIT_NAMES}
+        if len(splits) > 1:
+            raise ValueError(f"data.root: is the shard {name} for {' or for '.join(sorted(splits))}? A shard is on one"
                              " side")
-        if sides:
-            return sides.pop()
+        if splits:
+            return splits.pop()
     return ""
 
 
@@ -136,11 +136,11 @@ def samples(folder: Path, name: str, keys: list[str], others: set[str], faults: 
                 raise ValueError(f"{path} is compressed, whatever its name says: offsets need a plain tar (gunzip)")
             found = members(file, path, faults)
             for key, parts in found.items():
-                pictures = [ending for ending in parts if f".{ending}" in ENDINGS]
+                pictures = [ending for ending in parts if f".{ending}" in EXTENSIONS]
                 if len(pictures) != 1:
                     wrong = f"more than one picture: .{', .'.join(pictures)}" if pictures else "no picture"
                     has = "" if pictures else f", only .{', .'.join(parts)}"
-                    if not pictures and any(is_picture(f"_.{ending}") for ending in parts):
+                    if not pictures and any(is_image(f"_.{ending}") for ending in parts):
                         has += " (a sample's name ends at its first dot; give it another letter there)"
                     faults.append(f"{path}: sample {key} has {wrong}{has}")
                     continue

@@ -16,31 +16,16 @@ from torch import Tensor
 
 from t2i.data import shapes
 from t2i.data.scenes import TASKS, Caption, Scene, Task, render
-from t2i.data.seeds import number
-from t2i.evaluation.generated_images import BATCH, Drawn, sampled
+from t2i.evaluation.generated_images import BATCH, GeneratedImages, draw
 from t2i.metrics.composition import composition_score, shares, shuffled, verdicts
+from t2i.viz.grids import to_uint8
+from t2i.viz.tables import markdown_table
 
 COLUMNS = {"score": "score", "refined": "refined by CLIP", "ceiling_renders": "ceiling: renders",
            "ceiling_reconstructions": "ceiling: reconstructions", "floor_shuffled_captions": "floor: shuffled captions"}
 KINDS: tuple[tuple[str, shapes.Split, tuple[Task, ...]], ...] = (
     ("seen", "val", TASKS), ("heldout", "heldout", shapes.HELDOUT_TASKS))
 Paint = Callable[[str, list[str]], Tensor]  # split and captions -> uint8 (n, h, w, 3)
-
-
-def draw(model: Any, text: list[str], seed: int, options: dict[str, Any], progress: Any = None) -> Tensor:
-    """One picture a caption, uint8 (n, h, w, 3), in batches; picture i has the seed f(seed, "evaluation", i)."""
-    drawn, done = [], 0
-    for images in sampled(model, text, [number(seed, "evaluation", i) for i in range(len(text))], options, BATCH):
-        drawn.append(as_bytes(images))
-        done += len(images)
-        if progress is not None:
-            progress(done, len(text))
-    return torch.cat(drawn)
-
-
-def as_bytes(image: Tensor) -> Tensor:
-    """(b, 3, h, w) in [-1, 1] to uint8 (b, h, w, 3) on the CPU."""
-    return image.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 
 @torch.inference_mode()
@@ -50,7 +35,7 @@ def reconstructed(tokenizer: Any, pictures: Tensor) -> Tensor:
     parts = []
     for chunk in pictures.split(BATCH):
         image = chunk.permute(0, 3, 1, 2).to(device).float().div(127.5).sub(1)
-        parts.append(as_bytes(tokenizer.decode_ids(tokenizer.encode(image).clone())))
+        parts.append(torch.from_numpy(to_uint8(tokenizer.decode_ids(tokenizer.encode(image).clone()))))
     return torch.cat(parts)
 
 
@@ -97,10 +82,10 @@ def composed(
     return result
 
 
-def listed(drawn: Drawn) -> Paint:
+def listed(images: GeneratedImages) -> Paint:
     """Pictures of a folder by their captions; the k-th of equal captions is the k-th picture with it."""
     places: dict[str, list[int]] = defaultdict(list)
-    for i, text in enumerate(drawn.captions()):
+    for i, text in enumerate(images.captions()):
         places[text].append(i)
 
     def paint(split: str, text: list[str]) -> Tensor:
@@ -110,21 +95,23 @@ def listed(drawn: Drawn) -> Paint:
             k = used[caption]
             used[caption] += 1
             if k >= len(places[caption]):
-                raise ValueError(f"images={drawn.folder}: none for the caption {caption!r} of composition ({split}):"
+                raise ValueError(f"images={images.folder}: none for the caption {caption!r} of composition ({split}):"
                                  " evaluate.py export=FOLDER metrics=[composition] writes the captions to draw (same"
                                  " data=, n_per_task=, seed=)")
             order.append(places[caption][k])
-        return torch.cat([images for _, images in drawn.only(order).batches()])
+        return images.only(order).all()
 
     return paint
 
 
 def composition(
-    model: Any, n_per_task: int, seed: int, options: dict[str, Any], world: shapes.World, progress: Any = None
+    model: Any, n_per_task: int, seed: int, options: dict[str, Any], world: shapes.World, label: str | None = None
 ) -> dict[str, Any]:
     """`composed` of a model that draws."""
-    return composed(lambda _, text: draw(model, text, seed, options, progress), model.image_size,
-                    getattr(model, "tokenizer", None), n_per_task, seed, world)
+    def paint(split: str, text: list[str]) -> Tensor:
+        return torch.cat([images for _, images in draw(model, text, seed, options, label=label)])
+
+    return composed(paint, model.image_size, getattr(model, "tokenizer", None), n_per_task, seed, world)
 
 
 def refined(found: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
@@ -135,10 +122,6 @@ def refined(found: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 def table(scores: dict[str, Any]) -> str:
     """The composition scores as a Markdown table, tasks in rows."""
-    columns = [COLUMNS[kind] for kind in next(iter(scores.values()))]
-    rows = ["| task | split | " + " | ".join(columns) + " |", "| --- " * (2 + len(columns)) + "|"]
-    for split, kinds in scores.items():
-        for task in kinds["score"]:
-            cells = " | ".join(f"{kinds[kind][task]:.3f}" for kind in kinds)
-            rows.append(f"| {task} | {split} | {cells} |")
-    return "\n".join(rows)
+    head = ["task", "split", *(COLUMNS[kind] for kind in next(iter(scores.values())))]
+    return markdown_table(head, ([task, split, *(f"{kinds[kind][task]:.3f}" for kind in kinds)]
+                                 for split, kinds in scores.items() for task in kinds["score"]))

@@ -1,4 +1,4 @@
-"""Who judges: the CLIP and the Inception of an evaluation, and whether that CLIP had a hand in the pictures."""
+"""The CLIP and the Inception that an evaluation measures by, and whether that CLIP was involved in the pictures."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import torch
 
+from t2i.checkpoint.file_checks import quoted
 from t2i.checkpoint.registry import is_trusted_place
-from t2i.checkpoint.safe_building import said
-from t2i.evaluation.protocols import NEEDS_INCEPTION, NEEDS_JUDGE, Protocol
+from t2i.evaluation.protocols import NEEDS_CLIP, NEEDS_INCEPTION, Protocol
 from t2i.generation.clip_guided.clip_models.identity import same_weights
 from t2i.metrics.clip_score import CLIPScorer, text_hash
 from t2i.metrics.inception import Inception, Resize
@@ -25,46 +25,46 @@ def text_encoders(model: Any) -> list[Any]:
     return list({id(encoder): encoder for encoder in found}.values())
 
 
-def involved(judge: CLIPScorer, model: Any = None, guide_hashes: Sequence[str] = ()) -> str | None:
-    """What the judge did to the pictures that it scores: `guided`, `conditioned`, or None for nothing.
+def involvement(clip: CLIPScorer, model: Any = None, guide_hashes: Sequence[str] = ()) -> str | None:
+    """How the CLIP that scores pictures was involved in drawing them: `guided`, `conditioned`, or None for not at all.
 
     `guide_hashes`: of the CLIPs that a drawing.json says guided them.
     """
-    if any(same_weights(guide, judge) for guide in getattr(model, "guides", ())):
+    if any(same_weights(guide, clip) for guide in getattr(model, "guides", ())):
         return "guided"
-    if any(judge.id[: len(h)] == h[: len(judge.id)] for h in guide_hashes):
+    if any(clip.id[: len(h)] == h[: len(clip.id)] for h in guide_hashes):
         return "guided"
     towers = [encoder.tower for encoder in text_encoders(model) if hasattr(encoder, "tower")]
-    if any(isinstance(tower, torch.nn.Module) and text_hash(tower) == judge.text_id for tower in towers):
+    if any(isinstance(tower, torch.nn.Module) and text_hash(tower) == clip.text_id for tower in towers):
         return "conditioned"
     return None
 
 
-def named(metric: str, how: str | None) -> str:
+def score_name(metric: str, involved: str | None) -> str:
     """A metric's name in the output: one that the pictures' own CLIP gave says so."""
-    return metric if how is None else f"{metric}_by_own_clip"
+    return metric if involved is None else f"{metric}_by_own_clip"
 
 
-def open_judge(
+def open_clip_model(
     config: Mapping[str, Any], protocol: Protocol, held: Mapping[str, Any] | None, device: torch.device
 ) -> CLIPScorer | None:
-    """The CLIP of `judge=`, or of the protocol, or else that of the checkpoint's own config; None where no metric
+    """The CLIP of `clip_model=`, or of the protocol, or else that of the checkpoint's own config; None where no metric
     wants one. ValueError where there is none to be had."""
-    wanting = [name for name in protocol.metrics if name in NEEDS_JUDGE]
+    wanting = [name for name in protocol.metrics if name in NEEDS_CLIP]
     if not wanting:
         return None
     own = (held or {}).get("text_encoder")
-    path = protocol.judge or (own.get("path") if isinstance(own, Mapping) else None)
+    path = protocol.clip_model or (own.get("path") if isinstance(own, Mapping) else None)
+    need = f"metrics=[{', '.join(wanting)}] need clip_model=, a CLIP's folder (runs/…/hf of model=clip) or hub name"
     if path is None:
-        raise ValueError(f"metrics=[{', '.join(wanting)}] need judge=, a CLIP's folder (runs/…/hf of model=clip) or hub"
-                         " name; it had better be one that neither conditioned nor guided the pictures")
-    if protocol.judge is None and not is_trusted_place(str(path)):
-        raise ValueError(f"metrics=[{', '.join(wanting)}] need judge=, a CLIP's folder or hub name; the checkpoint"
-                         f" names {said(path)}, and a file's word opens nothing: if it is meant, judge= says so")
+        raise ValueError(f"{need}; it had better be one that neither conditioned nor guided the pictures")
+    if protocol.clip_model is None and not is_trusted_place(str(path)):
+        raise ValueError(f"{need}; the checkpoint names {quoted(path)}, and a file's word opens nothing: if it is"
+                         " meant, clip_model= says so")
     try:
         return CLIPScorer(path, config["allow_download"], prefix=protocol.prefix).to(device)
     except ValueError as error:
-        raise ValueError(f"judge={path}: {error}") from error
+        raise ValueError(f"clip_model={path}: {error}") from error
 
 
 def open_inception(config: Mapping[str, Any], protocol: Protocol, device: torch.device) -> Inception | None:

@@ -1,4 +1,4 @@
-"""A folder of captioned pictures: what a model drew for an evaluation, or what another program did.
+"""Pictures to evaluate: how a model draws them, and a folder of them, drawn by it or by another program.
 
 `metadata.jsonl` has a line a picture, `file_name` and `text` (the form that `data=folder` reads too); a picture lies
 there as a PNG as soon as it is drawn, so that a command that was broken off goes on where it stopped.
@@ -6,25 +6,25 @@ there as a PNG as soon as it is drawn, so that a command that was broken off goe
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from t2i.checkpoint import atomic
-from t2i.checkpoint.json_file import read_json
-from t2i.checkpoint.safe_building import said
+from t2i.checkpoint.file_checks import quoted
+from t2i.checkpoint.plain_files import read_json
 from t2i.data.decode import fit, read_pixels
 from t2i.data.folder import read_folder
-from t2i.data.seeds import number
-from t2i.viz.grids import to_uint8, write_bytes
+from t2i.data.seeds import derive_seed
+from t2i.viz.grids import save, to_uint8
+from t2i.viz.progress import counter
 
 BATCH = 64
 RECORD = "drawing.json"
@@ -35,37 +35,46 @@ def largest_batch(device: torch.device, wanted: int | None) -> int:
     return wanted or (LARGEST if device.type == "cuda" else BATCH)
 
 
-def sampled(
-    model: Any, text: Sequence[str], seeds: Sequence[int], options: dict[str, Any], batch: int
-) -> Iterator[Tensor]:
-    """Pictures in [-1, 1] a batch, float32 on the CPU; the batch is halved for good where the GPU's memory is short."""
-    at = 0
-    while at < len(text):
-        part = slice(at, at + batch)
-        try:
-            with torch.set_grad_enabled(hasattr(model, "guides")):  # guided drawing goes by gradients
-                found = model.sample(list(text[part]), seeds=list(seeds[part]), **options).detach().float().cpu()
-        except torch.OutOfMemoryError:
-            if batch == 1:
-                raise
-            torch.cuda.empty_cache()
-            batch = batch // 2
-            continue
-        yield found
-        at += len(found)
+def draw(
+    model: Any, text: Sequence[str], seed: int, options: Mapping[str, Any], numbers: Sequence[int] | None = None, *,
+    purpose: str = "evaluation", batch: int = BATCH, label: str | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Numbers (b,) and pictures uint8 (b, h, w, 3) on the CPU, a batch at a time.
+
+    Picture i has the seed f(seed, purpose, i), whatever the batch and whoever draws it. The batch is halved for good
+    where the GPU's memory is short.
+
+    Args:
+        text: all captions; `numbers` are those to draw, None for all.
+        label: of the progress that is shown; None for none.
+    """
+    todo = list(range(len(text))) if numbers is None else list(numbers)
+    at, before = 0, len(text) - len(todo)
+    with counter(label, len(text)) if label is not None else nullcontext(lambda done: None) as progress:
+        while at < len(todo):
+            some = todo[at : at + batch]
+            try:
+                with torch.set_grad_enabled(hasattr(model, "guides")):  # guided drawing goes by gradients
+                    images = model.sample([text[i] for i in some], seeds=[derive_seed(seed, purpose, i) for i in some],
+                                          **options)
+            except torch.OutOfMemoryError:
+                if batch == 1:
+                    raise
+                torch.cuda.empty_cache()
+                batch = batch // 2
+                continue
+            yield torch.tensor(some), torch.from_numpy(to_uint8(images))
+            at += len(some)
+            progress(before + at)
 
 
-class Unwritten(ValueError):
-    """A drawn picture could not be written."""
-
-
-class Drawn:
+class GeneratedImages:
     """Pictures in a folder, in the order of their listing.
 
     Args:
         folder: made if need be.
         names, text: file name and caption (None where there is none) of each.
-        size: pictures are cut about the centre and scaled to this side; None: all must be of one size.
+        size: pictures are cut about the centre and to_float to this side; None: all must be of one size.
     """
 
     def __init__(self, folder: Path, names: Sequence[str], text: Sequence[str | None], size: int | None = None) -> None:
@@ -77,9 +86,9 @@ class Drawn:
         return len(self.names)
 
     @classmethod
-    def for_captions(cls, root: Path, request: dict[str, Any], text: Sequence[str]) -> Drawn:
+    def for_captions(cls, root: Path, request: dict[str, Any], text: Sequence[str]) -> GeneratedImages:
         """The folder under `root` that belongs to this request (model, sampler, seed) and these captions."""
-        key = f"{number(json.dumps(request, sort_keys=True), list(text)):016x}"
+        key = f"{derive_seed(json.dumps(request, sort_keys=True), list(text)):016x}"
         folder = root / key
         names = [f"{i:06}.png" for i in range(len(text))]
         lines = [json.dumps({"file_name": n, "text": t}, ensure_ascii=False) for n, t in zip(names, text, strict=True)]
@@ -91,7 +100,7 @@ class Drawn:
         return cls(folder, names, text)
 
     @classmethod
-    def read(cls, folder: str | Path, size: int | None = None) -> Drawn:
+    def read(cls, folder: str | Path, size: int | None = None) -> GeneratedImages:
         """A folder of pictures in one of the forms of `data=folder`; the first caption of each counts."""
         root = Path(folder)
         if not root.is_dir():
@@ -106,7 +115,7 @@ class Drawn:
         return cls(root, [row["key"] for row in rows], [(row["captions"] or [None])[0] for row in rows], size)
 
     @classmethod
-    def _of_record(cls, root: Path, size: int | None) -> Drawn:
+    def _of_record(cls, root: Path, size: int | None) -> GeneratedImages:
         """What sample.py drew: pictures and captions of its drawing.json."""
         try:
             record = read_json(root / RECORD)
@@ -114,7 +123,7 @@ class Drawn:
             odd = [name for name, text in listed if not isinstance(name, str) or Path(name).name != name
                    or not isinstance(text, str | None)]
             if odd:
-                raise ValueError(f"a picture's file {said(odd[0])}; names in the folder and captions are wanted")
+                raise ValueError(f"a picture's file {quoted(odd[0])}; names in the folder and captions are wanted")
             guides = list(record["request"].get("hashes", {}).get("guides", {}).values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{root / RECORD} is not as sample.py writes it ({type(error).__name__}:"
@@ -125,35 +134,21 @@ class Drawn:
         found.guides = guides
         return found
 
-    def only(self, order: Sequence[int]) -> Drawn:
+    def only(self, order: Sequence[int]) -> GeneratedImages:
         """Some of the pictures, in this order."""
-        return Drawn(self.folder, [self.names[i] for i in order], [self.text[i] for i in order], self.size)
+        return GeneratedImages(self.folder, [self.names[i] for i in order], [self.text[i] for i in order], self.size)
 
     def missing(self) -> list[int]:
         return [i for i, name in enumerate(self.names) if not (self.folder / name).is_file()]
 
     def draw(
-        self, todo: Sequence[int], model: Any, seed: int, options: dict[str, Any], batch: int, progress: Any = None
+        self, todo: Sequence[int], model: Any, seed: int, options: Mapping[str, Any], batch: int, label: str
     ) -> None:
-        """Draws pictures by their numbers; number i has the seed f(seed, "evaluation", i), whatever the batch and
-        whoever draws it. Unwritten says how many are there."""
-        at = len(self) - len(todo)
-        text = [self.text[i] or "" for i in todo]
-        seeds = [number(seed, "evaluation", i) for i in todo]
-        where = iter(todo)
-        for images in sampled(model, text, seeds, options, batch):
-            for pixels in to_uint8(images):
-                held = io.BytesIO()
-                Image.fromarray(pixels).save(held, format="PNG")
-                try:
-                    write_bytes(self.folder / self.names[next(where)], held.getvalue())
-                except OSError as error:
-                    there = len(self) - len(self.missing())
-                    raise Unwritten(f"{error.strerror}; {there} of {len(self)} pictures are drawn, and the same"
-                                     " command goes on where it stopped") from error
-            at += len(images)
-            if progress is not None:
-                progress(at, len(self))
+        """Draws pictures by their numbers, as `draw` does; OSError where one cannot be written."""
+        for numbers, pictures in draw(model, [text or "" for text in self.text], seed, options, todo, batch=batch,
+                                      label=label):
+            for i, pixels in zip(numbers.tolist(), pictures.numpy(), strict=True):
+                save(Image.fromarray(pixels), self.folder / self.names[i])
 
     def picture(self, index: int) -> Tensor:
         """uint8 (h, w, 3), in colours whatever the file has."""
@@ -167,7 +162,8 @@ class Drawn:
             self.grey += 1
         return (image if self.size is None else fit(image, self.size, square=True)).permute(1, 2, 0)
 
-    def batches(self, size: int = BATCH, progress: Any = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, size: int = BATCH, progress: Callable[[int], None] | None = None
+                ) -> Iterator[tuple[Tensor, Tensor]]:
         """Numbers (b,) and pictures uint8 (b, h, w, 3), in order; ValueError where they differ in size."""
         shape = None
         self.grey = 0
@@ -184,7 +180,7 @@ class Drawn:
                                  " N pixels")
             yield torch.tensor(list(some)), torch.stack(found)
             if progress is not None:
-                progress(some.stop, len(self))
+                progress(some.stop)
 
     def captions(self) -> list[str]:
         """ValueError for pictures without one."""
@@ -195,5 +191,6 @@ class Drawn:
                              " metadata.jsonl with file_name and text, or a text file beside each picture")
         return [text for text in self.text if text is not None]
 
-    def all(self) -> np.ndarray:
-        return torch.cat([images for _, images in self.batches()]).numpy()
+    def all(self) -> Tensor:
+        """uint8 (n, h, w, 3)."""
+        return torch.cat([images for _, images in self.batches()])

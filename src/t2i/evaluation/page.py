@@ -2,117 +2,95 @@
 
 from __future__ import annotations
 
-import html
 import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from t2i.config.messages import shown as printable
-from t2i.data.datasets import admit_data, dataset
+from t2i.data.datasets import check_data_node, dataset
+from t2i.evaluation import evaluator
+from t2i.evaluation.generated_images import GeneratedImages
 from t2i.metrics.nearest_neighbours import nearest
 from t2i.viz import grids
-from t2i.viz.html import document, picture, score_table, table
+from t2i.viz.html import Picture, Table, composition_tables, picture, write_page
 from t2i.viz.progress import counter
+
+if TYPE_CHECKING:
+    from t2i.evaluation.evaluate import Evaluation
 
 SHOWN = 8
 SCANNED = 5000  # training pictures that are looked through for the nearest
 
 
-def scores_table(result: Mapping[str, Any]) -> str:
-    """Every score with a value: interval, number of pictures, and what it was made with."""
-    head = "".join(f"<th>{name}</th>" for name in ("score", "value", "95 %", "pictures", "better"))
-    rows = ""
-    for name, entry in result["scores"].items():
-        if "value" in entry:
-            interval = f"{entry['low']:.4g} to {entry['high']:.4g}" if entry["low"] < entry["high"] else "–"
-            rows += (f"<tr><td>{html.escape(name)}</td><td class=score>{entry['value']:.4g}</td><td>{interval}</td>"
-                     f"<td>{entry['n']:,}</td><td>{entry['better']}</td></tr>")
-    without = "".join(f"<li>{html.escape(f'without {name}: {why}')}</li>" for name, why in result["missing"].items())
-    return f'<div class=wide>{table(head, rows)}</div>' + (f"<ul>{without}</ul>" if without else "")
+def extremes(images: GeneratedImages, clip: torch.Tensor) -> list[tuple[str, Image.Image]]:
+    """Heading and grid of the best and the worst by CLIP score."""
+    order, text = clip.argsort(stable=True).tolist(), images.captions()
+    return [(heading, grids.grid(torch.stack([images.picture(i) for i in some]),
+                                 [f"{float(clip[i]):.3f} {text[i]}" for i in some], SHOWN))
+            for heading, some in (("Best by CLIP score", order[::-1][:SHOWN]), ("Worst by CLIP score", order[:SHOWN]))]
 
 
-def protocol_lists(result: Mapping[str, Any]) -> str:
-    parts = []
-    for name, protocol in result["protocols"].items():
-        text = json.dumps(protocol, indent=1, ensure_ascii=False, default=str)
-        parts.append(f"<details><summary>{html.escape(name)}</summary><pre>{html.escape(text)}</pre></details>")
-    return "\n".join(parts)
-
-
-def extremes(drawn: Any, clip: torch.Tensor) -> list[tuple[str, Any, list[str]]]:
-    """Heading, pictures and captions of the worst and the best by CLIP score."""
-    order = clip.argsort(stable=True).tolist()
-    text = drawn.captions()
-    found = []
-    for heading, some in (("Best by CLIP score", order[::-1][:SHOWN]), ("Worst by CLIP score", order[:SHOWN])):
-        shown = torch.stack([drawn.picture(i) for i in some])
-        found.append((heading, shown, [f"{float(clip[i]):.3f} {text[i]}" for i in some]))
-    return found
-
-
-def neighbours(task: Any, drawn: Any) -> Any | None:
+def neighbours(task: Evaluation, images: GeneratedImages) -> Image.Image | None:
     """Drawn pictures over the training pictures most like them; None without a checkpoint, which knows its data."""
     if task.held is None or "data" not in task.held:
         return None
     node = task.held["data"]
     try:
-        admit_data(node, task.config["ckpt"])
+        check_data_node(node, task.config["ckpt"])
         node = {**node, "pack": False} if "pack" in node else node  # to look at some is no reason to pack all
         data = dataset({"data": node, "paths": task.config["paths"]}, "train")
     except ValueError as error:
         print(f"No nearest training pictures on the page: {printable(error, 1000)}")
         return None
-    some = list(range(min(SHOWN, len(drawn))))
-    images = torch.stack([drawn.picture(i) for i in some]).numpy()
+    pictures = torch.stack([images.picture(i) for i in range(min(SHOWN, len(images)))]).numpy()
     with counter("nearest training pictures", min(SCANNED, len(data))) as progress:
-        found, captions, away = nearest(images, data, progress, SCANNED)
+        found, captions, away = nearest(pictures, data, progress, SCANNED)
     under = [f"{far:.0f} away: {caption}" for far, caption in zip(away, captions, strict=True)]
-    return grids.rows([("drawn", images), ("trained on", found)], under)
+    return grids.rows([("drawn", pictures), ("trained on", found)], under)
 
 
-def write_page(out: Path, result: Mapping[str, Any], shown: Mapping[str, Any]) -> list[Path]:
+def write(task: Evaluation, result: Mapping[str, Any]) -> list[Path]:
     """Writes the grids and the page, and returns their paths."""
-    task, protocol = shown["task"], result["protocol"]
-    source = protocol["checkpoint"] or protocol["images"]
-    title = f"Evaluation of {source}"
+    protocol = result["protocol"]
     facts = f"{time.strftime('%Y-%m-%d %H:%M')} · protocol {protocol['protocol'] or 'the model’s own data'}"
     facts += f" · changed: {', '.join(protocol['changed'])}" if protocol["changed"] else ""
-    parts = [f"<h1>{html.escape(title)}</h1>", f"<p class=quiet>{html.escape(facts)}</p>", scores_table(result)]
     written: list[Path] = []
 
-    def show(name: str, image: Any, caption: str) -> None:
-        written.append(grids.save(image, out / f"{name}.png"))
-        parts.append(picture(written[-1], caption))
+    def show(name: str, image: Image.Image, caption: str) -> Picture:
+        written.append(grids.save(image, task.out / f"evaluation-{name}.png"))
+        return picture(written[-1], caption)
 
-    if "composition" in result["scores"]:
-        parts += ["<h2>Composition</h2>", score_table(result["scores"]["composition"])]
-        for split, (images, captions, _) in shown["composition"].items():
-            show(f"evaluation-{split}", grids.grid(images, captions, columns=len(captions) // 2),
-                 f"{split}: two of each task")
-    if "drawn" in shown:
-        drawn = shown["drawn"]
-        some = range(min(2 * SHOWN, len(drawn)))
-        parts.append("<h2>Drawn for the captions of the data</h2>")
-        under = [drawn.text[i] or "" for i in some]
-        show("evaluation-drawn", grids.grid(torch.stack([drawn.picture(i) for i in some]), under, SHOWN),
-             "the first ones, not chosen")
-        if (image := neighbours(task, drawn)) is not None:
-            show("evaluation-nearest", image, f"and the training pictures most like them, of the first {SCANNED:,}"
-                                              " (differences of 16 x 16 thumbnails in grey levels)")
-        if shown["clip"] is not None:
-            for heading, images, captions in extremes(drawn, shown["clip"]):
-                show(f"evaluation-{heading.split()[0].lower()}", grids.grid(images, captions, SHOWN), heading)
-    if "back" in shown:
-        before, after = shown["back"]
-        parts.append("<h2>Reconstructions</h2>")
-        sheet = grids.rows([("picture", np.asarray(before)), ("reconstruction", np.asarray(after))])
-        show("evaluation-reconstructions", sheet, "the first ones")
-    parts += ["<h2>Protocols</h2>", "<p class=quiet>What decides about each figure; two are comparable where all of it"
-              " agrees.</p>", protocol_lists(result)]
-    page = grids.write_bytes(out / "evaluation.html", document(title, "\n".join(parts)).encode())
+    sections: list[tuple[str, list[Table], list[Picture]]] = []
+    if task.composition:
+        sections.append(("Composition", composition_tables(task.composition), [
+            show(split, grids.grid(images, captions, columns=len(captions) // 2), f"{split}: two of each task")
+            for split, (images, captions, _) in task.examples.items()]))
+    if (images := task.measured) is not None:
+        some = range(min(2 * SHOWN, len(images)))
+        under = [images.text[i] or "" for i in some]
+        shown = [show("drawn", grids.grid(torch.stack([images.picture(i) for i in some]), under, SHOWN),
+                      "the first ones, not chosen")]
+        if (sheet := neighbours(task, images)) is not None:
+            shown.append(show("nearest", sheet, f"and the training pictures most like them, of the first {SCANNED:,}"
+                                                " (differences of 16 x 16 thumbnails in grey levels)"))
+        if task.scores.clip is not None:
+            shown += [show(heading.split()[0].lower(), sheet, heading)
+                      for heading, sheet in extremes(images, task.scores.clip)]
+        sections.append(("Drawn for the captions of the data", [], shown))
+    if task.reconstructions is not None:
+        before, after = (np.asarray(pictures) for pictures in task.reconstructions)
+        sections.append(("Reconstructions", [], [show(
+            "reconstructions", grids.rows([("picture", before), ("reconstruction", after)]), "the first ones")]))
+    page = write_page(
+        task.out / "evaluation.html", "evaluation.html", facts=facts, sections=sections, missing=result["missing"],
+        title=f"Evaluation of {protocol['checkpoint'] or protocol['images']}",
+        scores=Table("", ["score", *evaluator.HEAD], evaluator.rows(result["scores"]), strong_columns=[1]),
+        protocols={name: json.dumps(held, indent=1, ensure_ascii=False, default=str)
+                   for name, held in result["protocols"].items()})
     return [page, *written]

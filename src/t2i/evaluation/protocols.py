@@ -1,7 +1,7 @@
 """Named protocols of evaluation: what decides about a score beside the model, settled before anything is drawn.
 
     shapes    the embedded scenes: captions of validation scenes 0 to n-1 against the renders of scenes n to 2n-1
-    coco30k   30,000 val2014 pictures, one caption each, against all of that split, cut and scaled by Lanczos to 256
+    coco30k   30,000 val2014 pictures, one caption each, against all of that split, cut and to_float by Lanczos to 256
     cub30k    ten captions a test picture, against the pictures, 256
     dfgan     DF-GAN's own figures (arXiv 2008.05865): 30,000 drawings, going round the pictures with another caption
               of each in every round; truncated noise 0.88, pictures of the reference cropped and mirrored by chance
@@ -13,18 +13,22 @@ against all validation pictures as training sees them. What a command changes of
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-DRAWN = ("fid", "kid", "prc", "fd_clip", "kd_clip", "prc_clip", "clip_score", "r_precision")  # of captions' pictures
-BACK = ("reconstruction", "lpips", "rfid", "rfd_clip")  # of a tokenizer's reconstructions
+# Of captions' pictures, and of a tokenizer's reconstructions.
+DRAWN = ("fid", "kid", "precision_recall", "fd_clip", "kd_clip", "precision_recall_clip", "clip_score", "r_precision")
+BACK = ("reconstruction", "lpips", "rfid", "rfd_clip")
 METRICS = ("composition", *DRAWN, *BACK)
-NEEDS_JUDGE = ("fd_clip", "kd_clip", "prc_clip", "clip_score", "r_precision", "rfd_clip")
-NEEDS_INCEPTION = ("fid", "kid", "prc", "rfid")
-KEEPS = ("kid", "prc", "kd_clip", "prc_clip")  # need every picture's features, not their moments alone
+FORMER = {"prc": "precision_recall", "prc_clip": "precision_recall_clip"}  # names that are taken for one release
+NEEDS_CLIP = ("fd_clip", "kd_clip", "precision_recall_clip", "clip_score", "r_precision", "rfd_clip")
+NEEDS_INCEPTION = ("fid", "kid", "precision_recall", "rfid")
+# What needs every picture's features, not their moments alone.
+KEEPS = ("kid", "precision_recall", "kd_clip", "precision_recall_clip")
 LEAST_FID = 2048  # fewer pictures than features: the covariance is singular and the distance mostly bias
-OVERRIDES = ("n", "size", "judge", "prefix", "resize", "truncation")
+OVERRIDES = ("n", "size", "clip_model", "prefix", "resize", "truncation")
 RESIZES = ("clean", "tensorflow", "antialias")  # of Inception's pictures (`metrics/inception.py`)
 SHAPES = "t2i.data.shapes.Shapes"
 
@@ -41,7 +45,7 @@ class Protocol:
     crop: str = "data"  # as training's validation has it; lanczos: PIL's, centre; augmented: DF-GAN's, by chance
     inception: str = "fidelity"
     resize: str | None = "clean"  # None: torchvision's Inception has its own
-    judge: str | None = None
+    clip_model: str | None = None
     prefix: str = ""
     truncation: float | None = None
     metrics: tuple[str, ...] = ("composition",)
@@ -49,9 +53,9 @@ class Protocol:
 
 PROTOCOLS = {
     "shapes": Protocol("shapes", SHAPES, metrics=(
-        "composition", "fd_clip", "kd_clip", "prc_clip", "clip_score", "r_precision")),
+        "composition", "fd_clip", "kd_clip", "precision_recall_clip", "clip_score", "r_precision")),
     "coco30k": Protocol("coco30k", "t2i.data.coco.COCO", n=30_000, size=256, crop="lanczos",
-                        judge="openai/clip-vit-base-patch32", prefix="A photo depicts ",
+                        clip_model="openai/clip-vit-base-patch32", prefix="A photo depicts ",
                         metrics=("fid", "kid", "clip_score")),
     "cub30k": Protocol("cub30k", "t2i.data.cub.CUB", n=None, captions="all", size=256, crop="lanczos",
                        metrics=("fid", "kid")),
@@ -77,6 +81,9 @@ def settle(config: Mapping[str, Any], data: str | None) -> tuple[Protocol, list[
                          f" {data.rpartition('.')[2]} (give data=… or another protocol)")
     fitting = tuple(name for name in base.metrics if name != "composition" or data in (None, SHAPES))
     metrics = fitting if config["metrics"] is None else tuple(config["metrics"])
+    for name in (name for name in metrics if name in FORMER):
+        print(f"metrics=[{name}] is now called {FORMER[name]}", file=sys.stderr)
+    metrics = tuple(FORMER.get(name, name) for name in metrics)
     if unknown := [name for name in metrics if name not in METRICS]:
         raise ValueError(f"metrics={list(metrics)}: {', '.join(map(str, unknown))} unknown; allowed are"
                          f" {', '.join(METRICS)}, one or more")
@@ -86,7 +93,7 @@ def settle(config: Mapping[str, Any], data: str | None) -> tuple[Protocol, list[
     if "resize" in given and (given["resize"] not in RESIZES or base.resize is None):
         allowed = "null: it has its own" if base.resize is None else f"{', '.join(RESIZES)}, or null"
         raise ValueError(f"resize={given['resize']}: allowed with protocol={wanted} is {allowed}")
-    # A judge where the protocol names none, and the sampler of a model that it says nothing of, change nothing.
+    # A CLIP where the protocol names none, and the sampler of a model that it says nothing of, change nothing.
     changed = [f"{key}={value} instead of {getattr(base, key) or OPEN[key]}" for key, value in given.items()
                if wanted is not None and value != getattr(base, key) and (getattr(base, key) or key in OPEN)]
     return replace(base, **given, metrics=metrics), changed

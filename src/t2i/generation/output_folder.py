@@ -17,8 +17,8 @@ from typing import Any
 
 from PIL import Image
 
-from t2i.checkpoint.json_file import read_json
-from t2i.checkpoint.lock import Taken, alone
+from t2i.checkpoint.lock import LockTaken, exclusive
+from t2i.checkpoint.plain_files import read_json
 from t2i.config.messages import shown
 from t2i.viz import grids
 
@@ -77,8 +77,8 @@ class DrawingFolder:
                 continue
             self.path.mkdir(parents=True, exist_ok=True)
             try:
-                self._held.enter_context(alone(self.path, "drawing", work))
-            except Taken as taken:
+                self._held.enter_context(exclusive(self.path, "drawing", work))
+            except LockTaken as taken:
                 if taken.holder.get("work") == work:
                     raise
                 continue

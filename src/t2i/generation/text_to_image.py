@@ -24,7 +24,7 @@ from t2i.checkpoint import file_format
 from t2i.checkpoint.registry import trust
 from t2i.config.messages import shown
 from t2i.convert.reader import open_model, text_encoder_hashes
-from t2i.data.seeds import number
+from t2i.data.seeds import derive_seed
 from t2i.generation.output_folder import DrawingFolder
 from t2i.metrics.nearest_neighbours import beside, training_data
 from t2i.version import version
@@ -38,7 +38,7 @@ OPTIONS = ("temperature", "top_k", "top_p", "guidance", "truncation")
 
 def picture_seed(seed: int, prompt: int, picture: int, candidate: int = 0) -> int:
     """The seed of one picture; candidate 0 of best-of-n is the picture drawn without it."""
-    return number(seed, "picture", prompt, picture, *([candidate] if candidate else []))
+    return derive_seed(seed, "picture", prompt, picture, *([candidate] if candidate else []))
 
 
 def slug(text: str, most: int = 40) -> str:

@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from transformers import CLIPModel
 
-from t2i.checkpoint.hashes import weights_hash
+from t2i.checkpoint.weights_hash import weights_hash
 from t2i.metrics.features import checked
 from t2i.text_encoders.clip_folder import CaptionTokenizer, image_normalisation, image_size, load_clip, preprocess
 
@@ -30,7 +30,7 @@ RESIZE = "bicubic, antialiased, centre crop"
 
 def text_hash(tower: nn.Module) -> str:
     """Twelve hexadecimal digits of a text tower's weights, of a whole CLIP or of the tower by itself."""
-    return weights_hash(tower, prefixes=("text_model.", "text_projection."))[:12]
+    return weights_hash(tower, only=("text_model.", "text_projection."), digits=12)
 
 
 class CLIPScorer:
@@ -61,7 +61,7 @@ class CLIPScorer:
     @cached_property
     def id(self) -> str:
         """Twelve hexadecimal digits of the hash of the weights."""
-        return weights_hash(self.model)[:12]
+        return weights_hash(self.model, digits=12)
 
     @property
     def text_id(self) -> str:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from t2i.checkpoint import file_format
-from t2i.data.datasets import admit_data, dataset
+from t2i.data.datasets import check_data_node, dataset
 from t2i.viz import grids
 from t2i.viz.progress import counter
 
@@ -67,7 +67,7 @@ def training_data(cfg: dict[str, Any]) -> Any:
         if "data" not in held:
             raise ValueError(f"{cfg['ckpt']} does not say which")
         config = {"data": held["data"], "paths": cfg["paths"]}
-        admit_data(held["data"], cfg["ckpt"])
+        check_data_node(held["data"], cfg["ckpt"])
         return dataset(config, "train")
     except ValueError as error:
         raise ValueError(f"nearest=true needs the pictures that the checkpoint was trained on: {error}") from error

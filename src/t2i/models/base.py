@@ -77,7 +77,7 @@ class BaseModule(pl.LightningModule):
 
     num_micro_batches = 1
     micro_batch, micro_batch_share = 0, 1.0  # the one at work, and how much of the batch it is
-    shared_seed = 0  # of this step, the same on every rank; set by `t2i.training.callbacks.checkpointing.StepSeed`
+    shared_seed = 0  # of this step, the same on every rank; set by `t2i.training.callbacks.seeding.StepSeed`
     frozen_parts: tuple[Any, ...] = ()  # a tuple, so that frozen weights stay out of state dict, optimisers and DDP
 
     def nets(self) -> list[nn.Module]:
@@ -134,8 +134,8 @@ class BaseModule(pl.LightningModule):
         if n == 1:
             return batch, slice(None)
         if n > size:
-            raise ValueError(f"trainer.accumulate={n}: a device's batch has {size} pictures; from 1 to {size} are"
-                             " allowed")
+            raise ValueError(f"trainer.accumulate_grad_batches={n}: a device's batch has {size} pictures; from 1 to"
+                             f" {size} are allowed")
         where = slice(size * self.micro_batch // n, size * (self.micro_batch + 1) // n)
         self.micro_batch_share = (where.stop - where.start) / size
         return slice_batch(batch, where), where
@@ -270,11 +270,11 @@ def set_accumulation_and_compile(model: Any, accumulate: int, compile: bool | st
     """
     if accumulate > 1:
         if not model.supports_micro_batches:
-            raise ValueError(f"trainer.accumulate={accumulate}: {type(model).__name__} needs every batch whole;"
-                             " 1 is allowed (trainer.accumulate=1)")
+            raise ValueError(f"trainer.accumulate_grad_batches={accumulate}: {type(model).__name__} needs every batch"
+                             " whole; 1 is allowed (trainer.accumulate_grad_batches=1)")
         if accumulate > batch_size:
-            raise ValueError(f"trainer.accumulate={accumulate} is more than data.batch_size={batch_size}: a piece has"
-                             " at least one picture")
+            raise ValueError(f"trainer.accumulate_grad_batches={accumulate} is more than data.batch_size={batch_size}:"
+                             " a piece has at least one picture")
         model.num_micro_batches = accumulate
     if compile:
         from torch._dynamo import config as dynamo

@@ -72,7 +72,7 @@ def first_rank_without(condition: Tensor) -> int | None:
 
 def shared_rand(module: Any, count: int) -> Tensor:
     """`count` uniform numbers, this rank's share of those of the global batch: what one rank alone draws first in its
-    step (`t2i.training.callbacks.checkpointing.StepSeed`)."""
+    step (`t2i.training.callbacks.seeding.StepSeed`)."""
     if not is_distributed():
         return torch.rand(count, device=module.device)
     return StepRandom(module, count).uniform(1)[:, 0]

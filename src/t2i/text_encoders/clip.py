@@ -16,8 +16,9 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from transformers.activations import ACT2FN
 
+from t2i.checkpoint.building import build_to_fit, load_weights
+from t2i.checkpoint.file_checks import quoted
 from t2i.checkpoint.registry import register
-from t2i.checkpoint.safe_building import bounded, load_weights, said
 from t2i.text_encoders.clip_folder import (
     CaptionTokenizer,
     check_end_token,
@@ -39,7 +40,7 @@ def _tower_config(text: str) -> CLIPTextConfig:
     held = json.loads(text)
     config = CLIPTextConfig(**{key: held[key] for key in TOWER if key in held})
     if config.hidden_act not in ACT2FN:
-        raise ValueError(f"hidden_act={said(config.hidden_act)} is no activation that is known")
+        raise ValueError(f"hidden_act={quoted(config.hidden_act)} is no activation that is known")
     return config
 
 
@@ -142,8 +143,8 @@ class CLIPText:
             return cls(**arguments)
         text, weights = part["files"]["config.json"], part["state_dict"]
         with quietly():
-            tower = bounded(lambda: CLIPTextModelWithProjection(_tower_config(text)), weights, source,
-                            "t2i.parts.text_encoder.files.config.json")
+            tower = build_to_fit(lambda: CLIPTextModelWithProjection(_tower_config(text)), weights, source,
+                                 "t2i.parts.text_encoder.files.config.json")
         load_weights(tower, weights, source)
         config = tower.config
         tokenizer = CaptionTokenizer.from_json(part["files"]["tokenizer.json"], config.max_position_embeddings)

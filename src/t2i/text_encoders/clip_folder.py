@@ -29,8 +29,9 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from t2i.checkpoint import file_checks
-from t2i.checkpoint.json_file import read_json
-from t2i.checkpoint.safe_building import outlined, said
+from t2i.checkpoint.building import on_meta_device
+from t2i.checkpoint.file_checks import quoted
+from t2i.checkpoint.plain_files import read_json
 from t2i.config.messages import shown
 
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
@@ -119,7 +120,7 @@ def _check_normalizers(node: Any, key: str = "") -> None:
     """ValueError where a tokenizer.json would make long texts out of short ones."""
     if isinstance(node, dict) and key == "normalizer":
         if node.get("type") not in NORMALIZERS:
-            raise ValueError(f"normalizer {said(node.get('type'))}; {', '.join(NORMALIZERS)} are taken")
+            raise ValueError(f"normalizer {quoted(node.get('type'))}; {', '.join(NORMALIZERS)} are taken")
         if node.get("type") == "Replace" and len(str(node.get("content", ""))) > 1:
             raise ValueError("a normalizer that replaces by more than one letter")
         for inner in node.get("normalizers") or []:
@@ -188,10 +189,10 @@ def _check_folder(folder: Path) -> None:
     if isinstance(held, dict) and (code := _asks_for_code(held)):
         raise ValueError(f"its config.json asks for {code}, which would be fetched and run")
     if not isinstance(held, dict) or held.get("model_type") != "clip":
-        what = said(held.get("model_type")) if isinstance(held, dict) else f"a {type(held).__name__}"
+        what = quoted(held.get("model_type")) if isinstance(held, dict) else f"a {type(held).__name__}"
         raise ValueError(f"its config.json is of a model of type {what}; 'clip' is wanted")
     shapes = _shapes(folder)
-    with outlined(len(shapes)):
+    with on_meta_device(len(shapes)):
         try:
             own = CLIPModel(CLIPConfig(**held)).state_dict()
         except Exception as error:  # a config can make transformers fail in every way there is
@@ -209,7 +210,7 @@ def _asks_for_code(held: dict[str, Any]) -> str | None:
         if key == "quantization_config" and value is not None:
             return key
         if key.lstrip("_").startswith("attn_implementation") and value not in (None, "eager", "sdpa"):
-            return f"{key}={said(value)}"
+            return f"{key}={quoted(value)}"
         if isinstance(value, dict) and (found := _asks_for_code(value)):
             return found
     return None

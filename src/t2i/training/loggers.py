@@ -1,9 +1,9 @@
 """Where metrics go: `metrics.csv` and TensorBoard in the run's folder are the truth, W&B is a mirror that may fail
-(`t2i.training.wandb_logger`).
+(`t2i.training.wandb_logger`); any logger of Lightning's comes in by its `_target_` under `logger.`.
 
-Lightning labels what it logs after batch n (from 1) with n - 1; everything here says n, which is also the step of a
-checkpoint written then. What a continued run finds of later steps than its own first one comes from batches that
-are trained again, and is dropped.
+Lightning labels what it logs after batch n (from 1) with n - 1; ours say n, which is also the step of a checkpoint
+written then. What a continued run finds of later steps than its own first one comes from batches that are trained
+again, and is dropped.
 """
 
 from __future__ import annotations
@@ -17,18 +17,46 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning import loggers
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from t2i.training.wandb_logger import WandB
-
-KINDS = ("csv", "tensorboard", "wandb")
+from t2i.checkpoint import building
 
 
+class RunLogger(Logger):
+    """A logger of a run folder. Nothing is written before `begin`; after `finish` what is logged begins anew."""
+
+    run_dir: Path
+
+    def begin(self, run_dir: Path, config: Mapping[str, Any]) -> None:
+        """Told before training: `config` is the run's, plain and resolved."""
+        self.run_dir = Path(run_dir)
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """The config is in the run's folder already."""
+
+    def log_image(self, name: str, image: Image.Image, step: int) -> None:
+        """Shows a picture; `step` in batches done."""
+
+    def log_table(self, name: str, page: Mapping[str, Any], step: int) -> None:
+        """Shows captioned pictures, a page of a module's `pictures(batch)`: {"rows": [(label, images), ...],
+        "captions"} or {"images", "captions"}, images in [-1, 1] or bytes."""
+
+    def finish(self, failed: bool = False) -> None:
+        """Ends it after a job; `failed` says that the job broke off with an error."""
 
 
+def make_loggers(nodes: Mapping[str, Any], run_dir: Path, config: Mapping[str, Any]) -> list[Logger]:
+    """The loggers that the nodes name, those of a run folder begun."""
+    made: list[Logger] = [building.build(node) for node in nodes.values() if node]
+    for logger in run_loggers(made):
+        logger.begin(run_dir, config)
+    return made
 
+
+def run_loggers(found: Iterable[Logger]) -> list[RunLogger]:
+    return [logger for logger in found if isinstance(logger, RunLogger)]
 
 
 @contextmanager
@@ -40,51 +68,40 @@ def named(path: Path) -> Iterator[None]:
         raise OSError(error.errno, f"{path} could not be written: {error.strerror}") from error
 
 
-class MetricsCSV(Logger):
+class CSVLogger(RunLogger):
     """`metrics.csv`: a row for each time something is logged, empty cells where it was not.
 
-    Rows are written at once and never kept in memory. A new metric adds a column (the file is copied once, line by
-    line). A run that continues drops the rows of its first step and later, and lines cut off by a kill.
+    Lightning's `CSVLogger` deletes the file of the run that goes on and keeps all rows in memory. Here rows are written
+    at once, a new metric adds a column (the file is copied once, line by line), and a run that continues drops the rows
+    of its first step and later, and lines cut off by a kill.
     """
 
-    def __init__(self, run_dir: Path) -> None:
-        super().__init__()
-        self.path = Path(run_dir) / "metrics.csv"
-        self.columns: list[str] | None = None
+    name, version = "csv", ""  # type: ignore[assignment]  # properties of Lightning's
+    columns: list[str] | None = None
 
     @property
-    def name(self) -> str:
-        return "csv"
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    @rank_zero_only
-    def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """The config is in the run's folder already."""
+    def path(self) -> Path:
+        return self.run_dir / "metrics.csv"
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        batches = 0 if step is None else step + 1
-        row: dict[str, Any] = {"step": batches, **{name: float(value) for name, value in metrics.items()}}
-        if "epoch" in row:
-            row["epoch"] = int(row["epoch"])
-        first = self.columns is None
-        known = (self._header() or ["step", "epoch"]) if self.columns is None else self.columns
-        columns = list(dict.fromkeys([*known, *row]))
+        row: dict[str, Any] = {"step": 0 if step is None else step + 1}
+        row |= {name: int(value) if name == "epoch" else float(value) for name, value in metrics.items()}
         with named(self.path):
-            if first or columns != known:
-                self._copy(columns, before=batches if first else None)
+            known = self._header() if self.columns is None else self.columns
+            columns = list(dict.fromkeys([*known, *row]))
+            if columns != self.columns:
+                self._copy(columns, before=row["step"] if self.columns is None else None)
             self.columns = columns
             with open(self.path, "a", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerow([row.get(name, "") for name in columns])
 
     def _header(self) -> list[str]:
-        if not self.path.is_file():
-            return []
-        with open(self.path, newline="", encoding="utf-8") as file:
-            return next(csv.reader(file), [])
+        if self.path.is_file():
+            with open(self.path, newline="", encoding="utf-8") as file:
+                if header := next(csv.reader(file), None):
+                    return header
+        return ["step", "epoch"]
 
     def _copy(self, columns: list[str], before: int | None) -> None:
         """Rewrites the file line by line under new columns, keeping whole rows of steps less than `before`."""
@@ -93,15 +110,12 @@ class MetricsCSV(Logger):
         with open(beside, "w", newline="", encoding="utf-8") as new:
             writer = csv.writer(new)
             writer.writerow(columns)
-            if self.path.is_file():
-                with open(self.path, newline="", encoding="utf-8") as old:
-                    reader = csv.reader(old)
-                    header = next(reader, [])
-                    for cells in reader:
-                        if len(cells) != len(header) or not cells[0].isdigit():
-                            continue
-                        if before is not None and int(cells[0]) >= before:
-                            continue
+            with open(self.path if self.path.is_file() else os.devnull, newline="", encoding="utf-8") as old:
+                reader = csv.reader(old)
+                header = next(reader, [])
+                for cells in reader:
+                    whole = len(cells) == len(header) and cells[0].isdigit()
+                    if whole and (before is None or int(cells[0]) < before):
                         kept = dict(zip(header, cells, strict=True))
                         writer.writerow([kept.get(name, "") for name in columns])
             new.flush()
@@ -112,35 +126,35 @@ class MetricsCSV(Logger):
         self.columns = None
 
 
-class TensorBoard(TensorBoardLogger):
-    """Events under `<run>/tb`; of a continued run, what later steps had written before is hidden."""
+class TensorBoardLogger(RunLogger, loggers.TensorBoardLogger):
+    """Lightning's, with events under `<run>/tb`; of a continued run, what later steps had written before is hidden."""
 
-    def __init__(self, run_dir: Path) -> None:
-        super().__init__(save_dir=Path(run_dir), name="", version="tb", default_hp_metric=False)
-        self.started, self.place = False, Path(run_dir) / "tb"
+    def __init__(self) -> None:
+        super().__init__(save_dir=".", name="", version="tb", default_hp_metric=False)
+        self.started = False
 
-    @rank_zero_only
-    def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """The config is in the run's folder already."""
+    def begin(self, run_dir: Path, config: Mapping[str, Any]) -> None:
+        super().begin(run_dir, config)
+        self._root_dir = str(run_dir)
 
     @rank_zero_only
     def save(self) -> None:
         """Flushes; unlike the parent, writes no hparams.yaml."""
         if self._experiment is not None:
-            with named(self.place):
+            with named(Path(self.log_dir)):
                 self._experiment.flush()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         batches = 0 if step is None else step + 1
-        with named(self.place):
+        with named(Path(self.log_dir)):
             self._start(batches)
             for name, value in metrics.items():
                 self.experiment.add_scalar(name, value, batches)
 
     @rank_zero_only
     def log_image(self, name: str, image: Image.Image, step: int) -> None:
-        with named(self.place):
+        with named(Path(self.log_dir)):
             self._start(step)
             self.experiment.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
@@ -159,48 +173,5 @@ class TensorBoard(TensorBoardLogger):
     def finish(self, failed: bool = False) -> None:
         held, self._experiment = self._experiment, None
         if held is not None:
-            with suppress(OSError) if failed else named(self.place):
+            with suppress(OSError) if failed else named(Path(self.log_dir)):
                 held.close()
-
-
-def make_loggers(
-    names: Iterable[str],
-    run_dir: Path,
-    config: dict[str, Any],
-    name: str,
-    group: str | None = None,
-    project: str = "t2i",
-) -> list[Logger]:
-    """The loggers of a run by name: csv, tensorboard, wandb. `config` is a plain dict."""
-    names = list(names)
-    unknown = sorted(set(names) - set(KINDS))
-    if unknown:
-        raise ValueError(f"logger.names={names}: {', '.join(unknown)} unknown; allowed are {', '.join(KINDS)}")
-    makers = {
-        "csv": lambda: MetricsCSV(run_dir),
-        "tensorboard": lambda: TensorBoard(run_dir),
-        "wandb": lambda: WandB(run_dir, config, name, group, project),
-    }
-    return [makers[kind]() for kind in dict.fromkeys(names)]
-
-
-def log_image(loggers: Iterable[Any], name: str, image: Image.Image, step: int) -> None:
-    """Shows a picture in every logger that takes pictures; `step` in batches done."""
-    for logger in loggers:
-        if hasattr(logger, "log_image"):
-            logger.log_image(name, image, step)
-
-
-def log_table(loggers: Iterable[Any], name: str, page: Mapping[str, Any], step: int) -> None:
-    """Shows captioned pictures, a page of a module's `pictures(batch)`, in every logger that takes tables."""
-    for logger in loggers:
-        if hasattr(logger, "log_table"):
-            logger.log_table(name, page, step)
-
-
-def finish(loggers: Iterable[Any], failed: bool = False) -> None:
-    """Ends every logger after a job, so that the next one of a sweep or pipeline starts its own; `failed` says that
-    the job broke off with an error."""
-    for logger in loggers:
-        if hasattr(logger, "finish"):
-            logger.finish(failed)

@@ -1,8 +1,7 @@
 """A mirror of a run at Weights & Biases: losses, metrics, grids and tables of pictures on one axis, `step`.
 
 `metrics.csv` and TensorBoard are the truth (`t2i.training.loggers`); nothing that happens here stops a training or
-holds it up
-for more than about half a minute. Which id a segment of a run gets is kept in `<run>/wandb.json`:
+holds it up for more than about half a minute. Which id a segment of a run gets is kept in `<run>/wandb.json`:
 {"id": of the run, "segments": ids given so far, "online": the id that the server has, or null}. How it is used:
 docs/wandb.md.
 """
@@ -18,11 +17,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import wandb
 from PIL import Image
-from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning import loggers
+from pytorch_lightning.loggers.logger import DummyExperiment, rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from t2i.checkpoint import atomic, file_format
+from t2i.training.loggers import RunLogger
 from t2i.version import code_version
 from t2i.viz import grids
 
@@ -32,78 +34,59 @@ SENDING = 30  # seconds for what is unsent at the end; the rest lies in the run'
 _claimed: dict[str, Path] = {}  # ids handed over by the environment -> the run folder that took them
 
 
-class WandB(Logger):
-    """Logs to W&B: online where there is a key and a server, else offline under `<run>/wandb`.
+class WandbLogger(RunLogger, loggers.WandbLogger):
+    """Lightning's, but for what a mirror needs: online where there is a key and a server, else offline under
+    `<run>/wandb`; on one axis, `step`.
 
     A continued run goes on under its id online; what is trained again is not logged again. Offline nothing can be
     continued, and each further segment gets an id of its own, `<id>-2`, `<id>-3`, in the same group. The first failure
     of a run that is open is told once, then the mirror is off.
 
     Args:
-        run_dir: the run's folder.
-        config: plain containers, nested as they are; `code` is added (`code_version`).
-        name: shown for the run.
-        group: what ties runs together; None for the run's name, so that its segments are together.
         project: where W&B puts it; under a W&B sweep the sweep's project counts.
+        group: what ties runs together; None for the run's `group`, or its name, so that its segments are together.
     """
 
-    def __init__(self, run_dir: Path, config: dict[str, Any], name: str, group: str | None, project: str) -> None:
-        super().__init__()
-        self.run_dir, self.config, self.project = Path(run_dir), config, project
-        self.title, self.group = name, group or name
-        self.id: str | None = None  # of the segment that is open
+    def __init__(self, project: str = "t2i", group: str | None = None) -> None:
+        super().__init__(project=project, group=group)
         self.sent = 0  # the last step that the server had when this segment began
-        self.run: Any = None
         self.broken = False
 
-    @property
-    def name(self) -> str:
-        return self.title
+    def begin(self, run_dir: Path, config: Mapping[str, Any]) -> None:
+        """`config`: nested as it is; `code` is added (`code_version`)."""
+        super().begin(run_dir, config)
+        self._name, self.config = config["name"], config
+        self.group = self._wandb_init["group"] or config["group"] or config["name"]
 
     @property
-    def version(self) -> str:
-        return self.id or ""
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None and not self.broken:  # Lightning asks for it before anything is logged
+            with self._mirrored():
+                self._open()
+        return DummyExperiment() if self.broken else self._experiment
 
-    def _do(self, what: Callable[..., None], *values: Any) -> None:
-        if self.broken:
-            return
+    def _open(self) -> None:
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
         try:
-            what(*values)
-        except Exception as error:  # a mirror: no failure of the service, the disk or the library is worth a training
-            self.broken = True
-            warnings.warn(f"W&B is off from here on ({type(error).__name__}: {error}); metrics.csv and tb/ go on",
-                          stacklevel=2)
-
-    def _open(self) -> Any:
-        if self.run is None:
-            import wandb
-
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            mode = os.environ.get("WANDB_MODE") or "online"
+            self._start(mode)
+        except Exception as error:  # wandb raises its own, requests' and the socket's
             if mode != "online":
-                self._start(mode)
-            elif not has_key():
-                self._start("offline")
-            else:
-                try:
-                    self._start("online")
-                except Exception as error:  # wandb raises its own, requests' and the socket's
-                    reason = str(error).splitlines()[0] if str(error) else ""
-                    warnings.warn(f"W&B cannot be used online ({type(error).__name__}: {reason}); this run is logged"
-                                  f" offline, `wandb sync {self.run_dir / 'wandb'}/offline-run-*` sends it later",
-                                  stacklevel=2)
-                    with suppress(OSError):  # its service may be dead already
-                        wandb.teardown()  # else it keeps trying, and holds the id
-                    self._start("offline")
-        return self.run
+                raise
+            reason = str(error).partition("\n")[0]
+            warnings.warn(f"W&B cannot be used online ({type(error).__name__}: {reason}); this run is logged"
+                          f" offline, `wandb sync {self.run_dir / 'wandb'}/offline-run-*` sends it later",
+                          stacklevel=2)
+            with suppress(OSError):  # its service may be dead already
+                wandb.teardown()  # else it keeps trying, and holds the id
+            self._start("offline")
 
     def _start(self, mode: Any) -> None:
-        import wandb
-
         online = mode == "online"
         wanted, kept = self._segment(online)
         run = wandb.init(
-            project=self.project, group=self.group, name=self.title, id=wanted, dir=str(self.run_dir.resolve()),
+            project=self._project, group=self.group, name=self._name, id=wanted, dir=str(self.run_dir.resolve()),
             config={**self.config, "code": code_version()}, mode=mode, resume="allow" if online else None,
             reinit="create_new",
             settings=wandb.Settings(console="off", silent=True, init_timeout=PATIENCE, finish_timeout=SENDING,
@@ -111,7 +94,7 @@ class WandB(Logger):
         )
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
-        self.run, self.id = run, run.id
+        self._experiment, self._id = run, run.id
         self.sent = last_step(run.summary) if online and run.resumed else 0
         atomic.write_text(self.run_dir / "wandb.json", json.dumps(kept))
 
@@ -128,64 +111,57 @@ class WandB(Logger):
         wanted = kept["id"] if number == 1 else f"{kept['id']}-{number}"
         return wanted, {**kept, "segments": number, "online": wanted if online else kept["online"]}
 
-    def _log(self, values: Mapping[str, Any], step: int) -> None:
-        run = self._open()
-        if step > self.sent:  # a continued run trains the steps after its checkpoint again, to the same values
-            run.log({**values, "step": step})
-
-    def _metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        self._log({name: float(value) for name, value in metrics.items()}, step)
-
-    def _image(self, name: str, image: Image.Image, step: int) -> None:
-        import wandb
-
-        self._log({name: wandb.Image(image)}, step)
-
-    def _table(self, name: str, page: Mapping[str, Any], step: int) -> None:
-        import wandb
-
-        rows = page["rows"] if "rows" in page else [("picture", page["images"])]
-        columns = [[wandb.Image(picture) for picture in grids.to_bytes(images)] for _, images in rows]
-        captions = page["captions"] or [""] * len(columns[0])
-        table = wandb.Table(columns=["caption", *(label for label, _ in rows)],
-                            data=[list(cells) for cells in zip(captions, *columns, strict=True)])
-        with staging(self.run_dir / "wandb" / "staging"):
-            self._log({f"tables/{name}": table}, step)
-
-    def _finish(self, failed: bool) -> None:
-        if self.run is not None:
-            for name in ("last", "best"):
-                path = self.run_dir / f"{name}.ckpt"
-                if path.is_file():
-                    self.run.summary[f"checkpoint/{name}"] = file_format.file_hash(path)
-            self.run.finish(exit_code=int(failed))
+    @contextmanager
+    def _mirrored(self) -> Iterator[None]:
+        """Inside, the first failure is told and turns the mirror off."""
+        try:
+            yield
+        except Exception as error:  # no failure of the service, the disk or the library is worth a training
+            self.broken = True
+            warnings.warn(f"W&B is off from here on ({type(error).__name__}: {error}); metrics.csv and tb/ go on",
+                          stacklevel=4)
 
     @rank_zero_only
-    def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """The config went along when the run was opened."""
+    def _log(self, values: Callable[[], Mapping[str, Any]], step: int) -> None:
+        if not self.broken:
+            with self._mirrored():
+                run = self.experiment
+                if step > self.sent:  # a continued run trains the steps after its checkpoint again, to the same values
+                    run.log({**values(), "step": step})
 
-    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self._do(self._metrics, metrics, 0 if step is None else step + 1)
+        self._log(lambda: {name: float(value) for name, value in metrics.items()}, 0 if step is None else step + 1)
 
-    @rank_zero_only
-    def log_image(self, name: str, image: Image.Image, step: int) -> None:
-        """Shows a picture; `step` in batches done."""
-        self._do(self._image, name, image, step)
+    def log_image(self, name: str, image: Image.Image, step: int) -> None:  # type: ignore[override]
+        self._log(lambda: {name: wandb.Image(image)}, step)
 
-    @rank_zero_only
-    def log_table(self, name: str, page: Mapping[str, Any], step: int) -> None:
-        """Shows a page of a module's `pictures(batch)` as a table `tables/<name>`: a caption and its pictures a row.
+    def log_table(self, name: str, page: Mapping[str, Any], step: int) -> None:  # type: ignore[override]
+        """As a table `tables/<name>`: a caption and its pictures a row."""
 
-        `page` is {"rows": [(label, images), ...], "captions"} or {"images", "captions"}, images in [-1, 1] or bytes.
-        """
-        self._do(self._table, name, page, step)
+        def table() -> dict[str, Any]:
+            rows = page["rows"] if "rows" in page else [("picture", page["images"])]
+            columns = [[wandb.Image(picture) for picture in grids.to_bytes(images)] for _, images in rows]
+            captions = page["captions"] or [""] * len(columns[0])
+            return {f"tables/{name}": wandb.Table(columns=["caption", *(label for label, _ in rows)],
+                                                  data=[list(row) for row in zip(captions, *columns, strict=True)])}
+
+        with staging(self.run_dir / "wandb" / "staging"):
+            self._log(table, step)
+
+    def finalize(self, status: str) -> None:
+        """Nothing: `finish` closes."""
 
     @rank_zero_only
     def finish(self, failed: bool = False) -> None:
         """Closes this segment with the hashes of its checkpoints; what is logged later opens the next one."""
-        self._do(self._finish, failed)
-        self.run = self.id = None
+        run, self._experiment, self._id = self._experiment, None, None
+        if run is not None and not self.broken:
+            with self._mirrored():
+                for name in ("last", "best"):
+                    path = self.run_dir / f"{name}.ckpt"
+                    if path.is_file():
+                        run.summary[f"checkpoint/{name}"] = file_format.file_hash(path)
+                run.finish(exit_code=int(failed))
 
 
 @contextmanager

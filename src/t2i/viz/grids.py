@@ -1,4 +1,4 @@
-"""Pictures for people: captioned grids and rows for comparison (curves: `t2i.viz.plots`). Files appear whole or not
+"""Pictures for people: captioned grids, rows for comparison, animations (curves: `t2i.viz.plots`), written whole or not
 at all.
 
 Captions have a length here, whatever theirs is; the letters are those of `t2i.viz.fonts`.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-import os
+import subprocess
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -20,13 +20,16 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from t2i.checkpoint.atomic import write_bytes
 from t2i.config.messages import shown
 from t2i.viz.fonts import JOINERS, TEXT_SIZE, clusters, length, write
 
 SMALLEST = 128  # pixels; smaller pictures are enlarged to at least this side
 MARGIN = 8
+LINE_HEIGHT = TEXT_SIZE + 4
 FRAME = "#d8d8d8"  # white pictures on the white page need one
 LINES = 4  # of a caption; longer ones end in an ellipsis
+FRAME_TIME = 120  # milliseconds of an animation's frame
 MARKS = 3  # on one letter; more would reach into what is above and below
 
 
@@ -34,27 +37,6 @@ def to_uint8(images: Float[Tensor, "n 3 h w"]) -> np.ndarray:
     """Pictures in [-1, 1] as bytes (n, h, w, 3), clipped and rounded."""
     scaled = images.detach().float().clamp(-1, 1).add(1).mul(127.5).round()
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-
-
-def write_bytes(path: Path, content: bytes) -> Path:
-    """Writes beside the target, then replaces it: a reader never sees half a file, a full disk leaves the old one.
-
-    OSError names the file.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        raise OSError(error.errno, f"{shown(path)} cannot be written: {error.strerror or error}") from error
-    finally:
-        if beside.exists():
-            beside.unlink()
-    return path
 
 
 def save(image: Image.Image, path: Path) -> Path:
@@ -128,12 +110,27 @@ def to_bytes(images: Tensor | np.ndarray) -> np.ndarray:
     return to_uint8(images)
 
 
-def grid(
-    images: Tensor | np.ndarray,
-    captions: Sequence[str] | None = None,
-    columns: int | None = None,
-    scale: int | None = None,
-) -> Image.Image:
+def write_lines(page: Image.Image, left: int, top: int, lines: Sequence[str]) -> None:
+    for k, line in enumerate(lines):
+        write(page, left, top + k * LINE_HEIGHT, line)
+
+
+def paste(page: Image.Image, image: Image.Image, left: int, top: int) -> None:
+    """A picture in a thin frame."""
+    page.paste(image, (left, top))
+    ImageDraw.Draw(page).rectangle((left - 1, top - 1, left + image.width, top + image.height), outline=FRAME)
+
+
+def _wrapped(captions: Sequence[str] | None, n: int, width: int) -> list[list[str]]:
+    if captions is None:
+        return [[] for _ in range(n)]
+    if len(captions) != n:
+        raise ValueError(f"{len(captions)} captions for {n} images: each takes one")
+    return [wrap(caption, width) for caption in captions]
+
+
+def grid(images: Tensor | np.ndarray, captions: Sequence[str] | None = None, columns: int | None = None,
+         scale: int | None = None) -> Image.Image:
     """Pictures in rows of `columns`, each with its caption wrapped under it.
 
     Args:
@@ -145,32 +142,23 @@ def grid(
     n, height, width, _ = pixels.shape
     if not n:
         raise ValueError("images: none given, a grid takes at least one")
-    if captions is not None and len(captions) != n:
-        raise ValueError(f"{len(captions)} captions for {n} images: each takes one")
+    texts = _wrapped(captions, n, width)
     columns = min(n, columns or math.ceil(math.sqrt(n)))
-    row_of = [list(range(start, min(start + columns, n))) for start in range(0, n, columns)]
-    texts = [wrap(caption, width) for caption in captions] if captions is not None else [[] for _ in range(n)]
-    line_height = TEXT_SIZE + 4
-    heights = [height + line_height * max(len(texts[i]) for i in row) + MARGIN for row in row_of]
+    rows_of = [range(start, min(start + columns, n)) for start in range(0, n, columns)]
+    heights = [height + LINE_HEIGHT * max(len(texts[i]) for i in row) + MARGIN for row in rows_of]
     page = Image.new("RGB", (columns * (width + MARGIN) + MARGIN, sum(heights) + MARGIN), "white")
-    draw = ImageDraw.Draw(page)
     top = MARGIN
-    for row, row_height in zip(row_of, heights, strict=True):
+    for row, row_height in zip(rows_of, heights, strict=True):
         for column, i in enumerate(row):
             left = MARGIN + column * (width + MARGIN)
-            page.paste(Image.fromarray(pixels[i]), (left, top))
-            draw.rectangle((left - 1, top - 1, left + width, top + height), outline=FRAME)
-            for k, line in enumerate(texts[i]):
-                write(page, left, top + height + 2 + k * line_height, line)
+            paste(page, Image.fromarray(pixels[i]), left, top)
+            write_lines(page, left, top + height + 2, texts[i])
         top += row_height
     return page
 
 
-def rows(
-    labelled: Sequence[tuple[str, Tensor | np.ndarray]],
-    captions: Sequence[str] | None = None,
-    scale: int | None = None,
-) -> Image.Image:
+def rows(labelled: Sequence[tuple[str, Tensor | np.ndarray]], captions: Sequence[str] | None = None,
+         scale: int | None = None) -> Image.Image:
     """One row a label (input, reconstruction; model, model), the same pictures in columns, captions under the last.
 
     All rows hold the same number of pictures; they may differ in size and are enlarged to a common one.
@@ -182,30 +170,44 @@ def rows(
     if any(len(part) != n for part in parts) or not n:
         found = ", ".join(f"{label}: {len(part)}" for (label, _), part in zip(labelled, parts, strict=True))
         raise ValueError(f"every row must hold the same number of pictures, at least one; found {found}")
-    if captions is not None and len(captions) != n:
-        raise ValueError(f"{len(captions)} captions for {n} columns: each takes one")
-    largest = max((_enlarged(part, scale) for part in parts), key=lambda part: part.shape[1])
-    height, width = largest.shape[1:3]
+    height, width = max((_enlarged(part, scale) for part in parts), key=lambda part: part.shape[1]).shape[1:3]
+    texts = _wrapped(captions, n, width)
     labels = [wrap(label, 110, lines=6) for label, _ in labelled]
     gutter = MARGIN + max((int(length(line)) + 1 for label in labels for line in label), default=0)
-    texts = [wrap(caption, width) for caption in captions] if captions is not None else [[]]
-    line_height = TEXT_SIZE + 4
-    foot = line_height * max(len(text) for text in texts)
-    size = (gutter + n * (width + MARGIN) + MARGIN, len(parts) * (height + MARGIN) + MARGIN + foot)
-    page = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(page)
+    bottom = len(parts) * (height + MARGIN)
+    foot = LINE_HEIGHT * max(len(text) for text in texts)
+    page = Image.new("RGB", (gutter + n * (width + MARGIN) + MARGIN, bottom + MARGIN + foot), "white")
     for r, part in enumerate(parts):
         top = MARGIN + r * (height + MARGIN)
-        middle = top + (height - line_height * len(labels[r])) // 2
-        for k, line in enumerate(labels[r]):
-            write(page, MARGIN // 2, middle + k * line_height, line)
+        write_lines(page, MARGIN // 2, top + (height - LINE_HEIGHT * len(labels[r])) // 2, labels[r])
         for i in range(n):
-            picture = Image.fromarray(part[i]).resize((width, height), Image.Resampling.NEAREST)
-            left = gutter + i * (width + MARGIN)
-            page.paste(picture, (left, top))
-            draw.rectangle((left - 1, top - 1, left + width, top + height), outline=FRAME)
+            image = Image.fromarray(part[i]).resize((width, height), Image.Resampling.NEAREST)
+            paste(page, image, gutter + i * (width + MARGIN), top)
     for i, text in enumerate(texts):
-        for k, line in enumerate(text):
-            top = len(parts) * (height + MARGIN) + 4 + k * line_height
-            write(page, gutter + i * (width + MARGIN), top, line)
+        write_lines(page, gutter + i * (width + MARGIN), bottom + 4, text)
     return page
+
+
+def save_animation(frames: Sequence[np.ndarray], path: Path, kind: str) -> Path | None:
+    """Frames (h, w, 3) as `<path>.gif` by Pillow or `<path>.mp4` by the program ffmpeg, which stay on their last; None
+    for kind none."""
+    if kind == "none":
+        return None
+    images = [Image.fromarray(frame) for frame in _enlarged(np.stack(frames), max(1, 256 // min(frames[0].shape[:2])))]
+    target = path.with_name(f"{path.name}.{kind}")
+    if kind == "gif":
+        durations = [FRAME_TIME] * (len(images) - 1) + [12 * FRAME_TIME]
+        held = io.BytesIO()
+        images[0].save(held, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
+        return write_bytes(target, held.getvalue())
+    beside = path.with_name(f".{path.name}.part.mp4")
+    height, width = (side // 2 * 2 for side in (images[0].height, images[0].width))
+    command = ["ffmpeg", "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
+               "-r", str(round(1000 / FRAME_TIME)), "-i", "-", "-pix_fmt", "yuv420p", str(beside)]
+    content = b"".join(image.crop((0, 0, width, height)).tobytes() for image in images + images[-1:] * 11)
+    done = subprocess.run(command, input=content, capture_output=True, check=False)
+    if done.returncode:
+        beside.unlink(missing_ok=True)
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ValueError(f"{shown(target)} cannot be written by ffmpeg: {shown(last)}")
+    return beside.replace(target)

@@ -1,72 +1,105 @@
-"""One page builder: a document, its style, tables and pictures inside it."""
+"""One page builder: Jinja2 templates (`viz/templates/`) whose every value is escaped text, never markup.
+
+Control and format characters of what files say are shown as escapes, as on a terminal; a page is one file that holds
+its pictures.
+"""
 
 from __future__ import annotations
 
 import base64
-import html
-from collections.abc import Mapping
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-_NAMES = {
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+from PIL import Image
+
+from t2i.config.messages import shown
+from t2i.viz.grids import write_bytes
+
+LONGEST = 10_000  # characters of one value
+NAMES = {
     "score": "score", "ceiling_renders": "ceiling: true renders",
     "ceiling_reconstructions": "ceiling: reconstructions", "floor_shuffled_captions": "floor: shuffled captions",
     "seen": "seen combinations", "heldout": "held-out combinations",
 }
 
 
-STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 62rem; margin: 2rem auto;
-       padding: 0 1rem; }
-h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { margin-top: 2.4rem; border-bottom: 1px solid #ddd; }
-h3 { margin: 1.4rem 0 .4rem; font-size: 1rem; }
-.quiet { color: #666; }
-img { max-width: 100%; height: auto; border: 1px solid #e4e4e4; border-radius: 4px; }
-table { border-collapse: collapse; margin: .6rem 0 1rem; } .wide { overflow-x: auto; }
-th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #e8e8e8;
-         font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #bbb; vertical-align: bottom; }
-tr.overall td, td.score { font-weight: 600; }
-pre { background: #f5f5f3; padding: .7rem .9rem; border-radius: 4px; overflow-x: auto; white-space: pre-wrap; }
-figure { margin: .6rem 0 1.2rem; } figcaption { color: #666; font-size: .9rem; }
-"""
+@dataclass(frozen=True)
+class Picture:
+    """A picture inside a page: a data URI, what it shows, and whether it is too small to be smoothed."""
+
+    uri: Markup
+    caption: str
+    small: bool = False
 
 
-def named(name: str) -> str:
-    return html.escape(_NAMES[name] if name in _NAMES else name.replace("_", " "))
+def picture(source: Path | bytes | np.ndarray, caption: str, smallest: int = 0) -> Picture:
+    """Of a PNG or JPEG file, of a PNG's bytes, or of uint8 (h, w, 3), which is `small` below `smallest` pixels."""
+    if isinstance(source, np.ndarray):
+        held = io.BytesIO()
+        Image.fromarray(source).save(held, format="PNG", optimize=True)
+        return Picture(uri(held.getvalue()), caption, max(source.shape[:2]) < smallest)
+    if isinstance(source, bytes):
+        return Picture(uri(source), caption)
+    return Picture(uri(source.read_bytes(), {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}[source.suffix.lower()]),
+                   caption)
 
 
-def table(head: str, rows: str) -> str:
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+def uri(data: bytes, kind: str = "png") -> Markup:
+    return Markup(f"data:image/{kind};base64,{base64.b64encode(data).decode()}")
 
 
-def picture(path: Path, caption: str) -> str:
-    kind = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}[path.suffix.lower()]
-    data = base64.b64encode(path.read_bytes()).decode()
-    text = html.escape(caption, quote=True)
-    return f'<figure><img alt="{text}" src="data:image/{kind};base64,{data}"><figcaption>{text}</figcaption></figure>'
+def _value(value: Any) -> Any:
+    return value if isinstance(value, Markup) else shown(value, LONGEST)
 
 
-def document(title: str, body: str, style: str = "") -> str:
-    """A whole page around the HTML of its body; `style` is CSS beside the house's own."""
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{html.escape(title)}</title><style>{STYLE}{style}</style></head>\n<body>\n{body}\n</body></html>\n")
+def _lines(text: Any) -> Markup:
+    return Markup("\n").join(escape(shown(line, LONGEST)) for line in str(text).split("\n"))
 
 
-def score_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """HTML tables of {split: {kind: {task: share}}}, one a split: tasks in rows, score and its bounds in columns."""
-    parts = []
+def _breaking(text: Any) -> Markup:
+    """Long keys break behind their joints alone."""
+    return Markup("<wbr>").join(escape(_value(part)) for part in re.split(r"(?<=[._/])", str(text)))
+
+
+PAGES = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, finalize=_value,
+                    undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+PAGES.filters |= {"lines": _lines, "breaking": _breaking}
+
+
+def write_page(path: Path, template: str, **values: Any) -> Path:
+    """Renders a template of `viz/templates/` to a file, written whole or not at all."""
+    return write_bytes(path, PAGES.get_template(template).render(**values).encode())
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text; `strong` rows and columns, by their places, are set in bold."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    strong_rows: Sequence[int] = ()
+    strong_columns: Sequence[int] = ()
+
+
+def composition_tables(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[Table]:
+    """Of {split: {kind: {task: share}}}, one a split: tasks in rows, score and its bounds in columns."""
+    def named(name: str) -> str:
+        return NAMES[name] if name in NAMES else name.replace("_", " ")
+
+    made = []
     for split, kinds in scores.items():
         tasks = list(dict.fromkeys(task for kind in kinds.values() for task in kind))
-        head = "".join(f"<th>{named(kind)}</th>" for kind in kinds)
-        lines = []
-        for task in tasks:
-            cells = ""
-            for kind, values in kinds.items():
-                value = f"{values[task]:.3f}" if task in values else "–"
-                cells += f'<td class="{"score" if kind == "score" else ""}">{value}</td>'
-            lines.append(f'<tr class="{"overall" if task == "overall" else ""}"><td>{named(task)}</td>{cells}</tr>')
-        parts.append(f"<h3>{named(split).capitalize()}</h3>\n<div class=wide>"
-                     + table(f"<th>task</th>{head}", "".join(lines)) + "</div>")
-    return "\n".join(parts)
+        rows = [[named(task), *(f"{values[task]:.3f}" if task in values else "–" for values in kinds.values())]
+                for task in tasks]
+        made.append(Table(named(split).capitalize(), ["task", *map(named, kinds)], rows,
+                          [i for i, task in enumerate(tasks) if task == "overall"],
+                          [i for i, kind in enumerate(kinds, 1) if kind == "score"]))
+    return made

@@ -20,13 +20,12 @@ from tests import tiny
 from t2i.checkpoint import building, file_format
 from t2i.cli import console
 from t2i.config.compose import ROOT, compose
-from t2i.evaluation import ruler
-from t2i.evaluation.compare import compare, scores
+from t2i.evaluation.compare import compare, page, tables
 from t2i.evaluation.compare import runs as compare_runs
-from t2i.evaluation.compare.images import sheets, validation
-from t2i.evaluation.compare.page import curves, shared, swatch
+from t2i.evaluation.compare.images import drawn, sheets, validation
+from t2i.evaluation.compare.page import curves, line_style, shared
 from t2i.evaluation.compare.runs import expanded, gather, settings, tails
-from t2i.evaluation.compare.scores import Column, best, columns, scores_of, unlike
+from t2i.evaluation.compare.tables import Column, best, columns, scores_of, unlike
 from t2i.training import train
 from t2i.viz.plots import COLOURS
 
@@ -82,7 +81,7 @@ def test_tokenizers_reconstruct_the_same_pictures(runs: Path) -> None:
     (sheet,), missing = sheets(held, None, 3, 0, CPU)
     assert not missing and list(sheet.columns) == ["original", "a", "b"] and len(sheet.texts) == 3
     originals, texts = validation(held[0], 3)
-    assert (sheet.columns["original"][0] == originals.permute(0, 2, 3, 1).numpy()).all() and sheet.texts == texts
+    assert (sheet.columns["original"][0] == originals).all() and sheet.texts == texts
     for label in "ab":
         images, under = sheet.columns[label]
         for i, line in enumerate(under):
@@ -105,7 +104,7 @@ def test_models_that_draw_get_the_same_captions_and_seeds(runs: Path, tmp_path: 
         if hasattr(model, "place"):
             model.place()
         options = held[0 if label == "prior" else 1].facts["options"]
-        expected = torch.cat(list(ruler.drawn(model, sheet.texts, 5, options, "x"))).numpy()
+        expected = drawn(model, sheet.texts, 5, options, None)
         assert (sheet.columns[label][0] == expected).all()
     # Without a file the captions of the first run's data, with their pictures.
     (sheet,), _ = sheets(held[1:], None, None, 0, CPU)
@@ -120,8 +119,8 @@ def test_other_data_is_said(runs: Path) -> None:
     assert "b was trained on other data than a: lattice: None -> 8." in sheet.notes
 
 
-def interval(value: float, low: float, high: float, better: str = "higher", **protocol: Any) -> scores.Score:
-    return scores.Score(value, low, high, better, protocol)
+def interval(value: float, low: float, high: float, better: str = "higher", **protocol: Any) -> tables.Score:
+    return tables.Score(value, low, high, better, protocol)
 
 
 def test_the_best_is_beyond_all_other_intervals() -> None:
@@ -139,7 +138,7 @@ def test_scores_with_their_protocols() -> None:
     new = {"scores": {"fd": {"value": 2.0, "low": 1.0, "high": 3.0, "n": 7, "better": "lower"}, "composition": {}},
            "protocol": {"data": None}, "protocols": {"fd": {"judge": {"hash": "x", "path": "somewhere"}}}}
     score = scores_of(new)["fd"]
-    assert str(score) == "2 [1, 3]" and score.protocol == {"judge.hash": "x", "n": 7}
+    assert str(score) == "2 [1, 3]" and score.protocol == {"clip_model.hash": "x", "n": 7}  # judge: an earlier version
     world = {**new, "protocol": {"data": {"lattice": 8, "workers": 2}}}
     assert unlike("ab", [scores_of(new)["fd"], scores_of(world)["fd"]]) == (
         "not measured alike: data.lattice: not said (a), 8 (b)")
@@ -147,17 +146,22 @@ def test_scores_with_their_protocols() -> None:
     assert scores_of(None) == scores_of({"scores": {"composition": {}}, "protocol": {}}) == {}
 
 
-def test_unlike_protocols_get_a_footnote_and_no_best() -> None:
+def test_unlike_protocols_get_a_footnote_and_no_best(tmp_path: Path) -> None:
     a, b = interval(0.9, 0.8, 1.0, n=500, judge="x"), interval(0.1, 0.0, 0.2, n=100, judge="x")
     assert unlike(["a", "b"], [a, b]) == "not measured alike: n: 500 (a), 100 (b)"
     assert unlike(["a", "b"], [a, interval(0.1, 0.0, 0.2, judge="x")]) == "not measured alike: n: 500 (a), not said (b)"
     assert unlike(["a", "b", "c"], [a, None, a]) is None
     made = [Column("size", ["1", "2"]), Column("fd|x", ["3", "4"], 1), Column("n", ["5", "6"], None, "n differs")]
-    text = scores.markdown(["a", "b"], made)
+    text = tables.markdown(["a", "b"], made)
     assert text.splitlines() == ["| run | size | fd\\|x | n (1) |", "| --- | --- | --- | --- |", "| a | 1 | 3 | 5 |",
                                  "| b | 2 | **4** | 6 |", "", "(1) n: n differs"]
-    page = scores.html_rows(["<a>", "b"], made, ["", ""])
-    assert "<td><b>4</b></td>" in page and "n<sup>1</sup>" in page and "&lt;a&gt;" in page
+    runs = [compare_runs.Run(tmp_path, label, None, {"model": {"_target_": "x.Y"}}, {}, None, None)
+            for label in ("<a>\u202e", "b")]
+    path = page.write(tmp_path / "x.html", runs, made, {}, {}, [], ["<i>"], ["go", "on <now>"], [], "today")
+    written = path.read_text()
+    assert "<td class=strong>4</td>" in written and "n<sup>1</sup>" in written and "fd|x" in written
+    assert "&lt;a&gt;\\u202e" in written and "<li>&lt;i&gt;</li>" in written and "go\non &lt;now&gt;" in written
+    assert "<a>" not in written and "<i>" not in written and "\u202e" not in written
 
 
 def evaluated(folder: Path, value: float, n: int, **more: Any) -> None:
@@ -184,7 +188,7 @@ def test_the_whole_page(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     page = (tmp_path / "out/compare.html").read_text()
     assert page.count('class=small loading=lazy') == 2 * 3 + 2 * 2  # original, a, b; original, prior
     assert "src=\"data:image/png;base64," in page and not re.search(r"(src|href)=\"(?!data:)", page)
-    assert 'name="viewport"' in page and "mean " in page and swatch(1) in page
+    assert 'name="viewport"' in page and "mean " in page and line_style(1)["colour"] in page
     held = json.loads((tmp_path / "out/compare.json").read_text())
     assert [one["label"] for one in held["runs"]] == ["a", "b", "prior", "clip"]
     assert len(held["runs"][0]["shown_psnr"]) == 2 and held["runs"][3]["checkpoint"] is None
@@ -200,8 +204,9 @@ def test_curves_are_of_what_two_runs_have(runs: Path) -> None:
     cut = next(k for k, name in enumerate(names) if not name.startswith("val/"))
     assert all(name.startswith("train/") for name in names[cut:])
     assert set(curves(held)) == set(names)
-    assert [COLOURS[k] in swatch(k) for k in range(3)] == [True] * 3 and "stroke-dasharray=\"\"" in swatch(0)
-    assert COLOURS[0] in swatch(len(COLOURS)) and swatch(len(COLOURS)) != swatch(0)
+    assert [line_style(k) for k in range(2)] == [{"colour": colour, "dash": ""} for colour in COLOURS[:2]]
+    again = line_style(len(COLOURS))
+    assert again["colour"] == COLOURS[0] and again["dash"]
 
 
 def test_metrics_are_those_of_the_checkpoint(runs: Path) -> None:
@@ -233,7 +238,7 @@ def test_mistakes_are_told_all_at_once(runs: Path, tmp_path: Path, capsys: pytes
     (tmp_path / "gan/best.ckpt").unlink(missing_ok=True)
     (tmp_path / "text.txt").write_text("\n")
     for words, said in (
-        ([a], "1 run given: python -m t2i compare takes two or more"), ([], "0 runs given"),
+        ([a], "1 run given: t2i compare takes two or more"), ([], "0 runs given"),
         ([a, a], "is named twice"), ([a, str(tmp_path / "none")], "none does not exist"),
         ([a, str(tmp_path / "empty")], "has no config.json"),
         ([a, str(runs)], "it holds the runs a, b, clip, gan, prior"),

@@ -17,9 +17,10 @@ from t2i.checkpoint import file_format
 from t2i.config.compose import Stage, compose
 from t2i.data import shapes
 from t2i.data.scenes import render
-from t2i.data.seeds import number
+from t2i.data.seeds import derive_seed
 from t2i.evaluation.compare import stages as compare_stages
-from t2i.evaluation.ruler import Ruler, drawn
+from t2i.evaluation.compare.images import drawn
+from t2i.evaluation.compare.stages import Comparison
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.models.clip import CLIP
 from t2i.training import pipeline, train
@@ -68,7 +69,7 @@ class Right(Grey):
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory: pytest.TempPathFactory) -> CLIPScorer:
+def clip(tmp_path_factory: pytest.TempPathFactory) -> CLIPScorer:
     torch.manual_seed(0)
     sizes = {"width": 16, "num_heads": 2, "num_layers": 1, "text_width": 16, "text_layers": 1, "text_heads": 2}
     model = CLIP(image_size=16, patch_size=8, embed_dim=8, vocab_size=270, context_length=16, **sizes)
@@ -78,13 +79,13 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> CLIPScorer:
     return CLIPScorer(str(folder))
 
 
-def ruler(judge: CLIPScorer, n: int = 12, n_per_task: int = 2) -> Ruler:
-    return Ruler(compose(["model=clip", *DATA]), judge, n, n_per_task, seed=3)
+def comparison(clip: CLIPScorer, cache: Path, n: int = 12, n_per_task: int = 2) -> Comparison:
+    return Comparison(compose(["model=clip", *DATA, f"paths.cache={cache}"]), clip, n, n_per_task, seed=3)
 
 
-def known(held: Ruler) -> dict[str, np.ndarray]:
+def known(held: Comparison) -> dict[str, np.ndarray]:
     """Every caption that a comparison asks for, with a picture of a scene it is true of."""
-    found = {held.scenes.captions(i)[0].text: render(held.scenes.scene(i), 32) for i in range(held.n)}
+    found = {held.reference.data.captions(i)[0].text: render(held.reference.data.scene(i), 32) for i in range(held.n)}
     for split, tasks in (("val", shapes.TASKS), ("heldout", shapes.HELDOUT_TASKS)):
         for task in tasks:
             pairs = shapes.prompted(split, task, max(2, held.n_per_task), held.seed, held.world)
@@ -92,8 +93,8 @@ def known(held: Ruler) -> dict[str, np.ndarray]:
     return found
 
 
-def test_table_protocol_page_and_restart(tmp_path: Path, judge: CLIPScorer) -> None:
-    held = ruler(judge)
+def test_table_protocol_page_and_restart(tmp_path: Path, clip: CLIPScorer) -> None:
+    held = comparison(clip, tmp_path)
     models = {"right": ("a1", Right(known(held))), "grey": ("b2", Grey(0.1))}
     facts = {"right": FACTS, "grey": FACTS}
     result = compare_stages.compare(models, held, tmp_path, 3, facts, {"text": 27.0})
@@ -109,7 +110,7 @@ def test_table_protocol_page_and_restart(tmp_path: Path, judge: CLIPScorer) -> N
     assert rows["grey"]["images_per_second"] > 0 and "torch threads" in rows["grey"]["hardware"]
     protocol = result["protocol"]
     assert rows["grey"]["scored"] == {"hash": "b2", "sampler": {"truncation": 0.5}}
-    assert protocol["judge"] == judge.id and protocol["fd_pictures"] == 12 and protocol["n_per_task"] == 2
+    assert protocol["clip_model"] == clip.id and protocol["fd_pictures"] == 12 and protocol["n_per_task"] == 2
     assert "not normalised" in protocol["features"] and protocol["torch"] == torch.__version__
     assert protocol["data"]["image_size"] == 32 and protocol["seed"] == 3
 
@@ -121,9 +122,8 @@ def test_table_protocol_page_and_restart(tmp_path: Path, judge: CLIPScorer) -> N
     assert "text 0:27" in lines[-1]
     assert all(line.count("|") == lines[0].count("|") for line in lines[1:5])
 
-    with Image.open(tmp_path / "comparison.png") as image:
-        assert image.width == compare_stages.GUTTER + 3 * (128 + MARGIN)
-        assert image.height > 3 * (128 + MARGIN)
+    with Image.open(tmp_path / "comparison.png") as image:  # true renders and two models in rows, three captions
+        assert image.width > 3 * (128 + MARGIN) and image.height > 3 * (128 + MARGIN)
 
     before = models["right"][1].drawn, models["grey"][1].drawn
     again = compare_stages.compare({**models, "grey": ("c3", models["grey"][1])}, held, tmp_path, 3,
@@ -133,16 +133,16 @@ def test_table_protocol_page_and_restart(tmp_path: Path, judge: CLIPScorer) -> N
     assert again["models"]["right"] == {**rows["right"], "minutes": 2.0}
     assert again["models"]["grey"]["scored"]["hash"] == "c3"
     before_other = models["right"][1].drawn
-    compare_stages.compare({"right": models["right"]}, ruler(judge, n=8), tmp_path, 1, facts, {})
+    compare_stages.compare({"right": models["right"]}, comparison(clip, tmp_path, n=8), tmp_path, 1, facts, {})
     assert models["right"][1].drawn > before_other + 100  # other settings: nothing held counts
 
 
-def test_what_is_done_survives_an_interruption(tmp_path: Path, judge: CLIPScorer) -> None:
+def test_what_is_done_survives_an_interruption(tmp_path: Path, clip: CLIPScorer) -> None:
     class Broken(Grey):
         def sample(self, text: list[str], *, seeds: list[int], truncation: float) -> Tensor:
             raise KeyboardInterrupt
 
-    held, first = ruler(judge), Grey(0.1)
+    held, first = comparison(clip, tmp_path), Grey(0.1)
     with pytest.raises(KeyboardInterrupt):
         compare_stages.compare({"a": ("1", first), "b": ("2", Broken(0))}, held, tmp_path, 1, {}, {})
     before = first.drawn
@@ -152,28 +152,17 @@ def test_what_is_done_survives_an_interruption(tmp_path: Path, judge: CLIPScorer
 
 def test_each_picture_has_its_own_seed() -> None:
     model = Grey(0.0)
-    parts = list(drawn(model, ["x"] * 70, 5, {"truncation": 0.5}, "x"))
-    assert [len(part) for part in parts] == [64, 6]
-    wanted = model.sample(["x"], seeds=[number(5, "comparison", 66)], truncation=0.5).detach()
-    assert int(parts[1][2, 0, 0, 0]) == round(float((wanted[0, 0, 0, 0] + 1) * 127.5))
-
-
-def test_pages_of_pictures_of_several_sizes() -> None:
-    small, large = np.zeros((2, 32, 32, 3), np.uint8), np.full((2, 64, 64, 3), 200, np.uint8)
-    sheet = compare_stages.page([("a", small), ("b", large)], ["one", "a long caption " * 40])
-    pixels = np.asarray(sheet)
-    left, bottom = compare_stages.GUTTER, sheet.height - MARGIN - 1
-    assert (pixels[bottom - 20, left + 5] == 0).all()
-    assert (pixels[bottom - 20, left + 128 + MARGIN + 5] == 200).all()
-    assert (pixels[:, compare_stages.GUTTER - MARGIN] == 255).all()  # no text runs into the pictures
+    pictures = drawn(model, ["x"] * 70, 5, {"truncation": 0.5}, None)
+    wanted = model.sample(["x"], seeds=[derive_seed(5, "comparison", 66)], truncation=0.5).detach()
+    assert int(pictures[66, 0, 0, 0]) == round(float((wanted[0, 0, 0, 0] + 1) * 127.5))
 
 
 def settings(**other: Any) -> dict[str, Any]:
-    return {"models": {"a": "a"}, "includes": None, "judge": "judge", "n_per_task": 2, "fd_pictures": 4, "columns": 2,
-            **other}
+    return {"models": {"a": "a"}, "includes": None, "clip_model": "judge", "n_per_task": 2, "fd_pictures": 4,
+            "columns": 2, **other}
 
 
-def test_mistakes_are_told_before_anything_runs(tmp_path: Path) -> None:
+def test_mistakes_are_told_before_anything_runs(tmp_path: Path, capsys: Any) -> None:
     paths = [f"paths.runs={tmp_path}"]
     stages = {"judge": compose(["model=clip", "name=g/judge", *paths]), "a": compose(["model=vqgan", *paths]),
               "b": compose(["model=vqgan", "data.lattice=8", *paths])}
@@ -185,16 +174,20 @@ def test_mistakes_are_told_before_anything_runs(tmp_path: Path) -> None:
         ({"models": {}}, {}, "names none"),
         ({"models": {"a": "c"}}, {}, "c is no stage; there are judge, a, b"),
         ({"includes": {"d": ["b"]}}, {}, "includes.d: models has no such label"),
-        ({"judge": "b"}, {}, "judge=b trains no CLIP"),
+        ({"clip_model": "b"}, {}, "clip_model=b trains no CLIP"),
         ({"n_per_task": 1}, {}, "n_per_task=1: a whole number >= 2"),
         ({"models": {"a": "a", "b": "b"}}, {}, "other scenes"),
-        ({}, {"a": prior}, r"judge conditions a \(text_encoder\.path\)"),
+        ({}, {"a": prior}, r"clip_model=judge conditions a \(text_encoder\.path\)"),
         ({}, {"a": emoji}, "no data=shapes"),
     ):
         with pytest.raises(ValueError, match=message):
             compare_stages.check(settings(**given), {**stages, **more})
-    with pytest.raises(ValueError, match=r"judges, .*it takes models, includes, judge"):
+    with pytest.raises(ValueError, match=r"judges, .*it takes models, includes, clip_model"):
         compare_stages.check({"judges": 1, "models": {}}, stages)
+    former = settings()
+    former["judge"] = former.pop("clip_model")
+    compare_stages.check(former, stages)
+    assert "comparison.judge is now called comparison.clip_model" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -221,7 +214,7 @@ def test_a_pipeline_ends_with_a_comparison(tmp_path: Path, capsys: Any) -> None:
     assert 0 < row["stages"]["prior"]["minutes"] < row["stages"]["prior"]["command_minutes"]
     assert set(held["protocol"]["shared_seconds"]) == {"clip"}
     report = Path(result["report"]).read_text()
-    assert "models in columns" in report and "two-stage" in report
+    assert "captions in columns" in report and "two-stage" in report
     first = train.finished(runs / "g/prior")
     pipeline.run(config, stages)
     assert train.finished(runs / "g/prior") == first

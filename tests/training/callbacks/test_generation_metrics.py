@@ -20,8 +20,9 @@ from t2i.checkpoint import file_format
 from t2i.config.compose import ROOT, compose
 from t2i.evaluation import evaluate
 from t2i.training import train
-from t2i.training.callbacks.generation_metrics import Scores
+from t2i.training.callbacks.generation_metrics import GenerationMetrics
 
+TARGET = "t2i.training.callbacks.generation_metrics.GenerationMetrics"
 MODEL = [*TINY, "callbacks=gan"]
 
 
@@ -32,7 +33,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 def words(folder: Path, clips: tuple[str, str], judge: str, *more: str, steps: int = 4) -> list[str]:
-    scores = (f"callbacks.scores={{_target_: t2i.training.callbacks.generation_metrics.Scores, judge: '{judge}', n: 20,"
+    scores = (f"callbacks.scores={{_target_: {TARGET}, clip_model: '{judge}', n: 20,"
               " metrics: [fd_clip, clip_score, r_precision]}")
     return [*MODEL, f"text_encoder.path={clips[0]}", scores, f"trainer.max_steps={steps}", f"paths.runs={folder}",
             f"paths.cache={folder / 'cache'}", "name=gan", *more]
@@ -54,11 +55,11 @@ def test_scores_are_those_of_evaluate_and_best_follows_them(tmp_path: Path, clip
     best = file_format.read(tmp_path / "gan/best.ckpt")
     top = max(found, key=lambda row: float(row["val/clip_score"]))
     assert best["global_step"] == int(top["step"])
-    assert best["callbacks"]["Checkpoints"]["best"] == pytest.approx(float(top["val/clip_score"]), abs=1e-6)
+    assert best["callbacks"]["RunCheckpoint"]["best"] == pytest.approx(float(top["val/clip_score"]), abs=1e-6)
     # Nothing of the judge is in the checkpoint, and its weights are not the module's.
     assert not [name for name in best["state_dict"] if "clip" in name or "scorer" in name or "visual" in name]
     # evaluate.py draws with the averaged weights too, and finds the same.
-    scored = evaluate.run(compose([f"ckpt={tmp_path / 'gan/last.ckpt'}", f"judge={clips[1]}", "n=20",
+    scored = evaluate.run(compose([f"ckpt={tmp_path / 'gan/last.ckpt'}", f"clip_model={clips[1]}", "n=20",
                                      "metrics=[fd_clip,clip_score,r_precision]", f"paths.cache={tmp_path / 'cache'}",
                                      f"out={tmp_path / 'out'}"], "evaluate"))["scores"]
     for name in ("fd_clip", "clip_score", "r_precision"):
@@ -81,13 +82,13 @@ def test_every_n_steps_but_always_the_last(tmp_path: Path, clips: tuple[str, str
 
 def test_what_is_refused(tmp_path: Path, clips: tuple[str, str], capsys: Any) -> None:
     with pytest.raises(ValueError, match="fid unknown; allowed are fd_clip"):
-        Scores(clips[1], metrics=["fid"])
+        GenerationMetrics(clips[1], metrics=["fid"])
     with pytest.raises(ValueError, match="n=1"):
-        Scores(clips[1], n=1)
+        GenerationMetrics(clips[1], n=1)
     vq = ["model=vqgan", "model.autoencoder.channels=8", "model.quantizer.codebook_size=16", *tiny.DATA, "trainer=cpu"]
     with pytest.raises(ValueError, match=r"callbacks\.scores: a vqgan draws nothing"):
-        train.run(compose([*vq, "callbacks.scores={_target_: t2i.training.callbacks.generation_metrics.Scores,"
-                           f" judge: '{clips[1]}'}}", "name=vq",
+        train.run(compose([*vq, f"callbacks.scores={{_target_: {TARGET},"
+                           f" clip_model: '{clips[1]}'}}", "name=vq",
                             f"paths.runs={tmp_path}", "trainer.max_steps=1", "logger=none"]))
     train.run(compose([*words(tmp_path, clips, clips[1], steps=2), "trainer.monitor=val/fd_clop"]))
     assert "No best.ckpt: trainer.monitor=val/fd_clop is not measured at step 2" in capsys.readouterr().out
@@ -104,8 +105,9 @@ def test_two_ranks_score_as_one(tmp_path: Path, clips: tuple[str, str]) -> None:
     for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
         for name in ("val/fd_clip", "val/clip_score", "val/r_precision"):
             assert float(one[name]) == pytest.approx(float(two[name]), rel=1e-5, abs=1e-6), name
-    scored = [f"ckpt={tmp_path / 'one/gan/last.ckpt'}", f"judge={clips[1]}", "n=20", "metrics=[fd_clip,clip_score]",
-              f"paths.cache={tmp_path / 'cache'}", "batch_size=1"]  # one who begins late must not count what is drawn
+    scored = [f"ckpt={tmp_path / 'one/gan/last.ckpt'}", f"clip_model={clips[1]}", "n=20",
+              "metrics=[fd_clip,clip_score]", f"paths.cache={tmp_path / 'cache'}",
+              "batch_size=1"]  # one who begins late must not count what is drawn
     single = evaluate.run(compose([*scored, f"out={tmp_path / 'alone'}"], "evaluate"))["scores"]
     apart("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "evaluate.py"), *scored,
           f"out={tmp_path / 'both'}")

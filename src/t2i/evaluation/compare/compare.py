@@ -1,5 +1,4 @@
-"""Runs side by side on one page: `python -m t2i compare runs/a runs/b …`; how, say the modules
-`t2i.compare_*`.
+"""Runs side by side on one page: `t2i compare runs/a runs/b …`.
 
 Written are `compare.html` (one file: table, curves, pictures), `compare.md` (the table) and `compare.json`.
 """
@@ -12,6 +11,7 @@ import re
 import shlex
 import time
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,8 @@ from t2i.config.check import near
 from t2i.config.messages import shown
 
 ABOUT = """
-python -m t2i compare runs/a runs/b runs/c        settings, cost, scores, curves and pictures of
-runs, on one page
-python -m t2i compare runs/a runs/b/best.ckpt     a checkpoint can be named itself
+t2i compare runs/a runs/b runs/c        settings, cost, scores, curves and pictures of runs, on one page
+t2i compare runs/a runs/b/best.ckpt     a checkpoint can be named itself
 
   out=FOLDER       where to (runs/compare-<names>)
   captions=FILE    what models that draw are asked for, one caption a line (those of the first validation pictures)
@@ -86,7 +85,7 @@ def versions() -> str:
 def run(named: list[str], options: dict[str, Any]) -> dict[str, Any]:
     """Compares runs as `parse` gives them, writes the three files, prints the table, and returns what `compare.json`
     holds."""
-    from t2i.checkpoint.lock import alone
+    from t2i.checkpoint.lock import exclusive
     from t2i.checkpoint.registry import trust
     from t2i.config.quiet import quiet
     from t2i.evaluation.compare.runs import gather
@@ -102,7 +101,7 @@ def run(named: list[str], options: dict[str, Any]) -> dict[str, Any]:
     with ExitStack() as held:
         try:
             out.mkdir(parents=True, exist_ok=True)
-            held.enter_context(alone(out, "compare"))
+            held.enter_context(exclusive(out, "compare"))
         except OSError as error:
             raise ValueError(f"out={shown(out)} cannot be written: {error.strerror}") from error
         return compared(named, options, runs, out, device)
@@ -111,20 +110,18 @@ def run(named: list[str], options: dict[str, Any]) -> dict[str, Any]:
 def compared(named: list[str], options: dict[str, Any], runs: list[Any], out: Path, device: Any) -> dict[str, Any]:
     """Draws, writes and prints; what `run` returns."""
     from t2i.checkpoint import atomic
-    from t2i.evaluation.compare import scores
-    from t2i.evaluation.compare.images import sheets
-    from t2i.evaluation.compare.page import curves, page
+    from t2i.evaluation.compare import page, tables
+    from t2i.evaluation.compare.images import hardware, sheets
     from t2i.evaluation.compare.runs import last_validation, settings, standing
-    from t2i.evaluation.ruler import hardware
     from t2i.generation.text_to_image import KINDS
 
     labels = [one.label for one in runs]
-    drawn, missing = sheets(runs, options["captions"], options["n"], options["seed"], device)
-    made, rest = scores.columns(runs)
+    made, missing = sheets(runs, options["captions"], options["n"], options["seed"], device)
+    columns, rest = tables.columns(runs)
     notes = [note for one in runs if (note := standing(one)) is not None]
-    notes += [*scores.warnings(runs), *missing]
+    notes += [*tables.warnings(runs), *missing]
     changed = [f"{key}={value}" for key, value in options.items() if value != DEFAULTS[key]]
-    again = ["python -m t2i compare " + shlex.join([*named, *changed])]
+    again = ["t2i compare " + shlex.join([*named, *changed])]
     for one in runs:
         again.append(f"# {one.label}")
         again.append(one.command or f"# of an earlier version: see {one.folder / 'config.json'}")
@@ -132,27 +129,24 @@ def compared(named: list[str], options: dict[str, Any], runs: list[Any], out: Pa
             again.append(f"python evaluate.py ckpt={shlex.quote(str(one.checkpoint))}")
     facts = [f"Pictures were made on {hardware(device)}.", versions()]
     date = time.strftime("%Y-%m-%d %H:%M")
-    table = scores.markdown(labels, made)
+    table = tables.markdown(labels, columns)
     result: dict[str, Any] = {
         "runs": [{"label": one.label, "folder": str(one.folder),
                   "checkpoint": None if one.checkpoint is None else str(one.checkpoint),
                   "finished": one.finished is not None, "kind": one.kind, **one.facts,
                   "validation": last_validation(one),
-                  "scores": {name: {"value": score.value, "low": score.low, "high": score.high, "better": score.better,
-                                    "protocol": score.protocol}
-                             for name, score in scores.scores_of(one.evaluation).items()}} for one in runs],
+                  "scores": {name: asdict(score) for name, score in tables.scores_of(one.evaluation).items()}}
+                 for one in runs],
         "settings": settings([one.config for one in runs]), "notes": notes,
-        "footnotes": [f"{title}: {note}" for title, note in scores.footnotes(made)],
-        "captions": next((sheet.texts for sheet in drawn if sheet.title == "The same captions"), None),
+        "footnotes": [f"{title}: {note}" for title, note in tables.footnotes(columns)],
+        "captions": next((sheet.texts for sheet in made if sheet.title == "The same captions"), None),
         "seed": options["seed"], "seeds": 'f(seed, "comparison", i)', "date": date, "facts": facts, "again": again,
     }
-    html = page(runs, made, rest, curves(runs), drawn, notes, again, facts, date)
-    listed = "".join(f"- {note}\n" for note in notes)
-    commands = "\n".join(again)
+    listed, commands = "".join(f"- {note}\n" for note in notes), "\n".join(again)
     atomic.write_text(out / "compare.md", f"# {', '.join(labels)}\n\n{date}\n\n{listed}\n{table}\n\n"
-                          f"```\n{commands}\n```\n\n{' '.join(facts)}\n")
+                                          f"```\n{commands}\n```\n\n{' '.join(facts)}\n")
     atomic.write_text(out / "compare.json", json.dumps(result, indent=1, ensure_ascii=False))
-    atomic.write_text(out / "compare.html", html)
+    page.write(out / "compare.html", runs, columns, rest, page.curves(runs), made, notes, again, facts, date)
     print(table)
     print("".join(f"\n{shown(note, 1000)}" for note in notes))
     print(f"Written: {', '.join(shown(out / f'compare.{ending}') for ending in ('html', 'md', 'json'))}")

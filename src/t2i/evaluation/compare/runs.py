@@ -1,5 +1,4 @@
-"""Runs as `t2i.evaluation.compare.compare` sets them side by side: what their folders say of them, short names, and
-where they differ."""
+"""Runs as `t2i compare` sets them side by side: what their folders say of them, short names, and where they differ."""
 
 from __future__ import annotations
 
@@ -10,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from t2i.checkpoint import file_format
-from t2i.checkpoint.json_file import read_table
+from t2i.checkpoint import file_format, renames
+from t2i.checkpoint.plain_files import read_table
 from t2i.config.compose import compared, flat
 from t2i.viz.plots import read_metrics
 
@@ -21,7 +20,7 @@ ABSENT = "–"
 SECTIONS: dict[str, Any] = {"model": dict, "data": dict, "trainer": dict, "seed": int}
 BESIDE: dict[str, dict[str, Any]] = {"finished": {"metrics": dict, "steps": int},
                                      "evaluation": {"scores": dict, "protocol": dict}}
-UNTOLD = ("name", "group", "paths")  # where a run lies says nothing of what it does
+LEFT_OUT = ("name", "group", "paths")  # where a run lies says nothing of what it does
 WIDE = 8  # settings as columns of the table; more stand in a table of their own
 
 
@@ -84,11 +83,10 @@ def _found(word: str, which: str) -> tuple[Path, Path | None, Path | None]:
 
 def read_run(folder: Path, path: Path | None, label: str) -> Run:
     """A run with its curves, its last result and its evaluation, where there are some; ValueError for damaged files."""
-    config = read_table(folder / "config.json", **SECTIONS)
-    held: dict[str, Any] = {name: read_table(path_of, **kinds) if path_of.is_file() else None
-                            for name, kinds in BESIDE.items() if (path_of := folder / f"{name}.json")}
-    metrics = folder / "metrics.csv"
-    began = folder / "command.txt"
+    config = renames.current(read_table(folder / "config.json", **SECTIONS))
+    held: dict[str, Any] = {name: read_table(file, **kinds) if file.is_file() else None
+                            for name, kinds in BESIDE.items() if (file := folder / f"{name}.json")}
+    metrics, began = folder / "metrics.csv", folder / "command.txt"
     run = Run(folder, label, path, config, read_metrics(metrics) if metrics.exists() else {}, **held,
               command=began.read_text(encoding="utf-8", errors="backslashreplace").strip() if began.is_file() else None)
     if path is not None:
@@ -119,9 +117,7 @@ def gather(words: Sequence[str], which: str = "last") -> list[Run]:
     """The runs that a command line names, at least two; ValueError with everything that is wrong with them."""
     words = expanded(words)
     if len(words) < 2:
-        raise ValueError(f"{len(words)} run{'s' * (len(words) != 1)} given:"
-                         " python -m t2i compare takes two or more"
-                         " run folders")
+        raise ValueError(f"{len(words)} run{'s' * (len(words) != 1)} given: t2i compare takes two or more run folders")
     found, faults = [], []
     for word in words:
         try:
@@ -143,10 +139,10 @@ def gather(words: Sequence[str], which: str = "last") -> list[Run]:
     return runs
 
 
-def told(value: Any) -> str:
+def brief(value: Any) -> str:
     """A setting's value for people: a class by its name, numbers short, long paths by their end."""
     if isinstance(value, Mapping):
-        return told(value["_target_"]) if "_target_" in value else "{…}"
+        return brief(value["_target_"]) if "_target_" in value else "{…}"
     if isinstance(value, str):
         value = value.rpartition(".")[2] if value.startswith("t2i.") else value
         return value if len(value) <= 40 else f"…{value[-39:]}"
@@ -155,10 +151,10 @@ def told(value: Any) -> str:
 
 def settings(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """What differs between configs: {short key: a value each}, keys that all have first."""
-    kept = [flat({key: value for key, value in compared(dict(config)).items() if key not in UNTOLD})
+    kept = [flat({key: value for key, value in compared(dict(config)).items() if key not in LEFT_OUT})
             for config in configs]
     leaves = dict.fromkeys(key for one in kept for key, value in one.items() if not isinstance(value, dict))
-    rows = {key: [told(one[key]) if key in one else ABSENT for one in kept] for key in leaves}
+    rows = {key: [brief(one[key]) if key in one else ABSENT for one in kept] for key in leaves}
     rows = {key: values for key, values in rows.items() if len(set(values)) > 1}
     short = tails([key.removesuffix("._target_").split(".") for key in rows], ".")
     named = dict(zip(short, rows.values(), strict=True))

@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from t2i.checkpoint import building, file_format, registry, safetensors_io
-from t2i.checkpoint.json_file import read_table
+from t2i.checkpoint.plain_files import read_table
 from t2i.config.check import check_node, check_values
 from t2i.config.messages import shown
 from t2i.convert.tensors import read_tensors
@@ -35,8 +35,7 @@ from t2i.generation.output_folder import DrawingFolder
 from t2i.generation.text_to_image import OPTIONS, device_of, options_of, picture_seed, read_prompts, slug, version
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.viz import grids
-from t2i.viz.animation import film
-from t2i.viz.progress import Line, brief, clock, drawn
+from t2i.viz.progress import Bar, brief
 
 GRID_LIMIT = 16  # columns of grid.png
 # Keys of the config that do not decide what is drawn, or stand elsewhere in drawing.json.
@@ -78,7 +77,7 @@ def replayed(cfg: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"guide.path={path} opens {shown(', '.join(strange), 400)}; a file's word opens nothing, if it"
                          f" is meant trust=[{shown(','.join(strange), 400)}] says so, or a folder above")
     for file, before in known.items():
-        if not safetensors_io.located(file).is_file():
+        if not safetensors_io.weights_file(file).is_file():
             raise ValueError(f"guide.path={path} drew with {shown(file)}, which is gone")
         if (now := file_format.file_hash(Path(file).expanduser())) != before:
             raise ValueError(f"guide.path={path} drew with another {shown(file)}: its hash was {shown(before)} and is"
@@ -135,8 +134,8 @@ def show(image: Tensor) -> None:
 class Way:
     """One picture from its start to its end, written as it goes."""
 
-    def __init__(self, drawer: Drawer, text: str, seed: int, path: Path, line: Line, label: str) -> None:
-        self.drawer, self.text, self.path, self.line, self.label = drawer, text, path, line, label
+    def __init__(self, drawer: Drawer, text: str, seed: int, path: Path, label: str) -> None:
+        self.drawer, self.text, self.path, self.label = drawer, text, path, label
         self.drawing = drawer.begin(text, seed)
         self.frames: list[np.ndarray] = []
         self.similarity = [self.drawing.similarity()]
@@ -153,20 +152,17 @@ class Way:
 
     def go(self) -> None:
         """All iterations; what there is stays when it is stopped in between."""
-        s, drawing, started = self.drawer.settings, self.drawing, time.monotonic()
+        s, drawing, shown = self.drawer.settings, self.drawing, ""
         self.frame()
         try:
-            while drawing.step < s.total_iter and not drawing.finished:
-                loss, likeness = drawing.move()
-                self.losses.append(loss)
-                if drawing.step % s.show_step == 0:
-                    self.frame()
-                if self.line.due() or drawing.step == s.total_iter:
-                    seconds = max(1e-9, time.monotonic() - started)
-                    left = clock((s.total_iter - drawing.step) * seconds / drawing.step)
-                    self.line.show(f"{drawn(self.label, drawing.step, s.total_iter, self.line.terminal)}"
-                                   f"  loss {brief(loss)}  similarity {likeness:.3f}"
-                                   f"  {brief(drawing.step / seconds)} it/s  {left} left")
+            with Bar(self.label, s.total_iter, drawing.step, details=lambda: shown) as bar:
+                while drawing.step < s.total_iter and not drawing.finished:
+                    loss, likeness = drawing.move()
+                    shown = f"loss {brief(loss)}  similarity {likeness:.3f}"
+                    self.losses.append(loss)
+                    if drawing.step % s.show_step == 0:
+                        self.frame()
+                    bar.update()
         finally:
             if drawing.step % s.show_step:
                 self.frame()
@@ -177,7 +173,7 @@ class Way:
         image = self.frames[-1]
         grids.save(Image.fromarray(image), self.path.with_name(self.path.name + ".png"))
         self.written = True
-        film(self.frames, self.path, self.drawer.settings.film)
+        grids.save_animation(self.frames, self.path, self.drawer.settings.film)
         notes = {"text": self.text, "shape": self.drawer.shape, "guide": dataclasses.asdict(self.drawer.settings)}
         # One entry: of several, safetensors writes another one first each time.
         content = save(self.drawing.state(), {"drawing": json.dumps(notes)})
@@ -253,7 +249,7 @@ def run(cfg: dict[str, Any]) -> dict[str, Any]:
     request = {"prompts": texts, "config": kept, "checkpoint": cfg["ckpt"], "hashes": hashes}
     record: dict[str, Any] = {"request": request, "t2i": version(), "torch": torch.__version__,
                               "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "pictures": []}
-    line, started = Line(), time.monotonic()
+    started = time.monotonic()
     columns: list[tuple[list[np.ndarray], str]] = []
     n = 1 if cfg["n"] is None else cfg["n"]
     coming = [text for text in texts for _ in range(n * len(rivals))]
@@ -266,11 +262,10 @@ def run(cfg: dict[str, Any]) -> dict[str, Any]:
                     columns.append(([], text))
                     for k, rival in enumerate(rivals):
                         name = f"{j:03}-{slug(text)}-{i}" + ("-versus" if k else "")
-                        way = Way(rival, text, seed, out / name, line, name[:40])
+                        way = Way(rival, text, seed, out / name, name[:40])
                         try:
                             way.go()
                         finally:
-                            line.end()
                             if way.written:
                                 entry = way.entry(seed)
                                 record["pictures"].append(entry)

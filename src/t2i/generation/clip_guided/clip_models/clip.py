@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from t2i.checkpoint.hashes import weights_hash
-from t2i.checkpoint.json_file import read_json
-from t2i.generation.clip_guided.clip_models.frozen import Precision, checked, said, seen
+from t2i.checkpoint.plain_files import read_json
+from t2i.generation.clip_guided.clip_models.frozen import Precision, checked, said, seen, weights_hash
 from t2i.text_encoders.clip_folder import image_normalisation, image_size, load_clip
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")

@@ -1,14 +1,16 @@
-"""What all guides share: the way of views into an image tower, and unit vectors."""
+"""What all guides share: the way of views into an image tower, unit vectors, and the hash of weights that never change.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from t2i.text_encoders.clip_folder import preprocess
 
@@ -47,3 +49,12 @@ def said(text: list[str]) -> list[str]:
     if not text:
         raise ValueError("text=[]: give at least one text")
     return text
+
+
+def weights_hash(*modules: nn.Module) -> str:
+    """Sixteen hex digits over the weights; of a transformers CLIP the first twelve are `CLIPScorer.id`."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, value in sorted(module.state_dict().items()):
+            digest.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from t2i.checkpoint.hashes import weights_hash
 from t2i.generation.clip_guided.clip_models.clip import CLIPGuide
-from t2i.generation.clip_guided.clip_models.frozen import Precision
+from t2i.generation.clip_guided.clip_models.frozen import Precision, weights_hash
 from t2i.generation.clip_guided.clip_models.sbert import SBERTText
 
 PROBES = (

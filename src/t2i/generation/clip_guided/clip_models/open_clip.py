@@ -23,10 +23,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from t2i.checkpoint import safe_building
-from t2i.checkpoint.hashes import weights_hash
+from t2i.checkpoint import building
 from t2i.convert.tensors import bare, read_tensors
-from t2i.generation.clip_guided.clip_models.frozen import Precision, checked, said, seen
+from t2i.generation.clip_guided.clip_models.frozen import Precision, checked, said, seen, weights_hash
 from t2i.text_encoders.clip_folder import MEAN, STD
 
 BESIDE = "open_clip_config.json"
@@ -58,7 +57,7 @@ class OpenCLIPGuide:
         beside = _beside(path, model, config)
         with _quiet():
             self.model = library.create_model(model, pretrained=None, pretrained_text=False)
-        safe_building.load_weights(self.model, _weights(path, self.model), path)
+        building.load_weights(self.model, _weights(path, self.model), path)
         self.model.eval().requires_grad_(False)
         size = self.model.visual.image_size
         sides = {size} if isinstance(size, int) else set(size)

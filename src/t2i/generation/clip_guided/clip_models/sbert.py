@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
 
-from t2i.checkpoint import safe_building
+from t2i.checkpoint import building
 from t2i.config.messages import shown
 from t2i.convert.tensors import read_tensors
 from t2i.generation.clip_guided.clip_models.frozen import said
@@ -39,7 +39,7 @@ class SBERTText:
         self.path = path
         folders = _folders(Path(path).expanduser())
         self.tower, config = _tower(folders["Transformer"] / "config.json")
-        safe_building.load_weights(self.tower, *_state(folders["Transformer"], "distilbert."))
+        building.load_weights(self.tower, *_state(folders["Transformer"], "distilbert."))
         self.dense, self.activation = _dense(folders["Dense"], config.dim)
         _check_mean(folders["Pooling"] / "config.json")
         self.tokenizer = _tokenizer(folders["Transformer"])
@@ -162,7 +162,7 @@ def _dense(folder: Path, width: int) -> tuple[nn.Linear, nn.Module]:
     if not isinstance(out, int) or out < 1:
         raise ValueError(f"{path}: out_features is {out!r}, allowed are whole numbers from 1")
     dense = nn.Linear(width, out, bias=bool(config.get("bias", True)))
-    safe_building.load_weights(dense, *_state(folder, "linear."))
+    building.load_weights(dense, *_state(folder, "linear."))
     return dense, ACTIVATIONS[activation]()
 
 

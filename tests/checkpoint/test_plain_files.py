@@ -1,4 +1,4 @@
-"""Pickles of strangers: plain values are read, and nothing else is run."""
+"""Pickles from outside: plain values are read, and nothing else is run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from t2i.checkpoint.plain_pickle import read_plain
+from t2i.checkpoint.plain_files import read_pickle
 
 PLAIN = [["a", "é 🙂"], {"x": (1, 2.5, None, True)}, {1: b"bytes", "big": 2**70}, []]
 
@@ -22,15 +22,15 @@ def put(path: Path, data: bytes) -> Path:
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_plain_values_of_every_protocol(tmp_path: Path, protocol: int) -> None:
     value = [item if protocol > 2 else str(item) for item in PLAIN]  # bytes were not plain before
-    assert read_plain(put(tmp_path / "x.pickle", pickle.dumps(value, protocol))) == value
+    assert read_pickle(put(tmp_path / "x.pickle", pickle.dumps(value, protocol))) == value
 
 
 def test_pickles_of_python_2(tmp_path: Path) -> None:
     # pickle.dumps(["abc", "caf\xe9", u"\xe9", 3L]) of Python 2, protocols 0 and 2
     old = b"(lp0\nS'abc'\np1\naS'caf\\xe9'\np2\naV\xe9\np3\naL3L\na."
-    assert read_plain(put(tmp_path / "0.pickle", old)) == ["abc", "café", "é", 3]
+    assert read_pickle(put(tmp_path / "0.pickle", old)) == ["abc", "café", "é", 3]
     new = b"\x80\x02]q\x00(U\x03abcq\x01U\x04caf\xe9q\x02X\x02\x00\x00\x00\xc3\xa9q\x03\x8a\x01\x03e."
-    assert read_plain(put(tmp_path / "2.pickle", new)) == ["abc", "café", "é", 3]
+    assert read_pickle(put(tmp_path / "2.pickle", new)) == ["abc", "café", "é", 3]
 
 
 class Command:
@@ -47,7 +47,7 @@ def test_nothing_is_run(tmp_path: Path, protocol: int) -> None:
     data = pickle.dumps(["harmless", Command(f"touch {mark}")], protocol)
     path = put(tmp_path / "bad.pickle", data)
     with pytest.raises(ValueError, match=r"bad\.pickle is refused: it wants (posix|nt)\.system; only lists"):
-        read_plain(path)
+        read_pickle(path)
     assert not mark.exists()
     pickle.loads(data)  # what another reader would have done
     assert mark.exists()
@@ -58,21 +58,21 @@ def test_nothing_is_run(tmp_path: Path, protocol: int) -> None:
 def test_the_old_ways_to_call_are_shut_too(tmp_path: Path, data: bytes) -> None:
     mark = tmp_path / "ran"
     with pytest.raises(ValueError, match=r"it wants os\.system"):
-        read_plain(put(tmp_path / "bad.pickle", data % str(mark).encode()))
+        read_pickle(put(tmp_path / "bad.pickle", data % str(mark).encode()))
     assert not mark.exists()
 
 
 def test_classes_and_persistent_ids_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"it wants collections\.OrderedDict"):
-        read_plain(put(tmp_path / "x", pickle.dumps(OrderedDict(a=1))))
+        read_pickle(put(tmp_path / "x", pickle.dumps(OrderedDict(a=1))))
     with pytest.raises(ValueError, match="it wants the persistent id 'weights'"):
-        read_plain(put(tmp_path / "x", b"Pweights\n."))
+        read_pickle(put(tmp_path / "x", b"Pweights\n."))
 
 
 def test_what_is_no_pickle_is_named(tmp_path: Path) -> None:
     whole = pickle.dumps(PLAIN)
     for data in (b"", b"<!DOCTYPE html><html></html>", whole[: len(whole) // 2], b"\x80\xff", b"]0."):
         with pytest.raises(ValueError, match="x.pickle is damaged or is no pickle"):
-            read_plain(put(tmp_path / "x.pickle", data))
+            read_pickle(put(tmp_path / "x.pickle", data))
     with pytest.raises(ValueError, match="gone cannot be read: No such file"):
-        read_plain(tmp_path / "gone")
+        read_pickle(tmp_path / "gone")

@@ -1,4 +1,4 @@
-"""What C libraries write to the process's stderr, past Python: libjpeg's and libtiff's words about damaged pictures."""
+"""What C libraries write to the process's stderr, past Python: what libjpeg and libtiff say of damaged pictures."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ Result = TypeVar("Result")
 
 
 class Stderr:
-    """File descriptor 2, which leads into a pipe while anybody works under `heard`.
+    """File descriptor 2, which leads into a pipe while anybody works under `capture`.
 
     Several threads may. Where something was written, each that worked meanwhile does its work once more alone, to know
-    whose words they were; what nobody's work says again was not theirs, and goes where it was meant to go.
+    who wrote it; what nobody's work writes again goes where it was meant to go.
     """
 
     def __init__(self) -> None:
-        self.turn = threading.Condition()
-        self.working = self.asking = self.came = 0
-        self.words: list[bytes] = []
+        self.condition = threading.Condition()
+        self.working = self.asking = self.count = 0
+        self.lines: list[bytes] = []
         self.ends: tuple[int, int, int] | None = None  # of the pipe, and where descriptor 2 led before
 
-    def heard(self, work: Callable[[], Result]) -> tuple[Result, str]:
+    def capture(self, work: Callable[[], Result]) -> tuple[Result, str]:
         """What `work()` returns or raises, and what was written meanwhile."""
-        with self.turn:
+        with self.condition:
             self.working += 1
             if self.working == 1:
                 self.redirect()
-            before = self.came
+            before = self.count
         try:
             result = work()
         finally:
-            with self.turn:
+            with self.condition:
                 self.listen()
-                asks = self.came > before
+                asks = self.count > before
                 self.asking += asks
                 self.working -= 1
                 if not self.working:
                     self.restore()
-                self.turn.notify_all()
+                self.condition.notify_all()
             words = self.alone(work) if asks else ""
         return result, words
 
     def alone(self, work: Callable[[], object]) -> str:
-        with self.turn:
-            self.turn.wait_for(lambda: not self.working)
-            shared, self.words = self.words, []
+        with self.condition:
+            self.condition.wait_for(lambda: not self.working)
+            shared, self.lines = self.lines, []
             self.redirect()
             try:
                 work()
@@ -56,20 +56,20 @@ class Stderr:
             finally:
                 self.listen()
                 self.restore()
-            own, self.words = self.words, shared
+            own, self.lines = self.lines, shared
             for line in own:
-                if line in self.words:
-                    self.words.remove(line)
+                if line in self.lines:
+                    self.lines.remove(line)
             self.asking -= 1
-            if not self.asking and self.words:
-                os.write(2, b"\n".join(self.words) + b"\n")
-                self.words = []
+            if not self.asking and self.lines:
+                os.write(2, b"\n".join(self.lines) + b"\n")
+                self.lines = []
         return b"; ".join(own).decode("utf-8", "replace")
 
     def redirect(self) -> None:
         try:
             before = os.dup(2)
-        except OSError:  # it is closed: nobody hears anything
+        except OSError:  # it is closed: there is nothing to capture
             return
         read, write = os.pipe()
         for end in (read, write):
@@ -83,8 +83,8 @@ class Stderr:
                 lines = os.read(self.ends[0], 65536).splitlines()
             except BlockingIOError:
                 return
-            self.words += lines
-            self.came += len(lines)
+            self.lines += lines
+            self.count += len(lines)
 
     def restore(self) -> None:
         if self.ends is not None:
@@ -94,4 +94,4 @@ class Stderr:
             self.ends = None
 
 
-heard = Stderr().heard
+capture_stderr = Stderr().capture

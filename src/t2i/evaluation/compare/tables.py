@@ -1,5 +1,4 @@
-"""The table of `t2i.evaluation.compare.compare`: settings, cost, validation metrics and scores of runs, and notes on
-what differs unseen.
+"""The table of `t2i compare`: settings, cost, validation metrics and scores of runs, and notes on what differs unseen.
 
 A score's protocol (`evaluation.json`) says how it was measured. Where it differs between runs for more than the
 checkpoint, a footnote says in what, and none is called the best.
@@ -7,9 +6,7 @@ checkpoint, a footnote says in what, and none is called the best.
 
 from __future__ import annotations
 
-import html
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +15,11 @@ from t2i.config.compose import flat
 from t2i.config.messages import shown
 from t2i.evaluation.compare.runs import ABSENT, WIDE, Run, last_validation, settings
 from t2i.viz.progress import clock
+from t2i.viz.tables import markdown_table
 
 LOADING = ("size", "batch_size", "workers")  # of the data, what no score hangs on
-OWN = {"path"}  # where a judge lies; its hash says which it is
+OWN = {"path"}  # where a CLIP lies; its hash says which it is
+FORMER = {"judge": "clip_model", "judge_had_a_hand": "clip_involvement"}  # keys of protocols of earlier versions
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,11 @@ class Score:
 
 @dataclass
 class Column:
-    """A column of the table: a cell a run, the row that is set in bold, and a footnote."""
+    """A column of the table: a cell a run, the row that is better than all others, and a footnote."""
 
     title: str
     cells: list[str]
-    bold: int | None = None
+    best: int | None = None
     note: str | None = None
 
 
@@ -58,6 +57,7 @@ def scores_of(evaluation: Mapping[str, Any] | None) -> dict[str, Score]:
     found = {}
     for name, protocol in evaluation["protocols"].items():
         entry = evaluation["scores"][name]
+        protocol = {FORMER.get(key, key): value for key, value in protocol.items()}
         leaves = {key: value for key, value in flat({"data": data, **protocol}).items() if not isinstance(value, dict)}
         held = {key: value for key, value in leaves.items() if key.rpartition(".")[2] not in OWN}
         found[name] = Score(float(entry["value"]), entry["low"], entry["high"], entry["better"],
@@ -123,20 +123,20 @@ def columns(runs: Sequence[Run]) -> tuple[list[Column], dict[str, list[str]]]:
 
 def warnings(runs: Sequence[Run]) -> list[str]:
     """Evaluations of other checkpoints than those compared, and such as cannot be read."""
-    said = []
+    notes = []
     for run in runs:
         if run.evaluation is None:
             continue
         if "protocols" not in run.evaluation:
-            said.append(f"{run.label}: evaluation.json was written by an earlier version and is not shown; evaluate.py"
+            notes.append(f"{run.label}: evaluation.json was written by an earlier version and is not shown; evaluate.py"
                         " writes it anew.")
             continue
         protocol, own = run.evaluation["protocol"], run.facts.get("hash")
         scored = protocol["hash"]
         if own is not None and scored != own:
-            said.append(f"{run.label}: evaluation.json scored another checkpoint ({protocol['checkpoint']},"
+            notes.append(f"{run.label}: evaluation.json scored another checkpoint ({protocol['checkpoint']},"
                         f" {scored}) than the one compared here ({run.checkpoint and run.checkpoint.name}, {own}).")
-    return said
+    return notes
 
 
 def footnotes(made: Sequence[Column]) -> list[tuple[str, str]]:
@@ -144,34 +144,12 @@ def footnotes(made: Sequence[Column]) -> list[tuple[str, str]]:
     return [(column.title, column.note) for column in made if column.note is not None]
 
 
-def _number(made: Sequence[Column], column: Column) -> int:
-    return [one for one in made if one.note is not None].index(column) + 1
-
-
 def markdown(labels: Sequence[str], made: Sequence[Column]) -> str:
     """The table with its footnotes."""
-    def clean(text: str) -> str:
-        return shown(text.replace("\n", " "), 1000).replace("|", "\\|")
-
-    heads = [clean(c.title) + (f" ({_number(made, c)})" if c.note else "") for c in made]
-    lines = ["| run | " + " | ".join(heads) + " |", "| --- " * (1 + len(made)) + "|"]
-    for i, label in enumerate(labels):
-        cells = [f"**{clean(c.cells[i])}**" if c.bold == i else clean(c.cells[i]) for c in made]
-        lines.append(f"| {clean(label)} | " + " | ".join(cells) + " |")
-    lines += ["", *(f"({k}) {title}: {note}\n" for k, (title, note) in enumerate(footnotes(made), 1))]
+    notes = footnotes(made)
+    heads = [c.title + (f" ({notes.index((c.title, c.note)) + 1})" if c.note else "") for c in made]
+    cells = ([label, *(f"**{c.cells[i]}**" if c.best == i else c.cells[i] for c in made)]
+             for i, label in enumerate(labels))
+    lines = [markdown_table(["run", *heads], cells), "",
+             *(f"({k}) {shown(title)}: {shown(note, 1000)}\n" for k, (title, note) in enumerate(notes, 1))]
     return "\n".join(lines).rstrip()
-
-
-def html_rows(labels: Sequence[str], made: Sequence[Column], swatches: Sequence[str]) -> str:
-    """The same as an HTML table; `swatches` (HTML) stand before the runs' names."""
-    def breaking(title: str) -> str:  # long keys break behind their joints alone
-        return re.sub(r"([_./])", r"\1<wbr>", html.escape(title))
-
-    heads = "".join(f"<th>{breaking(c.title)}" + (f"<sup>{_number(made, c)}</sup>" if c.note else "") + "</th>"
-                    for c in made)
-    lines = []
-    for i, label in enumerate(labels):
-        cells = "".join(f"<td>{'<b>' * (c.bold == i)}{html.escape(c.cells[i])}{'</b>' * (c.bold == i)}</td>"
-                        for c in made)
-        lines.append(f"<tr><td>{swatches[i]}{html.escape(label)}</td>{cells}</tr>")
-    return f"<table><thead><tr><th>run</th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"

@@ -1,8 +1,8 @@
 """What all data sets of picture files have in common: rows, decoding, crops and flips, and what to do with faults.
 
-A data set lists its rows (`Lines`: key, captions, and what `source` needs); here a row becomes an `Example`. Crops and
-flips are functions of (seed, epoch, index): a run that goes on sees what an unbroken one would have seen. With a packed
-cache (`packed.py`) the pixels come from there, and are the same.
+A data set lists its rows (`JsonLines`: key, captions, and what `read` needs); here a row becomes an `Example`. Crops
+and flips are functions of (seed, epoch, index): a run that goes on sees what an unbroken one would have seen. With a
+packed cache (`packed.py`) the pixels come from there, and are the same.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from t2i.data.decode import fit, read_pixels
-from t2i.data.faults import FIRST, Faulty, brief
-from t2i.data.lines import Lines, Row
-from t2i.data.seeds import number
+from t2i.data.rows import MAX_FAULTS, JsonLines, ListingError, Row, one_line
+from t2i.data.seeds import derive_seed
 from t2i.types import Example
 
 Split = Literal["train", "val"]
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-SIDES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-         "test": "test", "testing": "test"}
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+               "test": "test", "testing": "test"}
 
 
-class Store(Protocol):
-    rows: Lines
+class ImageStore(Protocol):
+    """Decoded pictures of a data set, and the rows of those that it has."""
+
+    rows: JsonLines
 
     def pixels(self, index: int) -> UInt8[Tensor, "3 h w"]: ...
 
 
-class Pictures:
+class ImageDataset:
     """Captioned pictures: `dataset[index, epoch] -> Example`.
 
     Args:
@@ -55,12 +56,14 @@ class Pictures:
         on_error: what is done about pictures that cannot be read and listings with faults. `skip` needs `pack`.
         pack: whether training builds and uses the packed cache.
         has: what there is instead, for the message where there are no rows.
+        notes: what people should know of the listing, without being a fault.
+        caption_hint: what captions can be read from, for where there are none.
     """
 
     def __init__(self, split: Split, root: str | Path, rows: Iterable[Row], faults: Sequence[str], image_size: int,
                  load_size: int | None = None, crop: Literal["center", "random"] = "center", flip: bool = False,
-                 views: int = 1, seed: int = 0, on_error: Literal["raise", "skip"] = "raise",
-                 pack: bool = True, has: str = "") -> None:
+                 views: int = 1, seed: int = 0, on_error: Literal["raise", "skip"] = "raise", pack: bool = True,
+                 has: str = "", notes: Sequence[str] = (), caption_hint: str = "") -> None:
         if image_size < 1 or views < 1:
             raise ValueError(f"data.image_size={image_size} and data.views={views} must be at least 1")
         if load_size is not None and load_size < image_size:
@@ -68,27 +71,24 @@ class Pictures:
         if on_error == "skip" and not pack:
             raise ValueError("data.on_error=skip needs data.pack=true: which pictures can be read is only known once"
                              " all of them were")
-        if load_size is not None and load_size > image_size and crop == "center" and split == "train":
+        training = split == "train"
+        if load_size is not None and load_size > image_size and crop == "center" and training:
             raise ValueError(f"data.load_size={load_size} with data.crop=center would only zoom in;"
                              " data.crop=random is meant, or load_size=null")
         self.split, self.root, self.image_size, self.on_error, self.pack = split, Path(root), image_size, on_error, pack
-        chance = split == "train"
-        self.crop = crop if chance else "center"
-        self.flip, self.views = flip and chance, views if chance else 1
-        self.side = load_size if load_size is not None and chance else image_size
-        self.seed = seed
-        self.rows = rows if isinstance(rows, Lines) else Lines.of(rows)
-        self.faults = list(faults)
+        self.crop = crop if training else "center"
+        self.flip, self.views, self.seed = flip and training, views if training else 1, seed
+        self.side = load_size if load_size is not None and training else image_size
+        self.rows = rows if isinstance(rows, JsonLines) else JsonLines.of(rows)
+        self.faults, self.notes, self.caption_hint = list(faults), list(notes), caption_hint
         if not len(self.rows):
-            why = f"; {len(self.faults)} faults in the listing:" if self.faults else ""
-            raise Faulty(f"{self.root} has no pictures for split={split!r}{why or has}", self.faults)
+            why = f"; {len(self.faults)} faults in the listing:" if self.faults else has
+            raise ListingError(f"{self.root} has no pictures for split={split!r}{why}", self.faults)
         if self.faults and on_error == "raise":
-            raise Faulty(f"{self.root}: {len(self.faults)} faults in the listing (data.on_error=skip leaves them out):",
-                         self.faults)
-        self.notes: list[str] = []  # what people should know of the listing, without being a fault
+            raise ListingError(f"{self.root}: {len(self.faults)} faults in the listing (data.on_error=skip leaves them"
+                               " out):", self.faults)
         self.damaged: list[str] = []  # pictures that were read although something in them is wrong
-        self.bare = ""  # what captions can be read from, for where there are none
-        self.store: Store | None = None
+        self.store: ImageStore | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -99,21 +99,24 @@ class Pictures:
     def captions(self, index: int) -> tuple[str, ...]:
         return tuple(self.rows[index]["captions"])
 
-    def source(self, row: Row) -> bytes:
-        """The bytes of a row's picture file; ValueError names it where there are none."""
-        path = self.root / row["key"]
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise ValueError(f"{self.name(row)} cannot be read: {error.strerror}") from error
+    def path(self, row: Row) -> Path:
+        """The file of a row's picture."""
+        return self.root / row["key"]
 
     def name(self, row: Row) -> str:
         """What to call a row's picture in a message."""
-        return brief(self.root / row["key"])
+        return one_line(self.path(row))
+
+    def read(self, row: Row) -> bytes:
+        """The bytes of a row's picture file; ValueError names it where there are none."""
+        try:
+            return self.path(row).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{self.name(row)} cannot be read: {error.strerror}") from error
 
     def pixels(self, row: Row) -> UInt8[Tensor, "3 h w"]:
         """All of a row's picture, in its own size."""
-        return read_pixels(self.source(row), self.name(row), self.damaged)
+        return read_pixels(self.read(row), self.name(row), self.damaged)
 
     def decoded(self, row: Row) -> UInt8[Tensor, "3 h w"]:
         """A row's picture as it is packed: short side `side`, square unless it is cropped by chance."""
@@ -123,7 +126,7 @@ class Pictures:
         """What decides about the stored pixels, beside the files."""
         return {"data": type(self).__name__, "split": self.split, "side": self.side, "square": self.crop == "center"}
 
-    def use(self, store: Store) -> None:
+    def use(self, store: ImageStore) -> None:
         """From here on rows and pixels come from a packed cache."""
         self.store, self.rows = store, store.rows
 
@@ -132,15 +135,15 @@ class Pictures:
         row = self.rows[index]
         known = len(self.damaged)
         image = self.store.pixels(index) if self.store is not None else self.decoded(row)
-        if known < len(self.damaged) <= FIRST:  # packing tells all of them at once
+        if known < len(self.damaged) <= MAX_FAULTS:  # packing lists all of them at once
             warnings.warn(self.damaged[-1], stacklevel=2)
         size = self.image_size
         down, right = image.shape[1] - size, image.shape[2] - size
         if down or right:
-            chance = number(self.seed, "crop", epoch, index)
-            top, left = chance % (down + 1), (chance >> 24) % (right + 1)
+            seed = derive_seed(self.seed, "crop", epoch, index)
+            top, left = seed % (down + 1), (seed >> 24) % (right + 1)
             image = image[:, top : top + size, left : left + size]
-        if self.flip and (number(self.seed, "flip", index) + epoch) % 2:
+        if self.flip and (derive_seed(self.seed, "flip", index) + epoch) % 2:
             image = image.flip(2)
         elif self.store is not None:
             image = image.clone(memory_format=torch.contiguous_format)  # the cache's own pixels are nobody's to change
@@ -159,15 +162,15 @@ class Files(dict[str, int]):
         self.root, self.gone, self.notes = root, dict[str, str](), list[str]()
 
     @cached_property
-    def plain(self) -> dict[str, str]:
-        return {as_listed(name): name for name in self if not name.isascii()}
+    def _normalized(self) -> dict[str, str]:
+        return {_normalize(name): name for name in self if not name.isascii()}
 
     def known(self, name: str) -> str | None:
         """The path of a file that a list may write in another Unicode form or with backslashes."""
         if name in self:
             return name
-        name = as_listed(name)
-        return name if name in self else self.plain.get(name)
+        name = _normalize(name)
+        return name if name in self else self._normalized.get(name)
 
     def find(self, name: str) -> str | None:
         """The same, also where links or hidden folders lead to it."""
@@ -181,12 +184,12 @@ class Files(dict[str, int]):
         return self.gone.get(name) or f"{self.root / name} is not there"
 
 
-def as_listed(name: str) -> str:
+def _normalize(name: str) -> str:
     """NFC, as lists mostly are, whereas macOS wrote names in NFD; slashes, whereas Windows writes backslashes."""
     return unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")
 
 
-def found_files(root: Path, deep: bool = False) -> Files:
+def find_files(root: Path, deep: bool = False) -> Files:
     """The files of a folder; with `deep` also of all folders below but hidden ones. A link to a folder is followed
     where that was not read yet and is none above."""
     files = Files(root)
@@ -222,19 +225,16 @@ def found_files(root: Path, deep: bool = False) -> Files:
     return files
 
 
-def is_picture(path: str) -> bool:
-    return path.lower().endswith(ENDINGS) and not path.rpartition("/")[2].startswith(".")
+def is_image(path: str) -> bool:
+    return path.lower().endswith(EXTENSIONS) and not path.rpartition("/")[2].startswith(".")
 
 
-def digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
-
-
-def sided(keys: Sequence[str]) -> list[Split]:
+def assign_splits(keys: Sequence[str]) -> list[Split]:
     """The splits of pictures whose data set names none: every twentieth, by a hash of its key, is for validation. Of a
     few, where none or all would be, it is the first by that hash."""
-    sides: list[Split] = ["train" if digest(key)[0] % 20 else "val" for key in keys]
-    if len(set(sides)) == 1 and len(keys) > 1:
-        first = min(range(len(keys)), key=lambda i: digest(keys[i]))
-        sides = ["val" if i == first else "train" for i in range(len(keys))]
-    return sides
+    hashes = [hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest() for key in keys]
+    splits: list[Split] = ["train" if each[0] % 20 else "val" for each in hashes]
+    if len(set(splits)) == 1 and len(keys) > 1:
+        first = hashes.index(min(hashes))
+        splits = ["val" if i == first else "train" for i in range(len(keys))]
+    return splits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -11,14 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import timer as lightnings_timer
 from tests import tiny
 
-from t2i.checkpoint import file_format
+from t2i.checkpoint import file_format, renames
 from t2i.config.compose import ConfigError, compose
 from t2i.training import train
-from t2i.training.callbacks import checkpointing
-from t2i.training.callbacks.checkpointing import Checkpoints, Minutes
-from t2i.training.callbacks.progress import Progress
+from t2i.training.callbacks.checkpointing import RunCheckpoint
+from t2i.training.callbacks.progress import ProgressBar
+from t2i.training.callbacks.timer import Timer
 
 CLIP = [*tiny.CLIP, *tiny.DATA, *tiny.TRAINER, *tiny.QUIET, "trainer.checkpoint_every_steps=100"]
 
@@ -32,14 +34,12 @@ def config(folder: Path, name: str, *more: str) -> dict[str, Any]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Time in which each batch takes a second, and nothing else any."""
     now = [100.0]
-    original = Minutes.on_train_batch_start
 
-    def start(self: Minutes, *given: Any) -> None:
-        original(self, *given)
+    def start(self: Timer, *given: Any) -> None:
         now[0] += 1
 
-    monkeypatch.setattr(checkpointing, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(Minutes, "on_train_batch_start", start)
+    monkeypatch.setattr(lightnings_timer, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(Timer, "on_train_batch_start", start)
     return now
 
 
@@ -52,7 +52,7 @@ def test_a_run_ends_by_the_clock_validated_and_finished(tmp_path: Path, clock: l
     step, value = rows[0].index("step"), rows[0].index("val/loss")
     assert [row[step] for row in rows[1:] if row[value]] == ["4", "6"]  # the last one beside the usual
     held = file_format.read(run_dir / "last.ckpt")
-    assert held["global_step"] == 6 and held["callbacks"]["Minutes"] == {"seconds": 6.0}
+    assert held["global_step"] == 6 and file_format.progress(held, "x") == (6, 0.1)
     assert "The 0.1 minutes of trainer.max_minutes are spent at step 6." in capsys.readouterr().out
     train.run(config(tmp_path, "x"))
     assert "is finished (6 steps)" in capsys.readouterr().out
@@ -62,15 +62,15 @@ def test_a_run_ends_by_the_clock_validated_and_finished(tmp_path: Path, clock: l
 
 def test_a_broken_run_counts_on(tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     train.run(config(tmp_path, "whole"))
-    original = Checkpoints.on_train_batch_end
+    original = RunCheckpoint.on_train_batch_end
 
-    def interrupting(self: Checkpoints, trainer: Any, *rest: Any) -> None:
+    def interrupting(self: RunCheckpoint, trainer: Any, *rest: Any) -> None:
         if trainer.global_step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         original(self, trainer, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Checkpoints, "on_train_batch_end", interrupting)
+        patched.setattr(RunCheckpoint, "on_train_batch_end", interrupting)
         with pytest.raises(SystemExit):
             train.run(config(tmp_path, "broken"))
     assert not (tmp_path / "runs/broken/finished.json").exists()
@@ -92,42 +92,33 @@ def test_a_run_broken_off_after_its_last_checkpoint_trains_no_batch_more(tmp_pat
 
 def test_steps_that_are_done_first_end_it_too(tmp_path: Path, clock: list[float]) -> None:
     assert train.run(config(tmp_path, "x", "trainer.max_steps=5"))["steps"] == 5
-    assert file_format.read(tmp_path / "runs/x/last.ckpt")["callbacks"]["Minutes"] == {"seconds": 5.0}
+    assert file_format.progress(file_format.read(tmp_path / "runs/x/last.ckpt"), "x") == (5, 5 / 60)
 
 
-def test_it_counts_without_a_limit_and_ranks_agree() -> None:
-    free = Minutes()
-    trainer = SimpleNamespace(should_stop=False, world_size=1, global_step=1, is_global_zero=False)
-    free.on_train_batch_start(trainer, None, None, 0)
-    free.on_train_batch_end(trainer, None, None, None, 0)
-    assert free.left is None and free.seconds > 0 and not trainer.should_stop
-    asked = []
-
-    def other_rank_is_over(mine: bool, all: bool) -> bool:
-        asked.append((mine, all))
-        return True
-
-    trainer.world_size, trainer.strategy = 2, SimpleNamespace(reduce_boolean_decision=other_rank_is_over)
-    Minutes(60).on_train_batch_end(trainer, None, None, None, 0)
-    assert trainer.should_stop and asked == [(False, False)]
+def test_it_counts_without_a_limit_and_goes_on_with_the_count_of_earlier_versions() -> None:
+    free = Timer()
+    free.on_train_start(None, None)  # type: ignore[arg-type]
+    assert free.time_remaining() is None and free.time_elapsed() > 0
+    kept = renames.callback_states({"Minutes": {"seconds": 90.0}})
+    limited = Timer(2)
+    limited.load_state_dict(kept[limited.state_key])
+    assert limited.time_elapsed() == 90 and limited.time_remaining() == 30
 
 
 def test_the_time_left_is_the_shorter_one() -> None:
-    bar = Progress()
-    limit = Minutes(2)
+    bar, limit = ProgressBar(), Timer(2)
+    bar.stream = io.StringIO()
     trainer = SimpleNamespace(max_steps=10**9, global_step=0, default_root_dir="x", callbacks=[limit],
-                              callback_metrics={})
-    bar.on_train_start(trainer, None)
-    assert bar.line is not None
-    trainer.global_step = 1
-    assert bar.text(trainer, bar.line).endswith("2:00 left")
-    bar.started -= 10**-3
-    limit.limit = None
-    assert not bar.text(trainer, bar.line).endswith("2:00 left")
+                              callback_metrics={}, is_global_zero=True)
+    bar.setup(trainer, None, "fit")  # type: ignore[arg-type]
+    bar.on_train_start(trainer)
+    assert bar.train_progress_bar.format_dict["left"] == "2:00"
+    bar.train_progress_bar.update(10**9 - 1)
+    assert bar.train_progress_bar.format_dict["left"] == "0:00"
 
 
 def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match=r"max_minutes=0: allowed are numbers > 0"):
-        Minutes(0)
+        Timer(0)
     with pytest.raises(ConfigError, match=r"trainer\.max_minutes=soon"):
         compose([*CLIP, "trainer.max_minutes=soon"])
