@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from t2i.checkpoint import file_checks, safe_building
+from t2i.checkpoint import building, file_checks
 
 _VGG_FILE = "vgg16-397923af.pth"
 _OFF = "(or train without it: model.perceptual=null)"
@@ -65,7 +65,7 @@ class LPIPS(nn.Module):
         self.vgg = VGG16Features()
         path = _find_vgg(vgg_path)
         weights = {name: value for name, value in _load(path).items() if not name.startswith("classifier.")}
-        safe_building.load_weights(self.vgg, weights, path)
+        building.load_weights(self.vgg, weights, path)
         self.heads = nn.ParameterList(_heads(_find_heads(heads_path)))
         self.register_buffer("shift", torch.tensor(_SHIFT).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1))
