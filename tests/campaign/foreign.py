@@ -111,7 +111,7 @@ def judges(made: Path) -> Iterator[Attack]:
                               f"out={folder / 'd'}"]
 
         def judged(folder: Path, change: Any = change) -> Line:
-            return "evaluate", [f"ckpt={prior}", "metrics=[clip_score]", f"judge={clip(folder, change)}",
+            return "evaluate", [f"ckpt={prior}", "metrics=[clip_score]", f"clip_model={clip(folder, change)}",
                                 f"out={folder / 'd'}", f"paths.cache={folder / 'cache'}", "n=4"]
 
         def guided(folder: Path, change: Any = change) -> Line:
