@@ -154,7 +154,7 @@ class Cases:
         self.sample = [f"ckpt={self.parts.prior}", "prompt=a red circle"]
         self.guided = ["guide=clip", f"guide.clips={self.parts.clip}", "guide.canvas=pixels",
                        "guide.im_shape=[16,16]", "guide.total_iter=2", "guide.batch_size=2", "prompt=a red circle"]
-        self.evaluate = [f"ckpt={folder / 'runs/gan/last.ckpt'}", f"judge={self.parts.other}", "n=24"]
+        self.evaluate = [f"ckpt={folder / 'runs/gan/last.ckpt'}", f"clip_model={self.parts.other}", "n=24"]
 
     def full_before_sample(self, here: Disk) -> None:
         here.fill()

@@ -21,11 +21,10 @@ from torch.nn.modules import module as registration
 from torch.overrides import TorchFunctionMode
 
 from t2i.checkpoint import registry
-from t2i.checkpoint.file_checks import quoted
 from t2i.checkpoint.file_format import kind_of, read
 from t2i.checkpoint.file_format import weights as weights_of
 from t2i.config.check import check_node
-from t2i.config.messages import shown
+from t2i.config.messages import quoted, shown
 
 PACKAGE = "t2i."
 LOADERS = ("t2i.convert.tokenizers.load_tokenizer", "t2i.models.vqgan.load_tokenizer",

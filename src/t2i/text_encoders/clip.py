@@ -17,8 +17,8 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from transformers.activations import ACT2FN
 
 from t2i.checkpoint.building import build_to_fit, load_weights
-from t2i.checkpoint.file_checks import quoted
 from t2i.checkpoint.registry import register
+from t2i.config.messages import quoted
 from t2i.text_encoders.clip_folder import (
     CaptionTokenizer,
     check_end_token,
