@@ -4,16 +4,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hydra
+from omegaconf import DictConfig
+
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from t2i.cli.app import main
-
-ABOUT = """
-python evaluate.py ckpt=runs/quickstart/prior/last.ckpt                                    composition
-python evaluate.py ckpt=runs/quickstart/prior/last.ckpt protocol=shapes judge=CLIP         and distances, CLIP score
-python evaluate.py ckpt=runs/quickstart/vqgan/last.ckpt metrics=[reconstruction]           a tokenizer
-python evaluate.py images=FOLDER data=coco data.root=COCO protocol=coco30k inception=FILE  what another program drew
-"""
+from t2i.cli import app
 
 
 def run(config: dict[str, Any], overrides: list[str]) -> Any:
@@ -22,5 +18,10 @@ def run(config: dict[str, Any], overrides: list[str]) -> Any:
     return evaluate.run(config)
 
 
+@hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")
+def main(cfg: DictConfig) -> float | None:
+    return app.job(cfg, "evaluate", run)
+
+
 if __name__ == "__main__":
-    main("evaluate", run, ABOUT)
+    app.main(main, "evaluate")

@@ -4,14 +4,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hydra
+from omegaconf import DictConfig
+
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from t2i.cli.app import main
-
-ABOUT = """
-python prepare.py data=coco data.root=coco                counts, faults, duplicates, captions, a contact sheet
-python prepare.py data=folder data.root=mine pack=true    and the packed cache that training reads
-"""
+from t2i.cli import app
 
 
 def run(config: dict[str, Any], overrides: list[str]) -> Any:
@@ -20,5 +18,10 @@ def run(config: dict[str, Any], overrides: list[str]) -> Any:
     return prepare.run(config)
 
 
+@hydra.main(config_path="conf", config_name="prepare", version_base="1.3")
+def main(cfg: DictConfig) -> float | None:
+    return app.job(cfg, "prepare", run)
+
+
 if __name__ == "__main__":
-    main("prepare", run, ABOUT)
+    app.main(main, "prepare")

@@ -4,14 +4,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hydra
+from omegaconf import DictConfig
+
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from t2i.cli.app import main
-
-ABOUT = """
-python sample.py ckpt=runs/quickstart/prior/last.ckpt prompt="two red circles above a blue square" n=8 seed=0
-python sample.py guide=clip guide.clips=runs/quickstart/clip/hf guide.canvas=pixels prompt="a red circle"
-"""
+from t2i.cli import app
 
 
 def run(config: dict[str, Any], overrides: list[str]) -> Any:
@@ -24,5 +22,10 @@ def run(config: dict[str, Any], overrides: list[str]) -> Any:
     return text_to_image.run(config)
 
 
+@hydra.main(config_path="conf", config_name="sample", version_base="1.3")
+def main(cfg: DictConfig) -> float | None:
+    return app.job(cfg, "sample", run)
+
+
 if __name__ == "__main__":
-    main("sample", run, ABOUT)
+    app.main(main, "sample")

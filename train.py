@@ -5,18 +5,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hydra
+from omegaconf import DictConfig
+
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from t2i.cli.app import main
+from t2i.cli import app
 from t2i.config.compose import plan
-
-ABOUT = """
-python train.py experiments=quickstart              nothing -> captioned pictures
-python train.py model=vqgan data=shapes             one stage; runs/vqgan-shapes
-python train.py -m model/quantizer=vq,ema,fsq       a sweep
-python train.py experiments=shapes estimate=true    parameters, memory and hours of a recipe, without training
-python train.py … name=b resume=runs/a/last.ckpt trainer.max_steps=20000    a finished run, for longer
-"""
 
 
 def run(config: dict[str, Any], overrides: list[str]) -> Any:
@@ -33,5 +28,10 @@ def run(config: dict[str, Any], overrides: list[str]) -> Any:
     return train.run(config, "python train.py " + shlex.join(overrides))
 
 
+@hydra.main(config_path="conf", config_name="train", version_base="1.3")
+def main(cfg: DictConfig) -> float | None:
+    return app.job(cfg, "train", run)
+
+
 if __name__ == "__main__":
-    main("train", run, ABOUT)
+    app.main(main, "train")

@@ -83,8 +83,8 @@ def disk(folder: Path, size: str) -> Iterator[Disk]:
 def ended(door: str, *words: str) -> tuple[int, str]:
     """Exit code and errors of a command, in this process."""
 
+    from hydra_app import main
     from t2i.cli import console
-    from t2i.cli.app import main
     from t2i.evaluation import evaluate
     from t2i.generation import text_to_image
     from t2i.generation.clip_guided import run as clip_guided_run
@@ -97,7 +97,7 @@ def ended(door: str, *words: str) -> tuple[int, str]:
         with redirect_stdout(io.StringIO()), redirect_stderr(err):
             if door == "compare":
                 return console.main(["compare", *words]), err.getvalue()
-            main(door, runs[door], "")
+            main(door, runs[door])
     except SystemExit as end:
         return int(end.code or 0), err.getvalue()
     finally:

@@ -81,12 +81,12 @@ def command(door: str, words: Sequence[str]) -> Callable[[], object]:
             sys.exit(console([door, *words] if door == "compare" else list(words)))
         import importlib
 
-        from t2i.cli.app import main
+        from hydra_app import main
 
         if str(ROOT) not in sys.path:
             sys.path.insert(0, str(ROOT))
         module = importlib.import_module(door)
-        main(door, module.run, module.ABOUT)
+        main(door, module.run)
 
     return call
 

@@ -31,8 +31,9 @@ if __name__ == "__main__":
 from PIL import Image
 
 from campaign.common import Result, table
+from hydra_app import main
 from t2i.checkpoint.building import load
-from t2i.cli.app import is_for_people, main
+from t2i.cli.app import is_for_people
 from t2i.config.compose import compose
 from t2i.generation import text_to_image
 from t2i.generation.clip_guided.prompts import wish
@@ -156,7 +157,7 @@ def command(words: Sequence[str], model: Any) -> tuple[int, str, str]:
     sys.argv = ["sample.py", *words]
     try:
         with redirect_stdout(out), redirect_stderr(err), limited():
-            main("sample", lambda config, _: text_to_image.run(config, model), "")
+            main("sample", lambda config, _: text_to_image.run(config, model))
     except SystemExit as ended:
         return int(ended.code or 0), out.getvalue(), err.getvalue()
     finally:

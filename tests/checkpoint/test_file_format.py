@@ -159,8 +159,8 @@ def test_a_hostile_pickle_runs_nothing(
 )  # fmt: skip
 def test_targets_outside_the_package_are_refused(path: Path, target: Any) -> None:
     with pytest.raises(ValueError, match="_target_"):
-        building.build({"_target_": target, "args": ["true"]})
-    model = building.build(MODEL)
+        building.build_registered({"_target_": target, "args": ["true"]})
+    model = building.build_registered(MODEL)
     content = held(model)
     content["t2i"]["config"] = {"model": MODEL | {"quantizer": {"_target_": target}}}
     atomic.save_atomic(content, path)

@@ -15,8 +15,10 @@ import yaml
 
 from t2i.checkpoint import building, registry
 from t2i.checkpoint.building import check_file_node
-from t2i.config.check import SOURCE, nodes
+from t2i.config.check import nodes
 from t2i.config.compose import compose
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 ROLES = ("model", "tokenizer", "autoencoder", "quantizer", "generator", "discriminator", "stage1", "text_encoder",
          "data")

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from t2i.cli import app
-from t2i.config.check import allowed, check, check_names, constructor, fits
-from t2i.config.compose import ConfigError, compose, difference, plan, set_aside
+from t2i.config.check import allowed, check_names, check_node, constructor, fits
+from t2i.config.compose import ConfigError, compose, difference, plain, plan, quoted
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPTIONS = [
@@ -58,10 +57,20 @@ def test_paths_may_refer_to_keys() -> None:
     assert config["resume"] == "/tmp/a, b=c/x"
 
 
-def test_texts_are_set_aside_and_nothing_else() -> None:
-    words, texts = set_aside(["seed=0,1", "model=vqgan", "data.root=a,b", "+data.root=x"])
-    assert words == ["seed=0,1", "model=vqgan", "data.root=__text_0__", "+data.root=__text_1__"]
-    assert texts == {"__text_0__": "a,b", "__text_1__": "x"}
+def test_texts_are_quoted_and_nothing_else() -> None:
+    words = ["seed=0,1", "model=vqgan", "data.root=a,b", "+data.root=x", "name=null", "resume=null", "experiment=a"]
+    assert quoted(words) == ["seed=0,1", "model=vqgan", 'data.root="a,b"', '+data.root="x"', "resume=null",
+                             "experiments=a"]
+    for caption in CAPTIONS:
+        (word,) = quoted([f"prompt={caption}"])
+        assert quoted([word]) == [word]  # processes that a run starts get its words
+        assert plain(word) == f"prompt={caption}"
+
+
+def test_hydras_own_quotes_are_read_as_hydra_does(ckpt: str) -> None:
+    for word in ('prompt="a, b: c=d"', "prompt='a, b: c=d'"):
+        assert compose([f"ckpt={ckpt}", word], "sample")["prompt"] == "a, b: c=d"
+    assert compose([f"ckpt={ckpt}", "prompt='a' or 'b'"], "sample")["prompt"] == "'a' or 'b'"
 
 
 @pytest.mark.parametrize(
@@ -85,6 +94,19 @@ def test_texts_are_set_aside_and_nothing_else() -> None:
         (["model=vqgan", "data.workers=-1"], ["data.workers=-1", ">= 0"]),
         (["model=vqgan", "data.image_size=50"], ["image_size=50", "factor 16", "48 and 64"]),
         (["model=vqgan", "+model.wings=2"], ["model.wings", "no such argument"]),
+        (["model=vqgan", "+data.foo=1"], ["data.foo: Shapes has no such argument"]),
+        (["model=vqgan", "+model.quantizer.bar=2"], ["model.quantizer.bar: EMA has no such argument"]),
+        (["model=vqgan", "+trainer.foo=1"], ["trainer.foo: there is no such key"]),
+        (["model=vqgan", "+trainer.max_step=1"], ["did you mean trainer.max_steps"]),
+        (["model=vqgan", "++foo=1"], ["foo: there is no such key; the config has callbacks"]),
+        (["model=vqgan", "+callbacks.x=1"], ["callbacks.x: there is no such key"]),
+        (["model=vqgan", "~trainer"], ["~trainer: this cannot be taken out"]),
+        (["model=vqgan", "hydra.run.dri=x"], ["hydra.run.dri", "did you mean hydra.run.dir"]),
+        (["model=vqgan", "hydra/launcher=jobli"], ["hydra/launcher=jobli", "did you mean joblib"]),
+        (["model=vqgan", "sweep.jobs=2"], ["instead of sweep.jobs= write hydra.launcher.n_jobs="]),
+        (["model=vqgan", "sweep.launcher=joblib"], ["hydra/launcher=joblib"]),
+        (["model=vqgan", "model._target_=mine.Model"], ["model._target_=mine.Model: there is no module mine"]),
+        (["model=vqgan", "model._target_=torch.nn.Linar"], ["torch.nn has no such class"]),
         (["model=vqgan", "~model.quantizer"], ["model.quantizer is needed"]),
         (["model=vqgan", "model.quantizer.gradient=x", "model/quantizer=vq"], ["gradient=x", "ste, rotation"]),
         (["model=vqgan", "name=${nme}"], ["nme"]),
@@ -156,35 +178,10 @@ def test_difference() -> None:
     assert difference(a, json.loads(json.dumps(a))) == []
 
 
-def test_sweep_jobs_differ_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    jobs, settings, folder = app.prepare_sweep("train", ["model/quantizer=vq,ema", "seed=range(2)"])
-    names = [compose(job)["name"] for job in jobs]
-    assert names == [f"vqgan-shapes-sweep/quantizer-{q}_seed-{s}" for q in ("vq", "ema") for s in (0, 1)]
-    assert settings[0] == {"model/quantizer": "vq", "seed": "0"}
-    assert str(folder) == "runs/vqgan-shapes-sweep"
-    with pytest.raises(ConfigError, match=r"trainer\.devices=2"):
-        app.prepare_sweep("train", ["model=vqgan", "seed=0,1", "trainer.devices=2"])
-
-
-def test_sweep_runs_on_and_compares(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    seen = []
-
-    def job(config: dict, overrides: list[str]) -> dict:
-        seen.append(config["seed"])
-        if config["seed"] == 1:
-            compose(["model=nothing"])
-        return {"steps": 3, "run_dir": "x", "metrics": {"val/loss": 0.25, "train/loss": 1.0}}
-
-    assert app.sweep("train", job, ["model=vqgan", "seed=0,1,2"]) == 1
-    assert seen == [0, 1, 2]
-    assert "val/loss" in capsys.readouterr().out
-    lines = (tmp_path / "runs/vqgan-shapes-sweep/sweep.csv").read_text().splitlines()
-    assert lines[0] == "seed,objective,steps,val/loss,train/loss,error"
-    assert len(lines) == 4
+@pytest.mark.parametrize(("words", "left"), [(["~logger"], "logger"), (["~callbacks"], "callbacks")])
+def test_what_may_be_taken_out(words: list[str], left: str) -> None:
+    assert compose(["model=vqgan", *words])[left] == {}
+    assert "plots" not in compose(["model=vqgan", "~callbacks.plots"])["callbacks"]
 
 
 @pytest.mark.parametrize(
@@ -214,9 +211,10 @@ def test_constructors_are_read_without_import() -> None:
     assert found is not None
     assert "path" in found.arguments
     assert constructor("t2i.models.vqgan.Nothing") is None
-    assert check({"model": {"_target_": "os.system", "command": "true"}}) == [
-        "model._target_='os.system': there is no such class in src/t2i"
-    ]
+    for target in ("torch.nn.Linear", "pytorch_lightning.callbacks.EarlyStopping", "os.path.join"):
+        assert constructor(target) is not None
+    (line,) = check_node("model", {"_target_": "t2i.models.vqgan.VQGANN"})
+    assert line == "model._target_=t2i.models.vqgan.VQGANN: t2i.models.vqgan has no such class"
 
 
 def best_of(times: int, *arguments: str) -> tuple[int, str, str, float]:
@@ -240,11 +238,31 @@ def test_typo_is_quick() -> None:
     assert seconds < 2
 
 
-def test_flags() -> None:
+def test_flags(tmp_path: Path) -> None:
     assert run("train.py", "--frobnicate")[0] == 2
-    code, out, _, _ = run("train.py", "model=clip", "--cfg")
+    code, out, _, _ = run("train.py", "model=clip", "--cfg", "job", cwd=tmp_path)
     assert code == 0
-    assert json.loads(out)["name"] == "clip-shapes"
+    assert "name: ${run_name:}" in out
+    code, out, _, _ = run("train.py", "model=clip", "--cfg", "job", "--resolve", cwd=tmp_path)
+    assert "name: clip-shapes" in out.splitlines()
+    code, out, _, _ = run("train.py", "experiment=quickstart/vqgan", "--info", "defaults", cwd=tmp_path)
+    assert code == 0 and "experiments/quickstart/vqgan" in out
+    code, _, err, _ = run("train.py", "model=clip", "+foo=1", "--cfg", "job", "--config-dir", "nowhere", cwd=tmp_path)
+    assert (code, err) == (2, "error: --config-dir nowhere: there is no such folder\n")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_group_option_of_the_users_own(tmp_path: Path) -> None:
+    (tmp_path / "mine/data").mkdir(parents=True)
+    (tmp_path / "mine/data/small.yaml").write_text("defaults: [shapes, _self_]\nsize: 7\n")
+    code, out, err, _ = run("train.py", "model=clip", "data=small", "--config-dir", "mine", "--cfg", "job",
+                            "--package", "data.size", cwd=tmp_path)
+    assert (code, out) == (0, "7\n"), err
+
+
+def test_shell_completion(tmp_path: Path) -> None:
+    code, out, _, _ = run("train.py", "--shell-completion", "install=bash", cwd=tmp_path)
+    assert code == 0 and "complete" in out
 
 
 def test_composing_imports_no_torch(tmp_path: Path) -> None:
@@ -266,20 +284,21 @@ assert not heavy, heavy
         ("raise KeyboardInterrupt", 130, "interrupted"),
         ("return 75", 75, ""),
         ("return {'a': 1.0}", 0, ""),
+        ("return {'missing': {'kid': '4 pictures'}}", 1, ""),
         ("import t2i.config.compose as c; c.compose([])", 2, "error: model= is needed"),
         ("int('x')", 1, "Traceback"),
     ],
 )
-def test_exit_codes(body: str, code: int, shown: str) -> None:
+def test_exit_codes(body: str, code: int, shown: str, tmp_path: Path) -> None:
     source = f"""
-import sys; sys.path.insert(0, {str(ROOT / "src")!r})
-from t2i.cli.app import main
+import sys; sys.path[:0] = [{str(ROOT / "src")!r}, {str(ROOT / "tests")!r}]
+from hydra_app import main
 sys.argv = ["train.py", "model=clip"]
 def run(config, overrides):
     {body}
-main("train", run, "")
+main("train", run)
 """
-    done = run(code=source)
+    done = run(code=source, cwd=tmp_path)
     assert done[0] == code
     assert shown in done[2]
 

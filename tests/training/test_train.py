@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 from tests import tiny
 
+from hydra_app import main
 from t2i.checkpoint import file_format
-from t2i.cli.app import main
 from t2i.config.compose import ROOT, Stage, compose, plan
 from t2i.data.shapes import HELDOUT_TASKS
 from t2i.models.vqgan import VQGAN
@@ -122,7 +122,7 @@ def test_a_second_signal_ends_sweeps_and_pipelines(tmp_path: Path, monkeypatch: 
     words = [*VQ, *DATA, *TRAINER, "seed=0,1", *recipe(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", *words])
     with pytest.raises(SystemExit) as end:
-        main("train", lambda found, overrides: train.run(found), "")
+        main("train", lambda found, overrides: train.run(found))
     assert end.value.code == 130 and "[2/2]" not in capsys.readouterr().out
     words = ["experiments=quickstart/clip", *tiny.CLIP[1:], *DATA, *TRAINER, *recipe(tmp_path)]
     stage = Stage("quickstart/clip", words, "")

@@ -1,102 +1,72 @@
-"""The command line of the doors: help, messages instead of tracebacks, sweeps and their table."""
+"""What wraps the Hydra apps: their command lines are quoted and checked before Hydra reads them, mistakes are told in a
+line with near names, and exit codes say how it ended.
+
+Exit codes: 0 done, 1 a fault, a job of a sweep failed or an evaluation had to do without a metric, 2 a mistake of the
+user's, 75 stopped and can be continued, 130 interrupted.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import itertools
-import json
+import logging
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from t2i.cli.launchers import STOPPED, Job, Outcome, launch
-from t2i.cli.sweep_results import Mode, best, flat_row, row, table, told, write
-from t2i.config.check import SOURCE
-from t2i.config.compose import ConfigError, choices, compose, groups, parse_sweep
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import IntervalSweep
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from t2i.cli import sweep
+from t2i.config.compose import ROOT, ConfigError, composed, imply_model, parsed, plain, quoted, refuse, resolved, swept
 from t2i.config.messages import is_for_people, shown
 
 Run = Callable[[dict[str, Any], list[str]], Any]
 LONGEST = 1000  # letters of a line of a message
-HELP = """
-Settings are key=value; any key can be set (data.batch_size=64), `--cfg` shows them all. -m runs every combination of
-settings with several values (model/quantizer=vq,ema seed=0,1). Mistakes give a message; debug=true gives a traceback.
-"""
+log = logging.getLogger(__name__)
 
 
-def usage(config_name: str, about: str) -> str:
-    lines = [about.strip(), HELP]
-    own = {"train": [g for g in groups() if g != "guide"], "sample": ["guide"], "evaluate": ["data", "guide"]}
-    if config_name in own:
-        lines += ["Groups:", *(f"  {group}={'|'.join(choices(group))}" for group in own[config_name])]
-    lines += ["", f"Keys (conf/{config_name}.yaml):"]
-    text = (SOURCE.parent / f"conf/{config_name}.yaml").read_text(encoding="utf-8")
-    lines += [f"  {line}" for line in text.splitlines() if re.match(r"(  )?\w+:", line) and "searchpath" not in line
-              and not re.match(r"(defaults|hydra):", line)]
-    return "\n".join(lines)
+def main(app: Callable[[], Any], config_name: str) -> NoReturn:
+    """Runs a function that `hydra.main` wraps, and ends the process with its exit code."""
+    keep_freed_memory()
+    if os.getcwd() not in sys.path:  # classes of the user's own, named by _target_
+        sys.path.append(os.getcwd())
+
+    def checked() -> None:
+        sys.argv[1:] = prepared(config_name, sys.argv[1:])
+        app()
+
+    sys.exit(guarded(checked, "debug=true" in sys.argv))
 
 
-def main(config_name: str, run: Run, about: str) -> None:
-    """Composes the command line's config, checks it, and calls `run(config, overrides)`; never returns.
-
-    Exit codes: 0 done, 1 a job of a sweep failed or an evaluation had to do without a metric, 2 a mistake of the
-    user's, 75 stopped and can be continued, 130 interrupted.
-    """
+def guarded(call: Callable[[], object], debug: bool = False) -> int:
+    """Calls it, with messages instead of tracebacks; the exit code."""
     for stream in (sys.stdout, sys.stderr):
         # Captions have letters that an ASCII terminal does not.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    words = sys.argv[1:]
-    flags = [word for word in words if word.startswith("-") and "=" not in word]
-    overrides = [word for word in words if word not in flags]
-    code = 0
-    keep_freed_memory()
     try:
-        if {"-h", "--help"} & set(flags):
-            print(usage(config_name, about))
-        elif unknown := sorted(set(flags) - {"-m", "--multirun", "-c", "--cfg"}):
-            raise ConfigError(f"{', '.join(unknown)}: no such flag; allowed are --help, --cfg, -m (--multirun)")
-        elif {"-c", "--cfg"} & set(flags):
-            print(json.dumps(compose(overrides, config_name, files=False), indent=2, ensure_ascii=False))
-        elif flags:
-            code = sweep(config_name, run, overrides)
-        elif lone := [word for word in overrides if config_name == "train" and is_sweep_key(word.partition("=")[0])]:
-            raise ConfigError(f"{', '.join(lone)}: sweep. settings say how -m runs its jobs, and there is no -m")
-        else:
-            result = run(compose(overrides, config_name), overrides)
-            code = result if isinstance(result, int) and not isinstance(result, bool) else 0
-            code = 1 if isinstance(result, dict) and result.get("missing") else code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
-    except (ValueError, OSError) as error:
-        if not is_for_people(error) or wants_traceback(overrides):
-            raise
-        print(message(error), file=sys.stderr)
-        code = 2
-    sys.exit(code)
-
-
-def module(run: Callable[[], object], words: Sequence[str]) -> int:
-    """Runs a command of `python -m`, with messages instead of tracebacks; 0 done, 2 a mistake of the user's, 130
-    interrupted."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        run()
+        call()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
-        if not is_for_people(error) or wants_traceback(words):
+        if debug or not is_for_people(error):
             raise
         print(message(error), file=sys.stderr)
         return 2
     return 0
+
+
+def message(error: BaseException) -> str:
+    text = str(error.strerror) if isinstance(error, OSError) and error.strerror else str(error)
+    return "\n".join(shown(line, LONGEST) for line in f"error: {text}".split("\n"))
 
 
 def keep_freed_memory() -> None:
@@ -109,133 +79,204 @@ def keep_freed_memory() -> None:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
 
 
-def wants_traceback(overrides: Sequence[str]) -> bool:
-    return os.environ.get("T2I_TRACEBACK") == "1" or "debug=true" in overrides
+def rank() -> int:
+    """Of this process among those of a run, as torchrun, SLURM or Lightning numbers them."""
+    found = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return next((int(value) for value in found if value), 0)
 
 
-def message(error: BaseException) -> str:
-    text = str(error.strerror) if isinstance(error, OSError) and error.strerror else str(error)
-    return "\n".join(shown(line, LONGEST) for line in f"error: {text}".split("\n"))
+def prepared(config_name: str, words: Sequence[str]) -> list[str]:
+    """A command line as Hydra is to read it, once it was checked; ConfigError says what is wrong with it."""
+    args = get_args_parser().parse_args(words)
+    flags = [word for word in words if word not in args.overrides]
+    if args.hydra_help or args.shell_completion:
+        return list(words)
+    if args.help:  # Hydra's own way takes seconds: it lists every group of its own and of its plugins, twice
+        print(composed([], args.config_name or config_name, args.config_dir).hydra.help.template)
+        raise SystemExit(0)
+    refuse(args.overrides)
+    overrides = imply_model(quoted(args.overrides))
+    if args.multirun:
+        overrides = prepared_sweep(config_name, overrides, args)
+    elif several := [word for word in overrides if parsed(word).is_sweep_override()]:
+        raise ConfigError("\n".join(f"{word.partition('=')[0]} has several values: put -m before the settings to run"
+                                    " one after the other" for word in several))
+    else:
+        config = composed(overrides, args.config_name or config_name, args.config_dir)
+        if args.cfg is None and args.info is None:
+            overrides += prepared_run(config_name, config)
+    return [*overrides, *flags]
 
 
-def tag(key: str, value: str, keys: list[str]) -> str:
-    """A swept setting as a piece of a folder's name: quantizer-vq."""
-    last = re.split(r"[./]", key)[-1]
-    unique = sum(re.split(r"[./]", other)[-1] == last for other in keys) == 1
-    return re.sub(r"[^A-Za-z0-9.-]+", "-", f"{last if unique else key}-{value}").strip("-")
+def prepared_run(config_name: str, config: DictConfig) -> list[str]:
+    """Checks the config of one run; what is to be added to its command line."""
+    choices = config.hydra.runtime.choices
+    if choices.get("hparams_search"):
+        raise ConfigError(f"hparams_search={choices['hparams_search']} says what -m searches through: put -m before"
+                          " the settings")
+    found = resolved(config, config_name)
+    quiet = ["hydra.output_subdir=null", *(["hydra/job_logging=none"] * (choices["hydra/job_logging"] == "default"))]
+    if config_name == "train" and found["estimate"]:
+        return ["hydra.run.dir=.", *quiet]
+    if rank() > 0:
+        return quiet  # the first of several processes writes for all
+    if found.get("resume") == "never":  # before Hydra writes into the folder
+        from t2i.training.resume import alone_in, move_away
+
+        folder = Path(config.hydra.run.dir)
+        with alone_in(folder):
+            move_away(folder)
+    return []
 
 
-def jobs(overrides: list[str]) -> list[tuple[list[str], dict[str, str]]]:
-    """Every combination of a sweep: its overrides, and the swept settings alone."""
-    parsed = parse_sweep(overrides)
-    swept = {key for key, values in parsed if len(values) > 1}
-    combinations = itertools.product(*(values for _, values in parsed))
-    return [(list(words), {w.partition("=")[0]: w.partition("=")[2] for w in words if w.partition("=")[0] in swept})
-            for words in combinations]
-
-
-def is_sweep_key(key: str) -> bool:
-    return key.lstrip("+~").partition(".")[0] == "sweep"
-
-
-def prepare_sweep(config_name: str, overrides: list[str]) -> tuple[list[list[str]], list[dict[str, str]], Path]:
-    """The jobs' overrides with a name each, their swept settings, and the sweep's folder; checked before any runs."""
-    found = jobs(overrides)
+def prepared_sweep(config_name: str, overrides: list[str], args: Namespace) -> list[str]:
+    """Checks a sweep's jobs before any runs: every value once, beside the first ones of the others."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("-m under torchrun would run every job on every rank: start the jobs one by one")
-    if swept := [key for key in found[0][1] if is_sweep_key(key)]:
-        raise ConfigError(f"{', '.join(swept)} has several values: sweep. settings hold for the whole sweep")
-    if config_name != "train" and any(is_sweep_key(word.partition("=")[0]) for word in overrides):
-        raise ConfigError(f"sweep. settings are train.py's: {config_name}.py -m runs one job after the other")
-    configs = [compose(words, config_name) for words, _ in found]
-    names = {config.get("name") for config in configs}
-    base = f"{names.pop() if len(names) == 1 else 'models'}-sweep"
-    everything = []
-    for (words, settings), config in zip(found, configs, strict=True):
-        if config.get("stages"):
-            raise ConfigError("-m does not run pipelines: sweep over one stage, such as experiments=quickstart/vqgan")
-        if config_name == "train":
-            devices = config["trainer"]["devices"]
-            if devices not in (1, [0]) or config["trainer"]["num_nodes"] != 1:
-                raise ConfigError(f"-m with trainer.devices={devices}: each device's process would run the whole sweep;"
-                                  " use trainer.devices=1 (sweep.launcher=joblib or submitit then gives each job a"
-                                  " GPU), or start the jobs one by one (torchrun, a job array)")
-            words = [w for w in words if not is_sweep_key(w.partition("=")[0])]
-            own = "_".join(tag(key, value, list(settings)) for key, value in settings.items()) or "only"
-            words = [w for w in words if not w.startswith("name=")] + [f"name={base}/{own}"]
-            words += [] if config["group"] else [f"group={base}"]
-        everything.append(words)
-    folder = Path(configs[0]["paths"]["runs"]) / base if config_name == "train" else Path()
-    return everything, [settings for _, settings in found], folder
-
-
-def goal(configs: Sequence[Mapping[str, Any]]) -> tuple[str, Mode] | None:
-    """The metric that a sweep's jobs are compared by, and which end of it is better; None: by none."""
-    found: set[tuple[str | None, Mode]] = set()
-    for config in configs:
-        options, t = config["sweep"], config["trainer"]
-        own = options["objective"]
-        found.add((own or t["monitor"], options["objective_mode"] or ("min" if own else t["monitor_mode"])))
-    if len(found) > 1:
-        shown = ", ".join(f"{key} ({mode})" for key, mode in sorted(found, key=str))
-        raise ConfigError(f"the jobs' trainer.monitor differ: {shown}; give sweep.objective= what to compare them by")
-    key, mode = found.pop()
-    return (key, mode) if key else None
-
-
-def one_by_one(config_name: str, run: Run, listed: list[list[str]], shown: list[str]) -> Iterator[tuple[int, Outcome]]:
-    """Runs the jobs in this process; a mistake in one is told and does not stop the others."""
-    for i, words in enumerate(listed):
-        print(f"\n[{i + 1}/{len(listed)}] {shown[i]}", flush=True)
-        try:
-            result = run(compose(words, config_name), words)
-        except (ValueError, OSError) as error:
-            if not is_for_people(error) or wants_traceback(words):
-                raise
-            print(message(error), file=sys.stderr)
-            yield i, {"error": str(error).partition("\n")[0]}
+    several = [word.partition("=")[0] for word in overrides if parsed(word).is_sweep_override()]
+    if {"model", "experiments"} & set(several):  # Hydra composes what all jobs share, where there is no model yet
+        overrides = [f"{key}=choice({value})" if key.startswith("model.") and key not in several else word
+                     for word in overrides for key, _, value in [word.partition("=")]]
+    name = args.config_name or config_name
+    shared = composed(overrides, name, args.config_dir, RunMode.MULTIRUN)
+    sweeper = shared.hydra.sweeper
+    optuna = "optuna" in sweeper._target_
+    given = {word.partition("=")[0] for word in overrides}
+    space = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items() if key not in given]
+    axes, fixed = [], [key for key in given if key not in several]
+    for word in [*space, *overrides]:
+        override = parsed(word)
+        key = override.get_key_element()
+        value = override.value()
+        if not override.is_sweep_override():
+            axes.append([word])
+        elif override.is_discrete_sweep():
+            axes.append([f"{key}={each}" for each in override.sweep_string_iterator()])
+        elif not optuna:
+            raise ConfigError(f"{word}: an interval is searched by hydra/sweeper=optuna; -m alone takes {key}=a,b,c")
         else:
-            yield i, {"result": result if isinstance(result, dict) else {}}
-        gc.collect()
-        if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
-            sys.modules["torch"].cuda.empty_cache()
-
-
-def sweep(config_name: str, run: Run, overrides: list[str]) -> int:
-    """Runs every job, by `sweep.launcher`, and writes one table of their results; returns the exit code."""
-    listed, settings, folder = prepare_sweep(config_name, overrides)
-    shown = [" ".join(f"{key}={value}" for key, value in setting.items()) for setting in settings]
-    wanted, outcomes = None, one_by_one(config_name, run, listed, shown)
+            assert isinstance(value, IntervalSweep)
+            axes.append([f"{key}={value.start}", f"{key}={value.end}"])
+    jobs = [[axis[0] for axis in axes]]
+    jobs += [[*jobs[0][:i], other, *jobs[0][i + 1 :]] for i, axis in enumerate(axes) for other in axis[1:]]
+    found = [resolved(composed(job, name, args.config_dir), config_name) for job in jobs]
+    keys = ",".join(f"'{key.lstrip('+')}'" for key in fixed)
+    more = [f"hydra.job.config.override_dirname.exclude_keys=[{keys}]"]
     if config_name == "train":
-        wanted = goal([compose(words) for words, _ in jobs(overrides)])
-        options = compose(jobs(overrides)[0][0])["sweep"]
-        if options["launcher"] != "basic":
-            configs = [compose(words) for words in listed]
-            if any(config["estimate"] for config in configs):
-                raise ConfigError(f"estimate=true with sweep.launcher={options['launcher']}: estimates measure one at a"
-                                  " time; leave sweep.launcher out")
-            logs = [folder / "logs" / f"{Path(config['name']).name}.log" for config in configs]
-            found = [Job(*each) for each in zip(shown, listed, configs, logs, strict=True)]
-            outcomes = launch(found, options, SOURCE.parent / "train.py", folder / "submitit")
-    rows: dict[int, dict[str, Any]] = {}
-    stopped = 0
-    for i, outcome in outcomes:
-        if "stopped" in outcome:
-            stopped += 1
-            continue
-        rows[i] = row(i, settings[i], outcome, wanted)
+        more += prepared_training(found, sweeper if optuna else None)
+    if shared.hydra.runtime.choices.get("hydra/launcher") == "joblib" and "hydra.launcher.n_jobs" not in given:
+        more.append(f"hydra.launcher.n_jobs={sweep.jobs_at_once()}")
+    # The launchers' processes import this package, and the user's own classes.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")]), os.getcwd()])
+    return [*overrides, *more]
+
+
+def prepared_training(configs: Sequence[dict[str, Any]], optuna: DictConfig | None) -> list[str]:
+    """What of these configs does not go with -m, as ConfigError; the sweep's folder, where it is not by the name."""
+    for config in configs:
+        if config["stages"]:
+            raise ConfigError("-m does not run pipelines: sweep over one stage, such as experiments=quickstart/vqgan")
+        devices = config["trainer"]["devices"]
+        if devices not in (1, [0]) or config["trainer"]["num_nodes"] != 1:
+            raise ConfigError(f"-m with trainer.devices={devices}: each device's process would run the whole sweep; use"
+                              " trainer.devices=1 (hydra/launcher=joblib or submitit_slurm then gives each job a GPU),"
+                              " or start the jobs one by one (torchrun, a job array)")
+        if config["estimate"]:
+            raise ConfigError("estimate=true measures one at a time: leave -m out")
+    goals = {(config["trainer"]["monitor"], config["trainer"]["monitor_mode"]) for config in configs}
+    if len(goals) > 1:
+        listed = ", ".join(f"{key} ({mode})" for key, mode in sorted(goals, key=str))
+        raise ConfigError(f"the jobs' trainer.monitor differ: {listed}; give trainer.monitor= what to compare them by")
+    monitor, mode = goals.pop()
+    if optuna is not None:
+        if monitor is None:
+            raise ConfigError("hydra/sweeper=optuna needs a metric to search by: trainer.monitor=, such as val/loss")
+        direction = str(getattr(optuna.direction, "name", optuna.direction))
+        if direction[:3] != mode:
+            raise ConfigError(f"hydra.sweeper.direction={direction} does not go with trainer.monitor_mode={mode}")
+    names = {config["name"] for config in configs}
+    return ["hydra.sweep.dir=${paths.runs}/models-sweep"] if len(names) > 1 else []
+
+
+def job(cfg: DictConfig, config_name: str, run: Run) -> float | None:
+    """The body of a Hydra app: calls `run(config, overrides)` with the plain, checked config.
+
+    Alone it ends the process with the exit code, if that is not 0. In a sweep it keeps the result, or what went wrong,
+    and returns the objective (`t2i.cli.sweep`).
+    """
+    hydra = HydraConfig.get()
+    words = [plain(word) for word in hydra.overrides.task]
+    if hydra.mode == RunMode.MULTIRUN:
+        return job_of_sweep(cfg, config_name, run, words)
+    config = resolved(cfg, config_name)
+    if config_name == "train" and not config["estimate"]:
+        words += placed(config)
+    if config["debug"]:
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+    result: Any = None
+
+    def call() -> None:
+        nonlocal result
+        result = run(config, words)
+
+    code = guarded(call, config["debug"])
+    if isinstance(result, int) and not isinstance(result, bool):
+        code = result
+    if isinstance(result, dict) and result.get("missing"):
+        code = 1
+    if code:
+        raise SystemExit(code)
+    return None
+
+
+def placed(config: dict[str, Any]) -> list[str]:
+    """Makes `name` and `paths.runs` those of the folder that Hydra gave this job; the overrides that say so."""
+    output = Path(HydraConfig.get().runtime.output_dir)
+    runs = Path(config["paths"]["runs"])
+    if output == (runs / config["name"]).absolute():
+        return []
+    if output.is_relative_to(runs.absolute()) and output != runs.absolute():
+        config["name"] = output.relative_to(runs.absolute()).as_posix()
+    else:
+        config["paths"]["runs"], config["name"] = str(output.parent), output.name
+    return [f"paths.runs={config['paths']['runs']}", f"name={config['name']}"]
+
+
+def job_of_sweep(cfg: DictConfig, config_name: str, run: Run, words: list[str]) -> float | None:
+    hydra = HydraConfig.get()
+    folder = Path(hydra.sweep.dir)
+    launcher = str(hydra.launcher._target_)
+    if "joblib" in launcher or launcher.endswith("LocalLauncher"):
+        sweep.take_gpu(folder)
+    raw = OmegaConf.to_container(hydra.overrides.task, resolve=False), hydra.job.config.override_dirname.exclude_keys
+    settings = {key: plain(f"{key}={value}").partition("=")[2] for key, value in swept(*raw).items()}  # type: ignore
+    name = " ".join(f"{key}={value}" for key, value in settings.items())
+    result, goal, error = {}, None, None
+    try:
+        config = resolved(cfg, config_name)
         if config_name == "train":
-            if options["launcher"] != "basic":
-                print(told(rows[i], shown[i], len(rows), len(listed), "before" in outcome), flush=True)
-            write(folder, [rows[k] for k in sorted(rows)], wanted, overrides)
-    done = [rows[k] for k in sorted(rows)]
-    if done:
-        print("\n" + table([flat_row(each) for each in done]))
-    if config_name == "train" and done:
-        print(f"\nAll columns: {folder / 'sweep.csv'}")
-        if wanted is not None and (line := best(done, *wanted)):
-            print(line)
-    if stopped:
-        print(f"\nStopped with {stopped} of {len(listed)} jobs to go; the same command goes on.")
-        return STOPPED
-    return 1 if any(each["error"] for each in done) else 0
+            t = config["trainer"]
+            goal = (t["monitor"], t["monitor_mode"]) if t["monitor"] else None
+            words = [word for word in words if not word.startswith("name=")] + placed(config)
+            if not config["group"]:
+                config["group"] = Path(config["name"]).parent.as_posix()
+                words.append(f"group={config['group']}")
+        found = run(config, words)
+        result = found if isinstance(found, dict) else {}
+    except (ValueError, OSError) as mistake:
+        if not is_for_people(mistake):
+            log.exception("job %s (%s)", hydra.job.num, name)
+        error = message(mistake).removeprefix("error: ")
+    except Exception as fault:  # the others are to run: Hydra would end the sweep without a table
+        log.exception("job %s (%s)", hydra.job.num, name)
+        error = f"{type(fault).__name__}: {shown(str(fault).partition(chr(10))[0])}"
+    row = sweep.row(int(hydra.job.num), settings, result, goal, error and error.partition("\n")[0])
+    sweep.keep(folder, row)
+    value = "" if row["objective"] is None else f", objective {row['objective']:.4g}"
+    print(f"[job {hydra.job.num}] {name}: " + (f"error: {error}" if error else f"done{value}"), flush=True)
+    gc.collect()
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+        sys.modules["torch"].cuda.empty_cache()
+    objective: float | None = row["objective"]
+    return objective

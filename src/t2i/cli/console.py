@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from t2i.cli.app import module
+from t2i.cli.app import guarded
 
 ABOUT = """Looks at runs and model files, others' and ours. Nothing in a file is run."""
 EXAMPLES = """
@@ -94,4 +94,4 @@ def files(words: list[str]) -> None:
 def main(words: list[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
     run = WORDS.get(words[0]) if words else None
-    return module((lambda: run(words[1:])) if run else (lambda: files(words)), words if run else [])
+    return guarded((lambda: run(words[1:])) if run else (lambda: files(words)), "debug=true" in words)

@@ -1,13 +1,14 @@
 """What can be known to be wrong with a config before anything heavy is imported: all faults at once, by name.
 
-Constructors are read with `ast`, never imported: each `_target_` is found as a file of this package, and its
-arguments are held against the config's keys, required names and annotations.
+Constructors are read with `ast`, never imported: each `_target_` is found as a file, of this package or of others, and
+its arguments are held against the config's keys, required names and annotations.
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
+import importlib.util
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,10 +16,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from t2i.config.limits import BESIDE, FILES, GIVEN, VALUES
 from t2i.config.messages import shown
 
-SOURCE = Path(__file__).resolve().parents[2]
+CONF = Path(__file__).resolve().parents[3] / "conf"
+COMPILED = ast.parse("def __getattr__(name): ...")  # a module whose names are not to be read
+GROUPS = {"trainer": "trainer/auto.yaml", "paths": "paths/default.yaml", "evaluation": "evaluate.yaml"}
+NAMED = ("callbacks", "logger")  # groups that hold nodes of any name
 
 
 @dataclass
@@ -31,18 +37,42 @@ class Constructor:
 
 
 @cache
-def _module(name: str) -> ast.Module | None:
-    path = SOURCE.joinpath(*name.split(".")).with_suffix(".py")
-    return ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else None
+def _module(name: str) -> tuple[Path, ast.Module] | None:
+    """A module's file and what it says, found without importing it; None where there is no such module."""
+    top, *rest = name.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # of what runs as a script
+        spec = None
+    if spec is None:
+        return None
+    roots = [Path(place) for place in spec.submodule_search_locations or ()]
+    if not roots and not rest:
+        path = Path(spec.origin or "")
+        return path, ast.parse(path.read_text(encoding="utf-8")) if path.suffix == ".py" else COMPILED
+    for inner in (root.joinpath(*rest) for root in roots):
+        for path in (inner / "__init__.py", *([inner.with_suffix(".py")] if rest else [])):
+            if path.is_file():
+                return path, ast.parse(path.read_text(encoding="utf-8"))
+        if rest and any(inner.parent.glob(f"{inner.name}.*.so")):
+            return inner, COMPILED
+    return None
 
 
 @cache
 def constructor(target: str) -> Constructor | None:
-    """The arguments of `t2i.….Name`; None when there is no such class or function."""
+    """The arguments of a class or function by its dotted name; None when there is none of that name.
+
+    Of what cannot be read (compiled modules, names that are made at import) any arguments are taken.
+    """
+    unread = Constructor({}, True, {})
     module_name, _, name = target.rpartition(".")
-    module = _module(module_name)
-    if module is None:
+    if not module_name or not all(part.isidentifier() for part in target.split(".")):
         return None
+    found = _module(module_name)
+    if found is None:  # an attribute of a class, perhaps
+        return unread if "." in module_name and constructor(module_name) is not None else None
+    path, module = found
     aliases = {
         node.targets[0].id: node.value
         for node in module.body
@@ -63,14 +93,24 @@ def constructor(target: str) -> Constructor | None:
                 }
                 return Constructor(fields, False, aliases)
             for base in node.bases:
-                found = constructor(f"{module_name}.{ast.unparse(base)}")
-                if found is not None:
-                    return found
+                inherited = constructor(f"{module_name}.{ast.unparse(base)}")
+                if inherited is not None:
+                    return inherited
             return Constructor({}, True, aliases)
-        if isinstance(node, ast.ImportFrom) and node.module and any((a.asname or a.name) == name for a in node.names):
-            original = next(a.name for a in node.names if (a.asname or a.name) == name)
-            return constructor(f"{node.module}.{original}")
-    return None
+        if isinstance(node, ast.ImportFrom):
+            package = module_name.split(".")
+            above = len(package) - node.level + (path.name == "__init__.py")
+            origin = ".".join([*(package[:above] if node.level else []), *filter(None, [node.module])])
+            for original in (a.name for a in node.names if a.name == "*" or (a.asname or a.name) == name):
+                there = f"{origin}.{name if original == '*' else original}"
+                if there == target:
+                    return unread
+                if original != "*" or constructor(there) is not None:
+                    return constructor(there)
+    made = {part.id if isinstance(part, ast.Name) else part.name for part in ast.walk(module)
+            if isinstance(part, ast.ClassDef | ast.FunctionDef)
+            or (isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store))}
+    return unread if {name, "__getattr__"} & made else None
 
 
 def _arguments(function: ast.FunctionDef, aliases: dict[str, ast.expr], method: bool) -> Constructor:
@@ -171,14 +211,21 @@ def at(config: dict[str, Any], path: str) -> tuple[bool, Any]:
     return True, node
 
 
+HYDRA = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")  # of nodes, read by hydra.utils.instantiate
+
+
 def check_node(path: str, node: Mapping[str, Any], code_gives: tuple[str, ...] = ()) -> list[str]:
     """What is wrong with a node's arguments; those that `code_gives` need not be there."""
     target = node["_target_"]
-    found = constructor(target) if isinstance(target, str) and target.startswith("t2i.") else None
+    found = constructor(target) if isinstance(target, str) else None
     if found is None:
-        return [f"{path}._target_={target!r}: there is no such class in src/t2i"]
+        module = str(target).rpartition(".")[0]
+        there = module and all(part.isidentifier() for part in module.split(".")) and _module(module)
+        return [f"{path}._target_={target}: " + (f"{module} has no such class" if there else
+                f"there is no module {module or target} (a module of your own is found in the current folder, or by"
+                " PYTHONPATH)")]
     problems = []
-    keys = {key: value for key, value in node.items() if key != "_target_" and key not in BESIDE.get(path, ())}
+    keys = {key: value for key, value in node.items() if key not in HYDRA and key not in BESIDE.get(path, ())}
     for key, value in keys.items():
         if key not in found.arguments:
             if not found.open_ended:
@@ -192,7 +239,8 @@ def check_node(path: str, node: Mapping[str, Any], code_gives: tuple[str, ...] =
         if not fits(value, annotation, found.aliases):
             problems.append(f"{path}.{key}={_shown(value)}: {allowed(annotation, found.aliases)} is needed")
     given = (*GIVEN.get(path, ()), *code_gives)
-    missing = [n for n, (_, required) in found.arguments.items() if required and n not in keys and n not in given]
+    missing = [n for n, (_, required) in found.arguments.items() if required and n not in keys and n not in given
+               and not node.get("_partial_") and "_args_" not in node]
     problems += [f"{path}.{name} is needed and has no value" for name in missing]
     return problems
 
@@ -271,9 +319,50 @@ def check_files(config: dict[str, Any]) -> list[str]:
     return problems
 
 
-def check(config: dict[str, Any], files: bool = True) -> list[str]:
+def unknown_key(key: str, names: list[str]) -> str:
+    """The message for a key that nothing reads, of those that there are."""
+    parent, _, last = key.rpartition(".")
+    endings = [name for name in names if name.rpartition(".")[2] == last and name != key]
+    hint = f" (did you mean {' or '.join(endings[:3])}?)" if endings else near(key, names)
+    siblings = sorted({n[len(parent) + 1 :].partition(".")[0] for n in names if n.startswith(parent + ".")})
+    siblings = siblings or sorted({name.partition(".")[0] for name in names})
+    return f"{key}: there is no such key{hint or '; ' + (parent or 'the config') + ' has ' + ', '.join(siblings)}"
+
+
+@cache
+def _keys(name: str) -> dict[str, Any]:
+    """The keys of a file of conf/, the groups of its defaults list included."""
+    found = yaml.safe_load((CONF / name).read_text(encoding="utf-8"))
+    listed = [key for entry in found.pop("defaults", []) if isinstance(entry, dict) for key in entry]
+    found.pop("hydra", None)
+    return dict.fromkeys(key for key in listed if " " not in key) | found
+
+
+def check_keys(config: dict[str, Any], config_name: str) -> list[str]:
+    """Keys that nothing reads, however they came in; of nodes with a `_target_` their constructor knows."""
+    known = dict(_keys(f"{config_name}.yaml"))
+    known |= {group: _keys(file) for group, file in GROUPS.items() if group in known}
+    problems, names = [], [name for name in known if known[name] is not None or name in config]
+    for group in NAMED:
+        if group in known:
+            held = config[group] or {}
+            bare = [key for key, value in held.items() if value is not None
+                    and not (isinstance(value, dict) and "_target_" in value)]
+            problems += [unknown_key(f"{group}.{key}", [f"{group}.{other}" for other in held if other not in bare])
+                         for key in bare]
+    names += [f"{group}.{key}" for group, inner in known.items() if isinstance(inner, dict) for key in inner]
+    for key, value in config.items():
+        if key not in known:
+            problems.append(unknown_key(key, names))
+        elif isinstance(value, dict) and isinstance(known[key], dict) and "_target_" not in value:
+            problems += [unknown_key(f"{key}.{inner}", names) for inner in value if inner not in known[key]]
+    return problems
+
+
+def check(config: dict[str, Any], config_name: str, files: bool = True) -> list[str]:
     """Everything that is wrong with a resolved config, one line each."""
     problems = [line for path, node in nodes(config) for line in check_node(path, node)]
+    problems += check_keys(config, config_name)
     problems += check_values(config) + check_names(config) + check_sizes(config)
     # An estimate works out of what is there: it says itself what it needs.
     return problems + (check_files(config) if files and not config.get("estimate") else [])

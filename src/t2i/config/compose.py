@@ -1,27 +1,40 @@
 """Configs: Hydra's composition of `conf/` and `experiments/`, as plain dictionaries that were checked.
 
-Free text and paths never pass through Hydra's grammar (it breaks more than half of ordinary captions): they are set
-aside before, and put in after composing. Nothing heavy is imported here, so that a mistake answers at once.
+Values of free text and paths are quoted before Hydra's grammar reads them (it breaks more than half of ordinary
+captions). Nothing heavy is imported here, so that a mistake answers at once.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from t2i.config.check import check, near
+from hydra import initialize_config_dir
+from hydra._internal.hydra import Hydra
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from t2i.config.check import check, near, unknown_key
 
 ROOT = Path(__file__).resolve().parents[3]
 CONF = ROOT / "conf"
 RECIPES = ROOT / "experiments"
 TEXTS = {"prompt", "negative", "guide.extras", "guide.excluded", "guide.styles", "guide.images"}  # to the letter
-# Text, or null.
+# Text, or null; interpolations in it are followed.
 PATHS = {"ckpt", "out", "data.font", "prompts", "scorer", "resume", "name", "group", "completion.image",
          "text_encoder.vocabulary", "guide.clips", "guide.start_image"}
 PATH_ENDINGS = ("path", "root", "runs", "cache", "folder")
@@ -34,14 +47,16 @@ HINTS = {
     "guide.path": "the drawing.json of a guided drawing",
     "data.root": "the folder with the pictures; python prepare.py data=… data.root=… looks it over",
 }
+PLUGINS = {"hydra/launcher=joblib": "hydra-joblib-launcher", "hydra/launcher=submitit_local": "hydra-submitit-launcher",
+           "hydra/launcher=submitit_slurm": "hydra-submitit-launcher", "hydra/sweeper=optuna": "hydra-optuna-sweeper"}
+SWEEP = {  # keys of earlier versions -> what replaces them
+    "launcher": "hydra/launcher=joblib, submitit_local or submitit_slurm", "jobs": "hydra.launcher.n_jobs=",
+    "objective": "trainer.monitor=", "objective_mode": "trainer.monitor_mode=",
+    "submitit": "hydra/launcher=submitit_slurm and its keys, hydra.launcher.timeout_min= and others (docs/sweeps.md)"}
+REMOVABLE = re.compile(r"(callbacks|logger)(\..*)?|(model|text_encoder|hydra)[./@].*")  # by ~
 
 
-HYDRA = {  # what is said of Hydra's own settings, which are not read here
-    "hydra/launcher": "sweep.launcher= (basic, joblib, submitit) says how -m runs its jobs",
-    "hydra/sweeper": "-m runs every combination of listed values (seed=0,1), and has no other sweeper",
-    "hydra.sweep": "a sweep's folder is paths.runs=FOLDER name=NAME-sweep, by name=NAME",
-    "hydra": "a run's folder is paths.runs=FOLDER name=NAME, and what is printed goes to the terminal alone",
-}
+QUOTED = re.compile(r"""(["'])(?:\\.|(?!\1)[^\\])*\1""", re.DOTALL)  # a quoted string of Hydra's
 
 
 class ConfigError(ValueError):
@@ -57,6 +72,52 @@ class Stage:
     command: str
 
 
+def run_name(*, _root_: Any) -> str:
+    """`name` by itself: the pipeline's group, the recipe's name, or model-data."""
+    chosen = (_root_.hydra if "hydra" in _root_ else HydraConfig.get()).runtime.choices
+    if _root_.stages is not None and _root_.group is not None:
+        return str(_root_.group)
+    return str(chosen.get("experiments") or f"{chosen.get('model')}-{chosen.get('data')}")
+
+
+def tag(key: str, value: str, keys: Sequence[str]) -> str:
+    """A swept setting as a piece of a folder's name: quantizer-vq."""
+    last = re.split(r"[./]", key)[-1]
+    unique = sum(re.split(r"[./]", other)[-1] == last for other in keys) == 1
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", f"{last if unique else key}-{value}").strip("-.")
+
+
+def swept(overrides: Sequence[str], fixed: Sequence[str]) -> dict[str, str]:
+    """The settings of a sweep's job that differ from job to job."""
+    pairs = (word.partition("=")[::2] for word in overrides)
+    return {key: value for key, value in pairs if key not in fixed}
+
+
+def job_folder(overrides: Any, fixed: Any) -> str:
+    """The folder of a sweep's job below the sweep's."""
+    settings = swept(*(OmegaConf.to_container(words, resolve=False) for words in (overrides, fixed)))  # type: ignore
+    name = "_".join(tag(key, value, list(settings)) for key, value in settings.items()) or "only"
+    if len(name) <= 120:
+        return name
+    import hashlib
+
+    return f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def keys_of(config_name: str) -> str:
+    """An app's groups and keys, these with their comments, for --help."""
+    text = (CONF / f"{config_name}.yaml").read_text(encoding="utf-8")
+    defaults, _, keys = text[text.index("\ndefaults:"):].partition("\n\n")
+    own = set(re.findall(r"- (\w+):", defaults))
+    lines = [f"  {group}={'|'.join(choices(group))}" for group in groups() if group.partition("/")[0] in own]
+    return "\n".join([*lines, "", f"Keys (conf/{config_name}.yaml):", *(f"  {line}" for line in keys.splitlines())])
+
+
+for resolver in (run_name, job_folder, keys_of):
+    OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+OmegaConf.register_new_resolver("repo", lambda: str(ROOT), replace=True)
+
+
 def choices(group: str) -> list[str]:
     """What a group can be set to; recipes with their folders."""
     folder = RECIPES if group == "experiments" else CONF / group
@@ -64,6 +125,7 @@ def choices(group: str) -> list[str]:
     return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in found)
 
 
+@cache
 def groups() -> list[str]:
     inside = {p.parent.relative_to(CONF).as_posix() for p in CONF.rglob("*.yaml")} - {"."}
     return sorted(inside | {"experiments"})
@@ -73,22 +135,38 @@ def is_path(key: str) -> bool:
     return key in PATHS or ("." in key and key.rpartition(".")[2].endswith(PATH_ENDINGS))
 
 
-def set_aside(overrides: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Replaces the values of free text and path keys by plain words; returns the words and what they stand for."""
-    kept: list[str] = []
-    texts: dict[str, str] = {}
+def quoted(overrides: Sequence[str]) -> list[str]:
+    """Overrides as Hydra's grammar takes them: values of free text are quoted to the letter, paths but for
+    interpolations; a value that is a quoted string of Hydra's as a whole stays as it is."""
+    found = []
     for override in overrides:
         key, equals, value = override.partition("=")
+        if key == "experiment":  # as in other Hydra projects
+            key = "experiments"
         bare = key.lstrip("+")
-        path = is_path(bare) and value not in ("", "null", "???") and not value.startswith("[")
-        if equals and (bare in TEXTS or path):
-            word = f"__text_{len(texts)}__"
-            texts[word] = value
-            override = f"{key}={word}"
-        elif equals and is_path(bare) and value == "":
-            override = f"{key}=null"
-        kept.append(override)
-    return kept, texts
+        if bare == "name" and equals and value in ("", "null"):
+            continue
+        path = is_path(bare)
+        if not equals or not (path or bare in TEXTS) or QUOTED.fullmatch(value):
+            pass
+        elif path and value in ("", "null"):
+            value = "null"
+        elif not path or (value != "???" and not value.startswith("[")):
+            # Backslashes before ${ are doubled, as OmegaConf reads them, and one more makes it text.
+            literal = value if path else re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+            value = QuotedString(literal, Quote.double).with_quotes()
+        found.append(f"{key}{equals}{value}")
+    return found
+
+
+def plain(override: str) -> str:
+    """The inverse of `quoted`: as a person types it."""
+    key, _, value = override.partition("=")
+    if value[:1] != '"' or not (is_path(key) or key in TEXTS):
+        return override
+    text = str(parsed(override).value())
+    text = text if is_path(key) else re.sub(r"(\\*)\\\$\{", lambda m: m[1][: len(m[1]) // 2] + "${", text)
+    return f"{key}={text}" if quoted([f"{key}={text}"]) == [override] else override
 
 
 def imply_model(overrides: list[str]) -> list[str]:
@@ -101,136 +179,103 @@ def imply_model(overrides: list[str]) -> list[str]:
     return [f"model={fitting[0]}", *overrides] if len(fitting) == 1 else overrides
 
 
-@cache
-def _hydra(overrides: tuple[str, ...], config_name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Hydra's composition, not resolved, with the choice made in each group. Treat it as read-only."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from omegaconf import OmegaConf
-
-    OmegaConf.register_new_resolver("repo", lambda: str(ROOT), replace=True)
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        composed = hydra_compose(config_name, list(overrides), return_hydra_config=True)
-    config: dict[str, Any] = OmegaConf.to_container(composed, resolve=False)  # type: ignore[assignment]
-    chosen = dict(composed.hydra.runtime.choices)
-    del config["hydra"]
-    return config, chosen
+def parsed(override: str) -> Override:
+    """ConfigError where it cannot be read."""
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        if "=" not in override:
+            raise ConfigError(f"{override!r} is no setting: write key=value (see --help)") from error
+        raise ConfigError(f"{override!r} cannot be read: write key=value, lists as [a,b], text with signs as"
+                          " 'key=\"text\"'") from error
 
 
-def _compose_or_explain(overrides: list[str], config_name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Hydra's composition; its exceptions become one ConfigError with every unknown key and the near names."""
-    from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
-    from omegaconf.errors import OmegaConfBaseException
-
-    remaining, unknown = list(overrides), []
-    while True:
-        try:
-            config, chosen = _hydra(tuple(remaining), config_name)
-            break
-        except MissingConfigException as error:
-            raise ConfigError(_no_such_choice(str(error.missing_cfg_file), remaining)) from error
-        except ConfigCompositionException as error:
-            text = str(error)
-            if needed := re.search(r"You must specify '(\w+)'", text):
-                raise ConfigError(_no_choice(needed[1], remaining)) from error
-            key = re.search(r"Could not (?:override|delete|append)[^']*'([^'=]+)", text)
-            culprits = [o for o in remaining if key and o.partition("=")[0].lstrip("+~") == key[1].partition("@")[0]]
-            if not culprits:
-                raise ConfigError(" ".join(text.split())) from error
-            unknown.append((culprits[0].partition("=")[0].lstrip("+~"), " ".join(text.split())))
-            remaining = [o for o in remaining if o not in culprits]
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(_not_parsed(error, remaining)) from error
-    if unknown:
-        names = list(flat(config))
-        raise ConfigError("\n".join(_unknown_key(key, text, names, chosen) for key, text in unknown))
-    return config, chosen
-
-
-def _no_choice(group: str, overrides: list[str]) -> str:
-    for override in overrides:  # a typo in the group's own name
-        key = override.partition("=")[0]
-        if key not in groups() and group in difflib.get_close_matches(key, groups(), 1, 0.7):
-            return f"{key}: there is no such key (did you mean {group}?)"
-    text = f"{group}= is needed: one of {', '.join(choices(group))}"
-    recipes = ", ".join(choices("experiments"))
-    return text + (f"; or a recipe, experiments= one of {recipes}" if group == "model" else "")
-
-
-def _no_such_choice(missing: str, overrides: list[str]) -> str:
-    missing = missing.removesuffix(".yaml")
-    for override in overrides:
-        group, _, choice = override.partition("=")
-        if f"{group}/{choice}" == missing:
-            break
-    else:
-        group, _, choice = missing.rpartition("/")
-    allowed = choices(group)
-    return f"{group}={choice}: there is no such choice{near(choice, allowed)}; allowed are {', '.join(allowed)}"
-
-
-def _unknown_key(key: str, text: str, names: list[str], chosen: Mapping[str, str]) -> str:
-    if "multiple values" in text:
-        return text
-    if key in groups():
-        top = key.partition("/")[0]
-        return f"{key}= does not go with {top}={chosen.get(top)}, which has no such part"
-    parent, _, last = key.rpartition(".")
-    endings = [name for name in names if name.rpartition(".")[2] == last]
-    hint = f" (did you mean {' or '.join(endings[:3])}?)" if endings else near(key, names + groups())
-    siblings = sorted({n[len(parent) + 1 :].partition(".")[0] for n in names if n.startswith(parent + ".")})
-    siblings = siblings or sorted({name.partition(".")[0] for name in names})
-    return f"{key}: there is no such key{hint or '; ' + (parent or 'the config') + ' has ' + ', '.join(siblings)}"
-
-
-def _not_parsed(error: Exception, overrides: list[str]) -> str:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    for override in overrides:
-        try:
-            OverridesParser.create().parse_override(override)
-        except HydraException:
-            if "=" not in override:
-                return f"{override!r} is no setting: write key=value (see --help)"
-            return f"{override!r} cannot be read: write key=value, lists as [a,b], text with signs as 'key=\"text\"'"
-    return " ".join(str(error).split())
-
-
-def refuse(overrides: list[str]) -> None:
-    """ConfigError for Hydra's own settings, and for taking out what the doors need."""
+def refuse(overrides: Sequence[str]) -> None:
+    """ConfigError for keys of earlier versions, and for taking out what is needed."""
     lines = []
     for word in overrides:
         key = word.partition("=")[0].lstrip("+~")
-        told = next((text for name, text in HYDRA.items() if re.match(rf"{name}\b", key)), None)
-        if told:
-            lines.append(f"{word}: Hydra's own settings are not read; {told}")
-        elif word.startswith("~") and not key.startswith(("callbacks.", "model.", "text_encoder.")):
-            instead = "logger=none logs nothing" if key == "logger" else f"{key}= takes another value"
-            lines.append(f"{word}: this cannot be taken out; {instead}")
+        if key == "sweep" or key.startswith("sweep."):
+            now = SWEEP.get(key.split(".")[1] if "." in key else "", "hydra/launcher= and hydra/sweeper=")
+            lines.append(f"{word}: -m is Hydra's own now; instead of {key}= write {now}")
+        elif word.startswith("~") and not REMOVABLE.fullmatch(key):
+            lines.append(f"{word}: this cannot be taken out; {key}= takes another value")
     if lines:
         raise ConfigError("\n".join(lines))
 
 
-def parse_sweep(overrides: list[str]) -> list[tuple[str, list[str]]]:
-    """Each override as its key and the list of its values as whole overrides: one, or several of a sweep."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
+@contextmanager
+def _loader(config_dir: str | None) -> Iterator[Hydra]:
+    """The running app's Hydra, or one of its own beside it."""
+    running = GlobalHydra.instance()
+    if running.hydra is not None:
+        yield running.hydra
+        return
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        if config_dir is not None:
+            if not Path(config_dir).is_dir():
+                raise ConfigError(f"--config-dir {config_dir}: there is no such folder")
+            path = hydra.config_loader.get_search_path()
+            path.prepend("command-line", f"file://{Path(config_dir).resolve()}", SearchPathQuery(provider="schema"))
+        yield hydra
 
-    refuse(overrides)
-    words, _ = set_aside(overrides)
-    found = []
-    for word, original in zip(words, overrides, strict=True):
-        key = original.partition("=")[0]
+
+def composed(overrides: Sequence[str], config_name: str, config_dir: str | None = None,
+             mode: RunMode = RunMode.RUN) -> DictConfig:
+    """Hydra's composition of overrides that are `quoted`, the node `hydra` included; ConfigError names every unknown
+    key and the near names."""
+    for override in overrides:
+        parsed(override)
+    remaining, unknown = list(overrides), []
+    while True:
         try:
-            parsed = OverridesParser.create().parse_override(word)
-        except HydraException as error:
-            raise ConfigError(_not_parsed(error, [word])) from error
-        if parsed.is_sweep_override():
-            found.append((key, [f"{key}={value}" for value in parsed.sweep_string_iterator()]))
-        else:
-            found.append((key, [original]))
-    return found
+            with _loader(config_dir) as hydra:
+                config = hydra.compose_config(config_name, remaining, run_mode=mode, from_shell=False,
+                                              with_log_configuration=False)
+            break
+        except MissingConfigException as error:
+            raise ConfigError(_no_such_choice(error, remaining)) from error
+        except ConfigCompositionException as error:
+            text = str(error)
+            key = re.search(r"Could not (?:override|delete|append)[^']*'([^'=@]+)|"
+                            r"verride ([^\s=@]+)\S* looks like a config group", text)
+            culprits = [o for o in remaining if key and re.split("[=@]", o)[0].lstrip("+~") == (key[1] or key[2])]
+            if not culprits:
+                cause = f": {error.__cause__}" if not text.strip() or error.__cause__ else ""
+                raise ConfigError(" ".join(f"{text}{cause}".split()).lstrip(": ")) from error
+            unknown.append((culprits[0].partition("=")[0].lstrip("+~"), " ".join(text.split())))
+            remaining = [o for o in remaining if o not in culprits]
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(" ".join(str(error).split())) from error
+    if unknown:
+        names, chosen = list(flat(OmegaConf.to_container(config))), config.hydra.runtime.choices
+        raise ConfigError("\n".join(_unknown_key(key, text, names, chosen) for key, text in unknown))
+    return config
+
+
+def _no_such_choice(error: MissingConfigException, overrides: Sequence[str]) -> str:
+    missing = str(error.missing_cfg_file).removesuffix(".yaml")
+    group, _, choice = missing.rpartition("/")
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if f"{key.lstrip('+')}/{value}" == missing:
+            group, choice = key.lstrip("+"), value
+    if package := PLUGINS.get(f"{group}={choice}"):
+        return f"{group}={choice} needs a package that is not installed: pip install {package}"
+    allowed = sorted({*choices(group), *(error.options or ())})
+    return f"{group}={choice}: there is no such choice{near(choice, allowed)}; allowed are {', '.join(allowed)}"
+
+
+def _unknown_key(key: str, text: str, names: list[str], chosen: Mapping[str, str]) -> str:
+    if "multiple values" in text or "Could not append" in text:
+        return text
+    if key in groups():
+        top = key.partition("/")[0]
+        return f"{key}= does not go with {top}={chosen.get(top)}, which has no such part"
+    own = [name for name in names if name.startswith("hydra") == key.startswith("hydra")]
+    return unknown_key(key, own + [group for group in groups() if group not in own])
 
 
 def flat(config: Any, path: str = "") -> dict[str, Any]:
@@ -242,66 +287,61 @@ def flat(config: Any, path: str = "") -> dict[str, Any]:
     return found
 
 
-def _replace(value: Any, texts: dict[str, str]) -> Any:
-    if isinstance(value, dict):
-        return {key: _replace(item, texts) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_replace(item, texts) for item in value]
-    return texts.get(value, value) if isinstance(value, str) else value
-
-
 def _mentions(value: Any, name: str) -> bool:
     if isinstance(value, dict | list):
         return any(_mentions(item, name) for item in (value.values() if isinstance(value, dict) else value))
     return isinstance(value, str) and re.search(r"\$\{" + name + r"[.}]", value) is not None
 
 
-def compose(overrides: list[str], config_name: str = "train", files: bool = True) -> dict[str, Any]:
-    """The resolved and checked config of a command line, as a plain dict.
-
-    `files` False leaves out whether named files exist. Raises ConfigError with everything that is wrong.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    words, texts = set_aside(imply_model(overrides))
-    literal = {w: t for w, t in texts.items() if words[[w in o for o in words].index(True)].lstrip("+")
-               .partition("=")[0] in TEXTS}
-    for key, values in parse_sweep(words):
-        if len(values) > 1:
-            raise ConfigError(f"{key} has several values: put -m before the settings to run one after the other")
-    config, chosen = _compose_or_explain(words, config_name)
-    config = _replace(config, {w: t for w, t in texts.items() if w not in literal})
-    if config_name == "train":
-        if config["stages"] is not None:
-            config["name"] = config["name"] or config["group"]
-        recipe = chosen.get("experiments")
-        if config["name"] is None:
-            config["name"] = recipe or f"{chosen.get('model')}-{chosen.get('data')}"
-        # An encoder that no part refers to need not be there.
-        others = {key: value for key, value in config.items() if key != "text_encoder"}
-        if not _mentions(others, "text_encoder"):
-            config["text_encoder"] = None
-    missing = [key for key, value in flat(config).items() if value == "???"]
-    if missing:
-        lines = [f"{key}= is needed{': ' + HINTS[key] if key in HINTS else ''}" for key in missing]
-        raise ConfigError("\n".join(lines))
+def resolved(config: DictConfig, config_name: str, files: bool = True) -> dict[str, Any]:
+    """A composed config as a plain dict, without interpolations and the node `hydra`, and checked; ConfigError says
+    everything that is wrong. `files` False leaves out whether named files exist."""
+    config = deepcopy(config)
+    bare: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
+    bare.pop("hydra", None)
     try:
-        resolved: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(config), resolve=True)  # type: ignore
+        with open_dict(config):
+            needed = {"train": "model", "prepare": "data"}.get(config_name)
+            if needed and needed not in bare and not bare.get("stages"):
+                recipe = f"; or a recipe, experiments= one of {', '.join(choices('experiments'))}"
+                raise ConfigError(f"{needed}= is needed: one of {', '.join(choices(needed))}"
+                                  f"{recipe if needed == 'model' else ''}")
+            if config_name == "train":
+                config.name = config.name
+                for group in ("callbacks", "logger"):
+                    config.setdefault(group, {})
+                # An encoder that no part refers to need not be there.
+                if not _mentions({key: value for key, value in bare.items() if key != "text_encoder"}, "text_encoder"):
+                    config.text_encoder = bare["text_encoder"] = None
+            config.pop("hydra", None)
+        missing = [key for key, value in flat(bare).items() if value == "???" and key not in TEXTS]
+        if missing:
+            lines = [f"{key}= is needed{': ' + HINTS[key] if key in HINTS else ''}" for key in missing]
+            raise ConfigError("\n".join(lines))
+        found: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise ConfigError(f"the config cannot be resolved: {' '.join(str(error).split())}") from error
-    resolved = _replace(resolved, literal)
-    problems = check(resolved, files=files and not resolved.get("stages"))
-    if problems:
+    if problems := check(found, config_name, files and not found.get("stages")):
         raise ConfigError("\n".join(problems))
-    return resolved
+    return found
 
 
-def plan(overrides: list[str]) -> list[Stage]:
+def compose(overrides: Sequence[str], config_name: str = "train", files: bool = True) -> dict[str, Any]:
+    """The resolved and checked config of a command line, as a plain dict; `files` as in `resolved`."""
+    refuse(overrides)
+    words = imply_model(quoted(overrides))
+    for word in words:
+        if parsed(word).is_sweep_override():
+            raise ConfigError(f"{word.partition('=')[0]} has several values: put -m before the settings to run one"
+                              " after the other")
+    return resolved(composed(words, config_name), config_name, files)
+
+
+def plan(overrides: Sequence[str]) -> list[Stage]:
     """The stages of a pipeline's recipe. Other overrides go to every stage, but for those of what follows the stages;
     `name=` names the pipeline's folder."""
     stages = compose(overrides, files=False)["stages"]
-    own = ("experiments=", "evaluation.", "comparison.")
+    own = ("experiments=", "experiment=", "evaluation.", "comparison.", "hydra.", "hydra/")
     others = [o for o in overrides if not o.startswith(own)]
     others = ["group=" + o.partition("=")[2] if o.startswith("name=") else o for o in others]
     found = []

@@ -35,7 +35,7 @@ VALUES: dict[str, tuple[str, float | None, float | None]] = {
     "trainer.accelerator": ("Literal['auto', 'cpu', 'gpu', 'cuda', 'mps']", None, None),
     "trainer.devices": ("int | Literal['auto'] | list[int]", -1, None),
     "trainer.num_nodes": ("int", 1, None),
-    "trainer.strategy": ("str", None, None),
+    "trainer.strategy": ("str | dict[str, Any]", None, None),
     "trainer.precision": ("Literal['auto', '32-true', 'bf16-mixed', '16-mixed']", None, None),
     "trainer.max_steps": ("int", 1, None),
     "trainer.max_minutes": ("float | None", 0, None),

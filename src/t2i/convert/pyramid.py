@@ -106,7 +106,7 @@ def tokenizer_of(
 
     def make(**sizes: Any) -> nn.Module:
         config.update(node_of(layout, pixels, **sizes))
-        return building.build(config)
+        return building.build_registered(config)
 
     choices = {name: [value] for name, value in _sizes(layout, state).items()}
     tokenizer: ImageTokenizer = fill(make, choices, state, layout.published, source, layout.what, prefix)

@@ -83,7 +83,7 @@ def composed(
 
 
 def listed(images: GeneratedImages) -> Paint:
-    """ImageDataset of a folder by their captions; the k-th of equal captions is the k-th picture with it."""
+    """Pictures of a folder by their captions; the k-th of equal captions is the k-th picture with it."""
     places: dict[str, list[int]] = defaultdict(list)
     for i, text in enumerate(images.captions()):
         places[text].append(i)

@@ -166,7 +166,7 @@ class Evaluation:
             raise ValueError(f"out={shown(self.out)} cannot be written: {error.strerror}") from error
 
     def draw(self, what: str, text: list[str], guided: bool) -> GeneratedImages:
-        """ImageDataset for these captions, drawn now or before."""
+        """Pictures for these captions, drawn now or before."""
         request = {"what": what, "hash": self.hash, "sampler": self.options, "seed": self.seed,
                    **({"guide": self.config["guide"]} if guided else {})}
         images = GeneratedImages.for_captions(self.out / "drawn", request, text)

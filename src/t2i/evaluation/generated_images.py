@@ -1,4 +1,4 @@
-"""ImageDataset to evaluate: how a model draws them, and a folder of them, drawn by it or by another program.
+"""Pictures to evaluate: how a model draws them, and a folder of them, drawn by it or by another program.
 
 `metadata.jsonl` has a line a picture, `file_name` and `text` (the form that `data=folder` reads too); a picture lies
 there as a PNG as soon as it is drawn, so that a command that was broken off goes on where it stopped.
@@ -69,7 +69,7 @@ def draw(
 
 
 class GeneratedImages:
-    """ImageDataset in a folder, in the order of their listing.
+    """Pictures in a folder, in the order of their listing.
 
     Args:
         folder: made if need be.

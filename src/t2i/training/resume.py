@@ -123,6 +123,14 @@ def finished(run_dir: Path) -> dict[str, Any] | None:
     return _read(path, "goes on from its checkpoint", steps=int) if there else None
 
 
+def move_away(folder: Path) -> None:
+    """Takes an earlier run, if one lies in `folder`, to a folder beside it."""
+    if (folder / "config.json").is_file():
+        old = folder.with_name(f"{folder.name}.old{int(time.time())}")
+        folder.rename(old)
+        print(f"The earlier run was moved to {old}")
+
+
 def open_run(config: dict[str, Any], run_dir: Path) -> Path | None:
     """Makes or re-opens the run's folder and returns the checkpoint to continue from, if any.
 
@@ -131,10 +139,8 @@ def open_run(config: dict[str, Any], run_dir: Path) -> Path | None:
     takes any config.
     """
     resume, saved = config["resume"], run_dir / "config.json"
-    if resume == "never" and run_dir.exists() and is_first():  # of several processes one makes and moves folders
-        old = run_dir.with_name(f"{run_dir.name}.old{int(time.time())}")
-        run_dir.rename(old)
-        print(f"The earlier run was moved to {old}")
+    if resume == "never" and is_first():  # of several processes one makes and moves folders
+        move_away(run_dir)
     begun = any((run_dir / f"{name}.ckpt").is_file() for name in ("last", "previous", "best"))
     if begun and saved.is_file() and resume != "never":
         before = renames.current(_read(saved, "goes on under this command's settings", paths=dict))

@@ -127,7 +127,7 @@ def compared(named: list[str], options: dict[str, Any], runs: list[Any], out: Pa
         again.append(one.command or f"# of an earlier version: see {one.folder / 'config.json'}")
         if one.checkpoint is not None and one.evaluation is None and one.kind in KINDS:
             again.append(f"python evaluate.py ckpt={shlex.quote(str(one.checkpoint))}")
-    facts = [f"ImageDataset were made on {hardware(device)}.", versions()]
+    facts = [f"Pictures were made on {hardware(device)}.", versions()]
     date = time.strftime("%Y-%m-%d %H:%M")
     table = tables.markdown(labels, columns)
     result: dict[str, Any] = {

@@ -53,7 +53,7 @@ def drawn(model: Any, text: Sequence[str], seed: int, options: dict[str, Any], l
 
 
 def speed(model: Any, text: Sequence[str], options: dict[str, Any]) -> float:
-    """ImageDataset a second in batches of 64, warmed up, median of three."""
+    """Pictures a second in batches of 64, warmed up, median of three."""
     some = [text[i % len(text)] for i in range(BATCH)]
     seconds = []
     for _ in range(1 + TIMED):
@@ -75,7 +75,7 @@ def validation(run: Run, n: int, size: int | None = None) -> tuple[np.ndarray, l
     config, source = run.config, run.folder / "config.json"
     data = config["data"] if size is None else {**config["data"], "image_size": size}
     check_data_node(data, source)
-    made = building.build(dataset_node({**config, "data": data}), split="val")
+    made = building.build_registered(dataset_node({**config, "data": data}), split="val")
     examples = [made[(i, 0)] for i in range(min(n, len(made)))]
     return (torch.stack([one.image for one in examples]).permute(0, 2, 3, 1).contiguous().numpy(),
             [str(one.captions[0]) if one.captions else "" for one in examples])
@@ -158,7 +158,7 @@ def sheets(
             missing.append(f"Nothing was drawn: {error} (captions=FILE does without the data)")
     if tokenizers:
         rebuilt = Sheet("The same pictures, reconstructed", [], [
-            f"ImageDataset: the first of {tokenizers[0].label}'s validation split. PSNR in dB, higher is nearer."])
+            f"Pictures: the first of {tokenizers[0].label}'s validation split. PSNR in dB, higher is nearer."])
     for made, members in ((sheet, drawing), (rebuilt, tokenizers)):
         if made is not None:
             made.notes += [note for run in members if (note := other_data(members[0], run)) is not None]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from t2i.checkpoint import file_format
+from t2i.checkpoint import file_format, renames
 from t2i.checkpoint.plain_files import read_table
 from t2i.config.compose import compared, flat
 from t2i.viz.plots import read_metrics
@@ -83,7 +83,7 @@ def _found(word: str, which: str) -> tuple[Path, Path | None, Path | None]:
 
 def read_run(folder: Path, path: Path | None, label: str) -> Run:
     """A run with its curves, its last result and its evaluation, where there are some; ValueError for damaged files."""
-    config = read_table(folder / "config.json", **SECTIONS)
+    config = renames.current(read_table(folder / "config.json", **SECTIONS))
     held: dict[str, Any] = {name: read_table(file, **kinds) if file.is_file() else None
                             for name, kinds in BESIDE.items() if (file := folder / f"{name}.json")}
     metrics, began = folder / "metrics.csv", folder / "command.txt"
