@@ -103,7 +103,7 @@ def _faults(node: Any, where: str, role: str, given: Collection[str] = ()) -> It
         asked = arguments.get(place)
         for word in asked if isinstance(asked, list) else [] if asked is None else [asked]:
             if not isinstance(word, str) or not registry.is_trusted_place(word):
-                yield (f"{where}.{place}={quoted(word)} is the file's word, which opens nothing; if it is meant,"
+                yield (f"{where}.{place}={quoted(word, 200)} is the file's word, which opens nothing; if it is meant,"
                        f" trust=[{word if isinstance(word, str) and word.isprintable() else '…'}] says so")
     for key, value in arguments.items():
         if key != "_target_":

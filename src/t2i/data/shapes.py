@@ -48,6 +48,8 @@ from t2i.data.scenes import (
     Scene,
     Task,
     Thing,
+    describe,
+    pick,
     relations,
     render,
 )  # fmt: skip
