@@ -23,11 +23,10 @@ from torch.nn.modules import module as registration
 from torch.overrides import TorchFunctionMode
 
 from t2i.checkpoint import registry
-from t2i.checkpoint.file_checks import quoted
 from t2i.checkpoint.file_format import kind_of, read
 from t2i.checkpoint.file_format import weights as weights_of
 from t2i.config.check import check_node
-from t2i.config.messages import shown
+from t2i.config.messages import quoted, shown
 
 
 def build(node: Mapping[str, Any], **given: Any) -> Any:
@@ -104,7 +103,7 @@ def _faults(node: Any, where: str, role: str, given: Collection[str] = ()) -> It
         asked = arguments.get(place)
         for word in asked if isinstance(asked, list) else [] if asked is None else [asked]:
             if not isinstance(word, str) or not registry.is_trusted_place(word):
-                yield (f"{where}.{place}={quoted(word)} is the file's word, which opens nothing; if it is meant,"
+                yield (f"{where}.{place}={quoted(word, 200)} is the file's word, which opens nothing; if it is meant,"
                        f" trust=[{word if isinstance(word, str) and word.isprintable() else '…'}] says so")
     for key, value in arguments.items():
         if key != "_target_":
