@@ -126,6 +126,7 @@ def left_over(*folders: Path) -> list[str]:
     """Files that only a run that was killed leaves."""
     return sorted(path.name for folder in folders if folder.exists() for path in folder.rglob("*")
                   if path.name.endswith((".tmp", ".part")) or (path.name.startswith(".") and ".out." not in path.name
+                                                               and path.name not in (".hydra", ".jobs")
                                                                and not path.name.endswith((".lock", "lock"))))
 
 

@@ -339,14 +339,14 @@ def test_sizes_are_held_against_the_weights(path: Path, where: str, value: Any, 
         node = node[key]
     node[where.split(".")[-1]] = value
     atomic.save_atomic(content, path)
-    started = time.monotonic()
+    started = time.process_time()
     if where == "image_size" and value > 0:  # no weight has this size, and nothing is made of it
         assert building.load(path).grid == (value // 2, value // 2)
     else:
         with pytest.raises(ValueError, match=words) as caught:
             building.load(path)
         assert str(path) in str(caught.value)
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
 
 
 def test_a_kind_that_the_class_is_not(path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import wandb
 from PIL import Image
 from pytorch_lightning import loggers
-from pytorch_lightning.loggers.logger import rank_zero_experiment
+from pytorch_lightning.loggers.logger import DummyExperiment, rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from t2i.checkpoint import atomic, file_format
@@ -61,22 +61,26 @@ class WandbLogger(RunLogger, loggers.WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        if self._experiment is None:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
-            try:
-                self._start(mode)
-            except Exception as error:  # wandb raises its own, requests' and the socket's
-                if mode != "online":
-                    raise
-                reason = str(error).partition("\n")[0]
-                warnings.warn(f"W&B cannot be used online ({type(error).__name__}: {reason}); this run is logged"
-                              f" offline, `wandb sync {self.run_dir / 'wandb'}/offline-run-*` sends it later",
-                              stacklevel=2)
-                with suppress(OSError):  # its service may be dead already
-                    wandb.teardown()  # else it keeps trying, and holds the id
-                self._start("offline")
-        return self._experiment
+        if self._experiment is None and not self.broken:  # Lightning asks for it before anything is logged
+            with self._mirrored():
+                self._open()
+        return DummyExperiment() if self.broken else self._experiment
+
+    def _open(self) -> None:
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
+        try:
+            self._start(mode)
+        except Exception as error:  # wandb raises its own, requests' and the socket's
+            if mode != "online":
+                raise
+            reason = str(error).partition("\n")[0]
+            warnings.warn(f"W&B cannot be used online ({type(error).__name__}: {reason}); this run is logged"
+                          f" offline, `wandb sync {self.run_dir / 'wandb'}/offline-run-*` sends it later",
+                          stacklevel=2)
+            with suppress(OSError):  # its service may be dead already
+                wandb.teardown()  # else it keeps trying, and holds the id
+            self._start("offline")
 
     def _start(self, mode: Any) -> None:
         online = mode == "online"
