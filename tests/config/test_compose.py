@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra.errors import MissingConfigException
 
 from t2i.config.check import allowed, check_names, check_node, constructor, fits
-from t2i.config.compose import ConfigError, compose, difference, plain, plan, quoted
+from t2i.config.compose import ConfigError, compose, difference, no_such_choice, plain, plan, quoted
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPTIONS = [
@@ -105,6 +106,7 @@ def test_hydras_own_quotes_are_read_as_hydra_does(ckpt: str) -> None:
         (["model=vqgan", "hydra/launcher=jobli"], ["hydra/launcher=jobli", "did you mean joblib"]),
         (["model=vqgan", "sweep.jobs=2"], ["instead of sweep.jobs= write hydra.launcher.n_jobs="]),
         (["model=vqgan", "sweep.launcher=joblib"], ["hydra/launcher=joblib"]),
+        (["model=vqgan", "+trainer={accumulate: 2}"], ["trainer.accumulate is called trainer.accumulate_grad_batches"]),
         (["model=vqgan", "model._target_=mine.Model"], ["model._target_=mine.Model: there is no module mine"]),
         (["model=vqgan", "model._target_=torch.nn.Linar"], ["torch.nn has no such class"]),
         (["model=vqgan", "~model.quantizer"], ["model.quantizer is needed"]),
@@ -176,6 +178,12 @@ def test_difference() -> None:
     b = {"data": {"size": 3, "new": {"x": 4}}, "betas": (0.5, 0.9)}
     assert difference(a, b) == ["data.size: 1 -> 3", "data.old: 2 -> (absent)", "data.new.x: (absent) -> 4"]
     assert difference(a, json.loads(json.dumps(a))) == []
+
+
+def test_a_missing_plugin_is_named() -> None:
+    error = MissingConfigException(missing_cfg_file="hydra/launcher/joblib", message="", options=["basic"])
+    assert no_such_choice(error, ["hydra/launcher=joblib"]) == (
+        "hydra/launcher=joblib needs a package that is not installed: pip install hydra-joblib-launcher")
 
 
 @pytest.mark.parametrize(("words", "left"), [(["~logger"], "logger"), (["~callbacks"], "callbacks")])
