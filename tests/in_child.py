@@ -6,7 +6,7 @@ import csv
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,23 @@ def config(folder: Path, *more: str) -> dict[str, Any]:
 
 def in_child(run: Callable[[], object], log: Path) -> int:
     """Runs it in a process of its own, its words in `log`; its exit code, negative for a signal."""
+    return wait(start(run, log))
+
+
+def in_children(runs: Sequence[Callable[[], object]], logs: Path) -> list[int]:
+    """Runs each in a process of its own, all at once, their words in `logs`/0.log and so on; their exit codes."""
+    return [wait(number) for number in [start(run, logs / f"{i}.log") for i, run in enumerate(runs)]]
+
+
+def wait(number: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+
+
+def start(run: Callable[[], object], log: Path) -> int:
+    """The number of the process that runs it."""
     number = os.fork()
     if number:
-        return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+        return number
     code = 99
     try:
         torch.set_num_threads(1)  # threads of the parent's are not there

@@ -34,7 +34,7 @@ from t2i.config.compose import compose
 from t2i.data.datasets import data_module
 from t2i.data.prepare import run as prepare
 
-SECONDS = 20  # that a data set of a handful of pictures may take
+SECONDS = 20  # of computing that a data set of a handful of pictures may take
 WIDEST = 700  # characters of a line: two paths and a cut value
 NATIVE = re.compile(r"^(Corrupt JPEG|Premature end|JPEGLib|ZIPDecode|_?TIFF|libpng|.*\.py:\d+: )", re.MULTILINE)
 AT_FAULT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u202e]")  # what a terminal would act on
@@ -87,8 +87,8 @@ def attempt(work: Callable[[], Any]) -> tuple[Any, str, Outcome | None]:
     outcome: Outcome | None = None
     found = None
     with printed() as text, warnings.catch_warnings():  # so that what was said before is said again
-        signal.signal(signal.SIGALRM, ring)
-        signal.alarm(SECONDS)
+        signal.signal(signal.SIGVTALRM, ring)
+        signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
         try:
             found = work()
         except Hung:
@@ -103,7 +103,7 @@ def attempt(work: Callable[[], Any]) -> tuple[Any, str, Outcome | None]:
             outcome = "traceback"
             traceback.print_exc()
         finally:
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         said = text()
     return found, said, outcome
 

@@ -155,7 +155,7 @@ class Cases:
         self.guided = ["method=clip_guided", f"clip_guided.clips={self.parts.clip}", "clip_guided.canvas=pixels",
                        "clip_guided.image_size=[16,16]", "clip_guided.steps=2", "clip_guided.batch_size=2",
                        "prompt=a red circle"]
-        self.evaluate = [f"ckpt={folder / 'runs/gan/last.ckpt'}", f"judge={self.parts.other}", "n=24"]
+        self.evaluate = [f"ckpt={folder / 'runs/gan/last.ckpt'}", f"clip_model={self.parts.other}", "n=24"]
 
     def full_before_sample(self, here: Disk) -> None:
         here.fill()

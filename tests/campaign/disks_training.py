@@ -99,7 +99,7 @@ def cases(made: Path) -> Iterator[Case]:
     yield Case("full at a row of metrics.csv", "clip", PLACES["in a row of metrics.csv"](3))
     yield Case("full at the last save", "vqgan", PLACES["at the end of training"](1))
     yield Case("full before it is called finished", "clip", PLACES["before it is called finished"](3))
-    yield Case("full at a picture grid", "vqgan", Moment("save", "pictures.py", 2), more=grids)
+    yield Case("full at a picture grid", "vqgan", Moment("save", "grids.py", 2), more=grids)
     yield Case("full before the CLIP is exported", "clip", Moment("export", "clip.py", 1))
     yield Case("full cache, codes", "prior", None, "cache")
     yield Case("full cache while codes are written", "prior", Moment("encode", "", 4), "cache")

@@ -59,8 +59,8 @@ def cases(made: Path) -> Iterator[Case]:
         yield Case(f"{models[turn % 4]}: {NAMES[which]} twice {name}", models[turn % 4], place, which, True)
         turn += 1
     for which in (TERM, INT):
-        early = {"at the start": Moment("open_run", "engine.py"), "while the data are built": Moment("data_module", ""),
-                 "while the trainer is made": Moment("make_trainer", "engine.py")}
+        early = {"at the start": Moment("open_run", "train.py"), "while the data are built": Moment("data_module", ""),
+                 "while the trainer is made": Moment("make_trainer", "train.py")}
         for name, place in early.items():
             yield Case(f"{models[turn % 4]}: {NAMES[which]} {name}", models[turn % 4], place, which, trains=False)
             turn += 1
@@ -119,7 +119,7 @@ def drawing(folder: Path, made: Path, which: signal.Signals) -> tuple[Outcome, s
     out = folder / "drawn"
     work = forked.command("sample", [f"ckpt={made / 'runs/prior/last.ckpt'}", "prompt=a red circle", "n=6",
                                      "batch_size=1", f"out={out}"])
-    case = Case("", "", Moment("save", "pictures.py", 3), which)
+    case = Case("", "", Moment("save", "grids.py", 3), which)
     first = forked.run(work, folder, SECONDS, at=(case.place, sending(case)))
     found = answered(first, which, False, False)
     if found[0] != "right":

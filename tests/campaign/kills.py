@@ -44,14 +44,14 @@ PLACES = {
     "before a checkpoint's bytes are safe": lambda n: Moment("fsync", "c", n),
     "before a file takes its name": lambda n: Moment("replace", "c", n),
     "before the checkpoint before is kept": lambda n: Moment("link", "c", n),
-    "while a checkpoint is written": lambda n: Moment("write", "checkpoint.py", n),
+    "while a checkpoint is written": lambda n: Moment("write", "atomic.py", n),
     "in a validation": lambda n: Moment("validation_step", "", n),
-    "after a validation, before its end": lambda n: Moment("on_validation_end", "guards.py", n),
+    "after a validation, before its end": lambda n: Moment("on_validation_end", "checkpointing.py", n),
     "in a step": lambda n: Moment("training_step", "", n),
-    "at the end of a batch": lambda n: Moment("on_train_batch_end", "guards.py", n),
+    "at the end of a batch": lambda n: Moment("on_train_batch_end", "checkpointing.py", n),
     "in a row of metrics.csv": lambda n: Moment("log_metrics", "loggers.py", n),
-    "at the end of training": lambda n: Moment("on_train_end", "guards.py", n),
-    "before it is called finished": lambda n: Moment("write_text", "checkpoint.py", n),
+    "at the end of training": lambda n: Moment("on_train_end", "checkpointing.py", n),
+    "before it is called finished": lambda n: Moment("write_text", "atomic.py", n),
 }
 
 
@@ -89,7 +89,7 @@ def kills(made: Path) -> Iterator[Kill]:
     for n in (7, 40):
         place = Moment("dumps", "json/__init__.py", n)
         yield Kill(f"vqgan: while pictures are packed, {n}", "vqgan", (place,), pictures, True)
-    for moment in (Moment("rename", "c", 1), Moment("replace", "c", 3), Moment("synced", "cache.py", 1)):
+    for moment in (Moment("rename", "c", 1), Moment("replace", "c", 3), Moment("sync_files", "cache.py", 1)):
         yield Kill(f"vqgan: before the packed cache takes its name ({moment.name})", "vqgan", (moment,), pictures, True)
 
 
@@ -126,6 +126,7 @@ def left_over(*folders: Path) -> list[str]:
     """Files that only a run that was killed leaves."""
     return sorted(path.name for folder in folders if folder.exists() for path in folder.rglob("*")
                   if path.name.endswith((".tmp", ".part")) or (path.name.startswith(".") and ".out." not in path.name
+                                                               and path.name not in (".hydra", ".jobs")
                                                                and not path.name.endswith((".lock", "lock"))))
 
 

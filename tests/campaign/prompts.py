@@ -38,7 +38,7 @@ from t2i.config.compose import compose
 from t2i.generation import text_to_image
 from t2i.generation.clip_guided.prompts import prompt_targets
 
-LIMIT = 10  # seconds a prompt
+LIMIT = 10  # seconds of computing a prompt
 HIGHEST = 8 + 128 + 4 * 17 + 8  # pixels of a grid of one picture
 RAW = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
@@ -142,13 +142,13 @@ def limited() -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise Hung
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, LIMIT)
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def command(words: Sequence[str], model: Any) -> tuple[int, str, str]:

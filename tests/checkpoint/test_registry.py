@@ -186,10 +186,10 @@ def test_marked_classes_under_hostile_arguments() -> None:
         role = registry.find(name).role  # type: ignore[union-attr]
         for key in [*(key for key in base if key != "_target_"), "_partial_", "_args_", "unknown"]:
             for value in HOSTILE:
-                started = time.monotonic()
+                started = time.process_time()
                 with pytest.raises(ValueError, match=r"^(the weights in )?x\.ckpt"):
                     building.build_checked({**base, key: value}, weights, "x.ckpt", "config.net", role)
-                assert time.monotonic() - started < 20, (name, key, str(value)[:40])
+                assert time.process_time() - started < 20, (name, key, str(value)[:40])
 
 
 def test_shipped_targets_are_marked_or_made_by_the_code() -> None:

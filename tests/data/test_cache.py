@@ -22,8 +22,8 @@ def filled(part: Path) -> cache.Header:
 
 def test_made_once(tmp_path: Path) -> None:
     folder = tmp_path / "deep/cache"
-    cache.build(folder, WANTED, filled, "cache")
-    assert cache.read_header(folder) == {**WANTED, "count": 3} and cache.check_header(folder, WANTED, "cache")
+    made = cache.build(folder, WANTED, filled, "cache")
+    assert made == cache.read_header(folder) == cache.check_header(folder, WANTED, "cache") == {**WANTED, "count": 3}
     cache.build(folder, WANTED, lambda part: pytest.fail("made twice"), "cache")
     assert sorted(p.name for p in folder.iterdir()) == ["data", "header.json"]
     assert not folder.with_name("cache.part").exists()

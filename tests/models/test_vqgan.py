@@ -123,7 +123,8 @@ def test_a_batch_is_a_step(tmp_path) -> None:
     model = vqgan(max_steps=4)
     trainer = fit(model, tmp_path, steps=4, logger=logger, callbacks=[seen])
     assert trainer.global_step == len(seen.rows) == 4
-    loggers.finish(trainer.loggers)
+    for logger in trainer.loggers:
+        logger.finish()
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
     step = lines[0].split(",").index("step")
     assert sorted({int(line.split(",")[step]) for line in lines[1:]}) in ([0, 1, 2, 3], [1, 2, 3, 4])

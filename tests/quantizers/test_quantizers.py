@@ -2,24 +2,25 @@ from __future__ import annotations
 
 import copy
 import math
-import subprocess
-import sys
+import resource
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from tests.in_child import in_child, in_children
 
 from t2i.models.base import NonFiniteLoss, check_finite
+from t2i.quantizers.base import straight_through
 from t2i.quantizers.ema import EMA
 from t2i.quantizers.fsq import FSQ
 from t2i.quantizers.gumbel import Gumbel
-from t2i.quantizers.nearest import nearest, rotate, straight_through
+from t2i.quantizers.nearest import nearest
 from t2i.quantizers.product import Product
-from t2i.quantizers.vq import VQ
+from t2i.quantizers.vq import VQ, rotate
 from t2i.types import Quantizer, ravel_index, unravel_index
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -108,20 +109,19 @@ def test_nearest_survives_what_is_not_finite() -> None:
     assert ids.min() >= 0 and ids.max() < 10
 
 
-@pytest.mark.slow
-def test_nearest_never_holds_the_whole_matrix() -> None:
-    code = (
-        "import resource, torch\n"
-        "from t2i.quantizers.nearest import nearest\n"
-        "x, c = torch.randn(32768, 8), torch.randn(16384, 8)\n"
-        "nearest(x[:2000], c)\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "nearest(x, c)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
-    )
-    root = Path(__file__).parents[2] / "src"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
-    assert int(run.stdout) < 100_000  # kB; the matrix would be 2 GB
+def test_nearest_never_holds_the_whole_matrix(tmp_path: Path) -> None:
+    def peak() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    def search() -> None:
+        x, codebook = torch.randn(32768, 8), torch.randn(16384, 8)
+        nearest(x[:2000], codebook)
+        before = peak()
+        nearest(x, codebook)
+        print(peak() - before)
+
+    assert in_child(search, tmp_path / "log") == 0
+    assert int((tmp_path / "log").read_text()) < 100_000  # kB; the matrix would be 2 GB
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def _rank(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_ema_ranks_agree(tmp_path: Path) -> None:
-    mp.start_processes(_rank, args=(str(tmp_path),), nprocs=2, start_method="fork")
+    assert in_children([partial(_rank, rank, str(tmp_path)) for rank in range(2)], tmp_path) == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(first[key], second[key]) for key in first)
     # 64 latents a step over both ranks: counts start at, are restarted with, and tend to 64 in all.

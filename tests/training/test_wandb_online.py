@@ -183,7 +183,7 @@ def test_a_server_that_goes_away_holds_the_end_up_for_its_time_only(
     started = time.monotonic()
     for step in range(3, 6):
         log.log_metrics({"loss": 1.0}, step - 1)
-    assert time.monotonic() - started < 1  # what is logged is sent by wandb's own process
+    assert time.monotonic() - started < 3  # what is logged is sent by wandb's own process
     log.finish()
-    assert 2 < time.monotonic() - started < 10
+    assert 2 < time.monotonic() - started < 20
     assert len(list((tmp_path / "wandb").glob("run-*/*.wandb"))) == 1  # for `wandb sync`

@@ -101,9 +101,9 @@ def test_the_machines_fonts_are_found_plain_ones_first(tmp_path, monkeypatch, li
                                   "\U0001f44d\U0001f3fd", "\x00", "\udcff", "﷽", "\u202e\u200b", "中"])
 def test_a_caption_without_end_is_drawn_at_once(text: str) -> None:
     grids.wrap(text * 10, 128)
-    started = time.monotonic()
+    started = time.process_time()
     lines = grids.wrap(text * 20_000, 128)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
     assert len(lines) <= 4 and all(fonts.length(line) <= 128 for line in lines)
     assert not text.strip() or lines[-1].endswith("…") or text == "\u0301"
 

@@ -34,12 +34,11 @@ def test_losses_are_read_and_plotted(tmp_path: Path) -> None:
     csv.write_text("step,epoch,train/loss,val/loss\n1,0,2.5,\n2,0,0.1,\n2,0,,3\n3,0,nan,\nx")
     series = plots.read_metrics(csv)
     assert series["train/loss"][0] == [1, 2, 3] and series["val/loss"] == ([2], [3.0])
-    out = plots.plot_losses(csv, tmp_path / "plots" / "loss.png")
-    assert out is not None and Image.open(out).size[0] > 300
+    assert Image.open(plots.plot_run(tmp_path)[0]).size[0] > 300
     with pytest.raises(ValueError, match="no columns train/lost"):
-        plots.plot_losses(csv, out, {"loss": ["train/lost"]})
+        plots.plot_run(tmp_path, {"loss": ["train/lost"]})
     csv.write_text("step,epoch\n")
-    assert plots.plot_losses(csv, tmp_path / "none.png") is None and not (tmp_path / "none.png").exists()
+    assert plots.plot_run(tmp_path) == []
 
 
 def test_every_metric_has_its_place_in_one_file() -> None:

@@ -7,65 +7,55 @@ tensors by name and shape; only then is it made.
 
 from __future__ import annotations
 
-import importlib
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from urllib.parse import quote
 
 import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
 from torch.overrides import TorchFunctionMode
 
 from t2i.checkpoint import registry
-from t2i.checkpoint.file_checks import quoted
 from t2i.checkpoint.file_format import kind_of, read
 from t2i.checkpoint.file_format import weights as weights_of
 from t2i.config.check import check_node
-from t2i.config.messages import shown
-
-PACKAGE = "t2i."
-LOADERS = ("t2i.convert.tokenizers.load_tokenizer", "t2i.models.vqgan.load_tokenizer",
-           "t2i.models.stackgan.load_stage1")
-
-
-def target(name: Any) -> Callable[..., Any]:
-    """The class or function of a `_target_` in the user's own config; ValueError outside this package or where there
-    is none."""
-    parts = str(name).split(".")
-    if not isinstance(name, str) or not name.startswith(PACKAGE) or not all(p.isidentifier() for p in parts):
-        raise ValueError(f"_target_={name!r}: only targets inside {PACKAGE.rstrip('.')} are built")
-    module_name, attribute = ".".join(parts[:-1]), parts[-1]
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if not (error.name or "").startswith(PACKAGE.rstrip(".")):
-            raise
-        raise ValueError(f"_target_={name!r}: there is no module {module_name}") from error
-    found = vars(module).get(attribute)
-    # What a module of ours merely imported (os, torch.load) is not ours to call; of functions those that load alone.
-    if not callable(found) or getattr(found, "__module__", None) != module_name or (
-            not isinstance(found, type) and name not in LOADERS):
-        raise ValueError(f"_target_={name!r}: {module_name} defines no such class")
-    return found
+from t2i.config.messages import quoted, shown
 
 
 def build(node: Mapping[str, Any], **given: Any) -> Any:
-    """Builds a node with `_target_` of the user's own config, its nested nodes first; `given` replaces or adds
-    arguments of the outermost."""
+    """Builds a node with `_target_` of the user's own config, any class that can be imported, by Hydra's `instantiate`;
+    `given` replaces or adds arguments of the outermost. Never for a node out of a file: `build_registered`."""
     if "_target_" not in node:
         raise ValueError(f"a node without _target_ cannot be built; it has {', '.join(map(str, node))}")
-    arguments = {key: _built(value) for key, value in node.items() if key != "_target_" and key not in given}
-    return target(node["_target_"])(**arguments, **given)
+    arguments = {key: _escaped(value) for key, value in node.items() if key not in given}
+    try:
+        made = instantiate({**arguments, "_partial_": True, "_convert_": "all"})
+    except InstantiationException as error:
+        cause: BaseException = error
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if str(error).startswith("Error locating target"):
+            raise ValueError(f"_target_={node['_target_']} cannot be imported: {shown(cause)}") from error
+        raise cause from None  # what a constructor says of its arguments
+    return made if node.get("_partial_") else made(**given)
 
 
-def _built(value: Any) -> Any:
+def _escaped(value: Any) -> Any:
+    """A resolved value as `instantiate` leaves it: text stays text, whatever it looks like to OmegaConf."""
     if isinstance(value, Mapping):
-        return build(value) if "_target_" in value else {key: _built(item) for key, item in value.items()}
-    return [_built(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escaped(item) for item in value]
+    if isinstance(value, str) and "${" in value:  # how often Hydra unescapes it depends on where it stands
+        return {"_target_": "urllib.parse.unquote", "string": quote(value)}
+    return value
 
 
 MAX_INTEGER = 2**32  # in a file's config; sizes are held against tensors, this keeps 2**n in bounds
@@ -115,7 +105,7 @@ def _faults(node: Any, where: str, role: str, given: Collection[str] = ()) -> It
         asked = arguments.get(place)
         for word in asked if isinstance(asked, list) else [] if asked is None else [asked]:
             if not isinstance(word, str) or not registry.is_trusted_place(word):
-                yield (f"{where}.{place}={quoted(word)} is the file's word, which opens nothing; if it is meant,"
+                yield (f"{where}.{place}={quoted(word, 200)} is the file's word, which opens nothing; if it is meant,"
                        f" trust=[{word if isinstance(word, str) and word.isprintable() else '…'}] says so")
     for key, value in arguments.items():
         if key != "_target_":
@@ -255,17 +245,18 @@ def build_checked(
         role: what it is to be (`t2i.checkpoint.registry`).
     """
     check_file_node(node, where, path, role, given)
-    made = build_to_fit(lambda: _build_registered(node, **given), weights, path, where)
+    made = build_to_fit(lambda: build_registered(node, **given), weights, path, where)
     load_weights(made, weights, path)
     return made
 
 
-def _build_registered(node: Mapping[str, Any], **given: Any) -> Any:
-    """Builds a checked node: as `build`, but registered classes, and those of packages that the user trusts."""
+def build_registered(node: Mapping[str, Any], **given: Any) -> Any:
+    """Builds a node out of a file that was checked (`check_file_node`), or that our own code made after a file:
+    registered classes, and those of packages that the user trusts."""
 
     def nested(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return _build_registered(value) if "_target_" in value else {k: nested(item) for k, item in value.items()}
+            return build_registered(value) if "_target_" in value else {k: nested(item) for k, item in value.items()}
         return [nested(item) for item in value] if isinstance(value, list | tuple) else value
 
     arguments = {key: nested(value) for key, value in node.items() if key != "_target_" and key not in given}

@@ -348,7 +348,7 @@ def check_keys(config: dict[str, Any], config_name: str) -> list[str]:
     for group in NAMED:
         if group in known:
             held = config[group] or {}
-            bare = [key for key, value in held.items() if value is not None and key != "names"
+            bare = [key for key, value in held.items() if value is not None
                     and not (isinstance(value, dict) and "_target_" in value)]
             problems += [unknown_key(f"{group}.{key}", [f"{group}.{other}" for other in held if other not in bare])
                          for key in bare]

@@ -145,7 +145,7 @@ def quoted(overrides: Sequence[str]) -> list[str]:
         key, equals, value = override.partition("=")
         if key == "experiment":  # as in other Hydra projects
             key = "experiments"
-        bare = key.lstrip("+")
+        bare = key.lstrip("+~")
         if bare == "name" and equals and value in ("", "null"):
             continue
         path = is_path(bare)

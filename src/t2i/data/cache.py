@@ -39,10 +39,11 @@ def differences(found: Header, wanted: Header) -> list[str]:
     return lines
 
 
-def check_header(folder: Path, wanted: Header, what: str) -> bool:
-    """Whether the folder is there; ValueError if it was made from something else, or has no readable header."""
+def check_header(folder: Path, wanted: Header, what: str) -> Header | None:
+    """The folder's header, None where there is no folder; ValueError if it was made from something else, or its header
+    cannot be read."""
     if not folder.exists():
-        return False
+        return None
     found = read_header(folder)
     if found is None:
         raise ValueError(f"{folder} holds no whole {what} (its header.json is missing or damaged)."
@@ -50,7 +51,7 @@ def check_header(folder: Path, wanted: Header, what: str) -> bool:
     if wrong := differences(found, wanted):
         raise ValueError(f"the {what} {folder} does not fit:\n  " + "\n  ".join(wrong)
                          + "\nIts source or its settings changed. Delete it to make it anew.")
-    return True
+    return found
 
 
 def sync_files(folder: Path) -> None:
@@ -60,21 +61,21 @@ def sync_files(folder: Path) -> None:
             os.fsync(file.fileno())
 
 
-def build(folder: Path, wanted: Header, fill: Callable[[Path], Header], what: str) -> None:
-    """Makes `folder` unless it is there and fits.
+def build(folder: Path, wanted: Header, fill: Callable[[Path], Header], what: str) -> Header:
+    """Makes `folder` unless it is there and fits; returns its header.
 
     `fill(part)` writes the files into the part folder, where an interrupted call with the same `wanted` may have left
     some, and returns what the header says beside `wanted`.
     """
     part, plan = folder.with_name(f"{folder.name}.part"), json.dumps(wanted)
     try:
-        if check_header(folder, wanted, what):
-            return
+        if found := check_header(folder, wanted, what):
+            return found
         folder.parent.mkdir(parents=True, exist_ok=True)
         with folder.with_name(f"{folder.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if check_header(folder, wanted, what):  # another process was quicker
-                return
+            if found := check_header(folder, wanted, what):  # another process was quicker
+                return found
             path = part / "plan.json"
             if part.exists() and (not path.is_file() or path.read_text(encoding="utf-8") != plan):
                 shutil.rmtree(part)  # begun for something else, or not begun
@@ -88,6 +89,7 @@ def build(folder: Path, wanted: Header, fill: Callable[[Path], Header], what: st
             path.unlink()
             sync_files(part)
             os.replace(part, folder)
+            return header
     except OSError as error:
         kept = f" What is done is kept in {part}; the same command goes on." if part.exists() else ""
         raise ValueError(f"the {what} {folder} cannot be written: {error.strerror or error}.{kept}"

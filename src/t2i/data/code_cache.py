@@ -8,16 +8,15 @@ cache that does not fit is refused, never used; an interrupted one is continued.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
+from t2i.checkpoint.weights_hash import weights_hash
 from t2i.data import cache
 from t2i.data.rows import JsonLines, encode_row
 from t2i.data.text_embedding_cache import TextEmbeddingCache
@@ -27,35 +26,20 @@ VERSION = 3  # of the cache and of the embedded scenes
 WHAT = "code cache"
 
 
-def weights_hash(weights: dict[str, Tensor]) -> str:
-    """Sixteen hex digits of a module's weights."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode())
-        digest.update(weights[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-                      if weights[name].ndim else str(weights[name].item()).encode())
-    return digest.hexdigest()[:16]
-
-
 def header(tokenizer: Any, data: dict[str, Any], split: str, size: int, views: int = 1) -> cache.Header:
-    return {"version": VERSION, "tokenizer": weights_hash(tokenizer.state_dict()), "grid": list(tokenizer.grid),
+    return {"version": VERSION, "tokenizer": weights_hash(tokenizer), "grid": list(tokenizer.grid),
             "codebook_size": tokenizer.codebook_size, "split": split, "data": data, "size": size, "views": views}
 
 
 def build(folder: Path, dataset: Any, tokenizer: Tokenizer, head: cache.Header, batch_size: int = 128,
           progress: cache.Progress | None = None) -> Path:
     """Encodes every picture of `dataset` into `folder`; a fitting cache is left as it is, another one refused."""
-
-    def fill(part: Path) -> cache.Header:
-        encode(part, dataset, tokenizer, head["views"], batch_size, progress)
-        return {}
-
-    cache.build(folder, head, fill, WHAT)
+    cache.build(folder, head, lambda part: encode(part, dataset, tokenizer, head["views"], batch_size, progress), WHAT)
     return folder
 
 
 def encode(part: Path, dataset: Any, tokenizer: Tokenizer, views: int, batch_size: int,
-           progress: cache.Progress | None) -> None:
+           progress: cache.Progress | None) -> cache.Header:
     """Pictures in order, all views of one together. `rows.jsonl` says how far an earlier call came: its lines are
     written after their codes."""
     rows, columns = tokenizer.grid
@@ -79,6 +63,7 @@ def encode(part: Path, dataset: Any, tokenizer: Tokenizer, views: int, batch_siz
             if progress is not None:
                 progress(stop, len(dataset))
     JsonLines.index(part / "rows.jsonl")
+    return {}
 
 
 class CodeCache(Dataset):

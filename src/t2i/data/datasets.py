@@ -7,7 +7,7 @@ encoder's). All are made on the first use, once.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from t2i.checkpoint import building
-from t2i.checkpoint.file_checks import quoted
 from t2i.config.machine import cores
+from t2i.config.messages import quoted
 from t2i.data import code_cache, packed, text_embedding_cache
 from t2i.data.cache import Header
 from t2i.data.data_module import DataModule
@@ -43,9 +43,12 @@ def check_data_node(node: Any, source: Any) -> None:
     building.check_file_node(dataset_node({"data": node}), "t2i.config.data", source, "data", ("split",))
 
 
-def dataset(config: dict[str, Any], split: str) -> Any:
-    """One split of a config's data; pictures on the disk are packed, where `data.pack` says so."""
-    made = building.build(dataset_node(config), split=split)
+def dataset(config: dict[str, Any], split: str, build: Callable[..., Any] = building.build_registered) -> Any:
+    """One split of a config's data; pictures on the disk are packed, where `data.pack` says so.
+
+    `build`: `building.build` where the config is the user's own, and none out of a file.
+    """
+    made = build(dataset_node(config), split=split)
     if not isinstance(made, ImageDataset):
         return made
     if made.pack:
@@ -89,8 +92,7 @@ def disjoint(made: dict[str, Any]) -> None:
 def caption_texts(made: Any, limit: int = 5000) -> Iterator[str]:
     """The captions of a data set's first pictures, for what must see text before training starts."""
     for index in range(min(len(made), limit)):
-        for caption in made.captions(index):
-            yield getattr(caption, "text", caption)
+        yield from made.captions(index)
 
 
 def data_settings(config: dict[str, Any], made: Any) -> dict[str, Any]:
@@ -125,7 +127,7 @@ def code_dataset(config: dict[str, Any], model: Any, split: str, made: Any) -> c
 
 
 def data_module(config: dict[str, Any], model: Any) -> DataModule:
-    made = {split: dataset(config, split) for split in SPLITS}
+    made = {split: dataset(config, split, building.build) for split in SPLITS}
     disjoint(made)
     if model.captions:
         need_captions(config, made)

@@ -117,8 +117,9 @@ def read_journal(part: Path) -> list[dict[str, Any]]:
     return found
 
 
-def build(dataset: ImageDataset, folder: Path, progress: cache.Progress | None = None, workers: int = 1) -> None:
-    """Packs `dataset` into `folder`, unless that is done; an interrupted call is continued.
+def build(dataset: ImageDataset, folder: Path, progress: cache.Progress | None = None,
+          workers: int = 1) -> cache.Header:
+    """Packs `dataset` into `folder`, unless that is done; an interrupted call is continued. Returns its header.
 
     ValueError names an unreadable picture (on_error=raise), a full or read-only disk, or what does not fit.
     """
@@ -162,15 +163,14 @@ def build(dataset: ImageDataset, folder: Path, progress: cache.Progress | None =
         (part / "journal.jsonl").unlink()
         return {"pictures": len(kept), "skipped": [e for e in entries if "skipped" in e]}
 
-    cache.build(folder, header(dataset), fill, WHAT)
+    return cache.build(folder, header(dataset), fill, WHAT)
 
 
 def attach(dataset: ImageDataset, root: Path, progress: cache.Progress | None = None,
            workers: int = 1) -> list[dict[str, str]]:
     """Packs a data set where that is not done, and lets it read from there; returns the pictures left out."""
     folder = cache_folder(dataset, root)
-    build(dataset, folder, progress, workers)
-    skipped = (cache.read_header(folder) or {})["skipped"]
+    skipped = build(dataset, folder, progress, workers)["skipped"]
     if skipped and dataset.on_error == "raise":
         raise ValueError(f"the {WHAT} {folder} leaves out {len(skipped)} unreadable pictures (the first:"
                          f" {skipped[0]['reason']}). data.on_error=skip takes it so; mend the pictures and delete it"

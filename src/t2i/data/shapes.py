@@ -21,8 +21,9 @@ size nor background.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from random import Random
@@ -32,12 +33,12 @@ import numpy as np
 import torch
 
 from t2i.checkpoint.registry import register
-from t2i.data.layouts import place
-from t2i.data.phrases import describe, pick
 from t2i.data.scenes import (
     BACKGROUNDS,
     COLOURS,
+    GAP,
     INVERSE,
+    MARGIN,
     RADII,
     SHAPES,
     TASKS,
@@ -47,8 +48,11 @@ from t2i.data.scenes import (
     Scene,
     Task,
     Thing,
+    describe,
+    pick,
+    relations,
     render,
-)
+)  # fmt: skip
 from t2i.types import Example
 
 Split = Literal["train", "val", "heldout"]
@@ -60,17 +64,16 @@ TASK_WEIGHTS: dict[str, float] = {**dict.fromkeys(TASKS, 1.0), "compound": 0.5}
 CAPTIONS_PER_SCENE = 6
 COUNTS = (1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6)
 COMPOUNDS = ((2, 1), (1, 2), (2, 2), (3, 1), (1, 3), (2, 3), (3, 2))
-_COLOUR_NAMES, _BACKGROUND_NAMES = tuple(COLOURS), tuple(BACKGROUNDS)
 _COLOUR_INDEX = {name: i for i, name in enumerate(COLOURS)}
 _SHAPE_INDEX = {name: i for i, name in enumerate(SHAPES)}
 
 
 @dataclass(frozen=True)
 class World:
-    """What scenes are made of beyond their task: where things may stand (`places.coordinate`), on what backgrounds."""
+    """What scenes are made of beyond their task: where things may stand (`_coordinate`), on what backgrounds."""
 
     lattice: int | None = None
-    backgrounds: tuple[str, ...] = _BACKGROUND_NAMES
+    backgrounds: tuple[str, ...] = tuple(BACKGROUNDS)
 
 
 EVERYWHERE = World()
@@ -94,23 +97,18 @@ def colour_count_held_out(colour: str, count: int) -> bool:
 
 def scene_held_out(scene: Scene) -> bool:
     """Whether the scene graph contains a held-out combination."""
-    if any(colour_shape_held_out(thing.colour, thing.shape) for thing in scene.things):
-        return True
     counts = Counter(thing.colour for thing in scene.things)
-    if any(colour_count_held_out(colour, count) for colour, count in counts.items()):
-        return True
-    if scene.relation is None:
-        return False
-    return relation_held_out(scene.things[0].shape, scene.relation, scene.things[-1].shape)
+    first, last = scene.things[0].shape, scene.things[-1].shape
+    return (any(colour_shape_held_out(thing.colour, thing.shape) for thing in scene.things)
+            or any(colour_count_held_out(colour, count) for colour, count in counts.items())
+            or (scene.relation is not None and relation_held_out(first, scene.relation, last)))
 
 
 def caption_held_out(caption: Caption) -> bool:
     """Whether the caption's own clauses name a held-out combination."""
     for clause in caption.clauses:
         if isinstance(clause, Described) and clause.colour is not None:
-            if colour_shape_held_out(clause.colour, clause.shape):
-                return True
-            if colour_count_held_out(clause.colour, clause.count):
+            if colour_shape_held_out(clause.colour, clause.shape) or colour_count_held_out(clause.colour, clause.count):
                 return True
         if isinstance(clause, Related):
             subject, target = caption.clauses[clause.subject], caption.clauses[clause.object]
@@ -141,9 +139,8 @@ def _graph(rng: Random, task: Task, world: World) -> Scene:
         groups = (pick(rng, COUNTS),)
     elif task == "compound":
         groups = pick(rng, COMPOUNDS)
-    shapes = list(SHAPES)
-    colours = list(_COLOUR_NAMES)
-    kinds: list[tuple[str, str, str]] = []
+    shapes, colours = list(SHAPES), list(COLOURS)
+    things: list[Thing] = []
     for count in groups:
         shape = shapes.pop(int(rng.random() * len(shapes)))
         colour = pick(rng, colours)
@@ -155,9 +152,48 @@ def _graph(rng: Random, task: Task, world: World) -> Scene:
             if mixed:
                 colour = pick(rng, colours)
                 size = "small" if sum(groups) > 3 else pick(rng, tuple(RADII))
-            kinds.append((shape, colour, size))
-    things = tuple(Thing(shape, colour, size, 0.0, 0.0, RADII[size]) for shape, colour, size in kinds)
-    return Scene(pick(rng, world.backgrounds), things, task, groups, relation)
+            things.append(Thing(shape, colour, size, 0.0, 0.0, RADII[size]))
+    return Scene(pick(rng, world.backgrounds), tuple(things), task, groups, relation)
+
+
+def _coordinate(rng: Random, low: float, lattice: int | None) -> float:
+    """A number in [low, 1 - low]: free on a grid of 1/1024 (so that a scene's content is a handful of integers), or
+    a centre of the lattice's cells."""
+    if lattice is None:
+        return round((low + (1 - 2 * low) * rng.random()) * 1024) / 1024
+    cells = [k for k in range(lattice) if low <= (k + 0.5) / lattice <= 1 - low]
+    return (pick(rng, cells) + 0.5) / lattice
+
+
+def _place(rng: Random, radii: list[float], groups: tuple[int, ...], relation: str | None,
+           lattice: int | None) -> list[tuple[float, float]] | None:
+    """Places without overlap, by rejection sampling, or None where many tries found no room; with a relation every pair
+    across the groups holds it, single pairs clearly so."""
+    axis = 0 if relation in ("left", "right") else 1
+    clear = relation is not None and len(radii) == 2
+    placed: list[tuple[float, float]] = []
+    for tries in range(1, 600 * len(radii)):
+        if len(placed) == len(radii):
+            return placed
+        if tries % (30 * len(radii)) == 0:
+            placed = []
+        i = len(placed)
+        x, y = spot = [_coordinate(rng, MARGIN + radii[i], lattice) for _ in range(2)]
+        if relation is not None and not clear:  # groups keep to their halves: fewer tries
+            first_half = (i < groups[0]) == (relation in ("left", "above"))
+            if (spot[axis] < 0.5) != first_half:
+                continue
+        others = list(zip(placed, radii[:i], strict=True))
+        if any(math.hypot(x - u, y - v) < radii[i] + r + GAP for (u, v), r in others):
+            continue
+        if relation is not None and i >= groups[0]:
+            if any(relation not in relations(u, v, r, x, y, radii[i]) for (u, v), r in others[: groups[0]]):
+                continue
+            offset = abs(x - placed[0][0]), abs(y - placed[0][1])
+            if clear and offset[1 - axis] > 0.5 * offset[axis]:
+                continue
+        placed.append((x, y))
+    return None
 
 
 def _scene_of(rng: Random, task: Task, split: Split, world: World = EVERYWHERE) -> Scene:
@@ -168,7 +204,7 @@ def _scene_of(rng: Random, task: Task, split: Split, world: World = EVERYWHERE) 
             continue
         radii = [thing.radius for thing in scene.things]
         for _ in range(100):  # the hash that parts train from val sees the places, so new places are enough
-            places = place(rng, radii, scene.groups, scene.relation, world.lattice)
+            places = _place(rng, radii, scene.groups, scene.relation, world.lattice)
             if places is None:
                 break
             things = tuple(replace(thing, x=x, y=y) for thing, (x, y) in zip(scene.things, places, strict=True))
@@ -187,23 +223,13 @@ class Shapes:
     for the smallest budgets.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        image_size: int = 64,
-        size: int = 20000,
-        val_size: int = 2000,
-        seed: int = 0,
-        tasks: Mapping[str, float] | None = None,
-        lattice: int | None = None,
-        backgrounds: Sequence[str] | None = None,
-    ) -> None:
+    def __init__(self, split: Split, image_size: int = 64, size: int = 20000, val_size: int = 2000, seed: int = 0,
+                 tasks: Mapping[str, float] | None = None, lattice: int | None = None,
+                 backgrounds: Sequence[str] | None = None) -> None:
         if split not in get_args(Split):
             raise ValueError(f"split={split!r} is none of {', '.join(get_args(Split))}")
         if image_size < 8:
-            raise ValueError(
-                f"image_size={image_size}: shapes can be told apart from 32 pixels on, 8 is the least"
-            )
+            raise ValueError(f"image_size={image_size}: shapes can be told apart from 32 pixels on, 8 is the least")
         if size < 1 or val_size < 1:
             raise ValueError(f"size={size}, val_size={val_size}: both must be at least 1")
         weights = dict(TASK_WEIGHTS if tasks is None else tasks)
@@ -219,9 +245,7 @@ class Shapes:
         self.world = World(lattice, tuple(backgrounds or BACKGROUNDS))
         self.size = size if split == "train" else val_size
         self._kinds = [kind for kind in KINDS if weights.get(kind, 0) > 0]
-        self._bounds = np.cumsum([weights[kind] for kind in self._kinds]) / sum(
-            weights[k] for k in self._kinds
-        )
+        self._bounds = np.cumsum([weights[kind] for kind in self._kinds]) / sum(weights[k] for k in self._kinds)
 
     def __len__(self) -> int:
         return self.size
@@ -230,12 +254,13 @@ class Shapes:
         if not 0 <= index < self.size:
             raise IndexError(f"index {index} of {self.size} scenes")
         rng = _random("scene", self.seed, self.split, index)
-        task = self._kinds[
-            min(int(np.searchsorted(self._bounds, rng.random(), "right")), len(self._kinds) - 1)
-        ]
-        return _scene_of(rng, task, self.split, self.world)
+        kind = min(int(np.searchsorted(self._bounds, rng.random(), "right")), len(self._kinds) - 1)
+        return _scene_of(rng, self._kinds[kind], self.split, self.world)
 
-    def captions(self, index: int, scene: Scene | None = None) -> list[Caption]:
+    def captions(self, index: int) -> tuple[str, ...]:
+        return tuple(caption.text for caption in self.describe(index))
+
+    def describe(self, index: int, scene: Scene | None = None) -> list[Caption]:
         """Several phrasings, each true of the scene (computed anew unless given), no text twice."""
         scene = self.scene(index) if scene is None else scene
         rng = _random("captions", self.seed, self.split, index)
@@ -245,13 +270,12 @@ class Shapes:
         index, _ = item
         scene = self.scene(index)
         image = torch.from_numpy(np.ascontiguousarray(render(scene, self.image_size).transpose(2, 0, 1)))
-        captions = tuple(caption.text for caption in self.captions(index, scene))
+        captions = tuple(caption.text for caption in self.describe(index, scene))
         return Example(image=image, captions=captions, key=f"shapes/{self.seed}/{self.split}/{index}")
 
 
-def prompted(
-    split: Split, task: Task, n: int, seed: int = 0, world: World = EVERYWHERE
-) -> list[tuple[Caption, Scene]]:
+def prompted(split: Split, task: Task, n: int, seed: int = 0,
+             world: World = EVERYWHERE) -> list[tuple[Caption, Scene]]:
     """`n` captions of one task for evaluation, each with a scene that it is true of (whose render is the ceiling):
     of seen combinations (`val`), or (`heldout`) naming a held-out one."""
     allowed = HELDOUT_TASKS if split == "heldout" else KINDS
@@ -270,11 +294,3 @@ def prompted(
 def prompts(split: Split, task: Task, n: int, seed: int = 0) -> list[Caption]:
     """The captions of `prompted`."""
     return [caption for caption, _ in prompted(split, task, n, seed)]
-
-
-def all_captions(n: int, seed: int = 0) -> Iterator[str]:
-    """The captions of `n` training scenes, for training a tokenizer of text."""
-    data = Shapes("train", size=max(n, 1), seed=seed)
-    for index in range(n):
-        for caption in data.captions(index):
-            yield caption.text

@@ -56,8 +56,10 @@ class TextEmbeddingCache:
     """`states[index, caption] -> (length, dim)` float32, mapped."""
 
     def __init__(self, folder: Path, expected: cache.Header) -> None:
-        cache.check_header(folder, expected, WHAT)
-        self.folder, self.expected, self.dim = folder, expected, (cache.read_header(folder) or {})["dim"]
+        header = cache.check_header(folder, expected, WHAT)
+        if header is None:
+            raise ValueError(f"{folder} holds no {WHAT}")
+        self.folder, self.expected, self.dim = folder, expected, header["dim"]
         self.starts, self.ends = np.load(folder / "starts.npy"), np.load(folder / "ends.npy")
         path = folder / "states.bin"
         positions = int(self.ends[-1]) if len(self.ends) else 0

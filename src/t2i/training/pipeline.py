@@ -32,12 +32,10 @@ def evaluated(settings: dict[str, Any], ckpt: Path, out: Path) -> dict[str, Any]
     overrides = [f"ckpt={ckpt}", f"out={out}"] + [f"{key}={word(value)}" for key, value in settings.items()]
     shown = " ".join(["python evaluate.py", *overrides])
     heading(shown)
-    found = out / "evaluation.json"
-    if found.is_file():
+    if (found := out / "evaluation.json").is_file():
         held = read_table(found, protocol=dict, scores=dict)
         if held["protocol"].get("hash") == file_format.file_hash(ckpt) and held.get("settings") == settings:
-            print("already there:")
-            print(composition.table(held["scores"]["composition"]))
+            print(f"already there:\n{composition.table(held['scores']['composition'])}")
             return held
     started = time.monotonic()
     result = evaluate.run(compose(overrides, "evaluate"))
@@ -48,11 +46,9 @@ def evaluated(settings: dict[str, Any], ckpt: Path, out: Path) -> dict[str, Any]
 
 def word(value: Any) -> str:
     """A setting's value as it is written on a command line."""
-    if value is None:
-        return "null"
     if isinstance(value, list | tuple):
-        return "[" + ",".join(word(item) for item in value) + "]"
-    return str(value)
+        return "[" + ",".join(map(word, value)) + "]"
+    return "null" if value is None else str(value)
 
 
 def peak_memory() -> float:
@@ -68,56 +64,49 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
     from t2i.evaluation.compare import stages as compare_stages
     from t2i.training.report import write_report
 
-    if config["comparison"] is not None:  # a mistake in it would show after hours
-        compare_stages.check(config["comparison"], {s.name: compose(s.overrides, files=False) for s in stages})
+    settings, comparison = config["evaluation"], config["comparison"]
+    if comparison is not None:  # a mistake in it would show after hours
+        compare_stages.check(comparison, {s.name: compose(s.overrides, files=False) for s in stages})
     started = time.monotonic()
     folder = Path(config["paths"]["runs"]) / config["name"]
-    done: list[dict[str, Any]] = []
+    trained: list[dict[str, Any]] = []
     for i, stage in enumerate(stages, 1):
         heading(f"[{i}/{len(stages)}] {stage.command}")
         result = train.run(compose(stage.overrides), stage.command)
-        done.append({"name": stage.name, "command": stage.command, **result})
-    scores, grids, notes = None, [], []
-    settings = config["evaluation"]
+        trained.append({"name": stage.name, "command": stage.command, **result})
+    done, scores, grids, notes = list(trained), None, [], []
+    last = f"{trained[-1]['run_dir']}/last.ckpt"
+    prompt = "two red circles above a blue square" if settings is not None else "a caption of your own"
+    commands = [f'python sample.py ckpt={last} prompt="{prompt}" n=8',
+                f"python sample.py ckpt={last} prompts=prompts.txt out=drawings"]
     if settings is not None:
-        ckpt = Path(done[-1]["run_dir"]) / "last.ckpt"
-        result = evaluated(settings, ckpt, folder)
-        scores = result["scores"]["composition"]
+        result = evaluated(settings, Path(last), folder)
+        scores, protocol = result["scores"]["composition"], result["protocol"]
         grids = [(f"Drawn for captions of {name} combinations, two of each task", folder / f"evaluation-{split}.png")
                  for split, name in (("seen", "seen"), ("heldout", "held-out"))]
         done.append({"name": "evaluation", "run_dir": str(folder), "command": result["command"],
                      "seconds": result["seconds"]})
-        notes.append(f"Sampler: {result['protocol']['sampler']}, {settings['n_per_task']} pictures a task,"
-                     f" seed {result['protocol']['seed']}; reader: {result['protocol']['reader']}.")
-    compared = None
-    if config["comparison"] is not None:
+        notes.append(f"Sampler: {protocol['sampler']}, {settings['n_per_task']} pictures a task,"
+                     f" seed {protocol['seed']}; reader: {protocol['reader']}.")
+        following = "shapes" if config["group"] == "quickstart" else "pictures data.root=FOLDER"
+        commands += [f"python evaluate.py ckpt={last} n_per_task=200", f"python train.py experiments={following}"]
+    shown = scores
+    if comparison is not None:
         heading("Comparison")
         since = time.monotonic()
-        compared = compare_stages.run(config["comparison"], done[: len(stages)], folder, config["seed"],
-                                      config["paths"])
+        compared = compare_stages.run(comparison, trained, folder, config["seed"], config["paths"])
+        shown = compare_stages.scores(compared) if scores is None else scores
         grids.insert(0, ("Models in rows, captions in columns", folder / "comparison.png"))
         done.append({"name": "comparison", "run_dir": str(folder), "seconds": round(time.monotonic() - since, 1)})
-    last = f"{done[len(stages) - 1]['run_dir']}/last.ckpt"
-    prompt = "two red circles above a blue square" if settings is not None else "a caption of your own"
-    commands = [
-        f'python sample.py ckpt={last} prompt="{prompt}" n=8',
-        f"python sample.py ckpt={last} prompts=prompts.txt out=drawings",
-    ]
-    if settings is not None:
-        following = "shapes" if config.get("group") == "quickstart" else "pictures data.root=FOLDER"
-        commands += [f"python evaluate.py ckpt={last} n_per_task=200", f"python train.py experiments={following}"]
-    if compared is not None:
-        runs = {stage["name"]: stage["run_dir"] for stage in done}
+        runs = {stage["name"]: stage["run_dir"] for stage in trained}
         commands = [f'python sample.py ckpt={runs[stage]}/last.ckpt prompt="two red circles above a blue square" n=8'
-                    for stage in config["comparison"]["models"].values()]
-    memory = peak_memory()
+                    for stage in comparison["models"].values()]
     total = time.monotonic() - started
-    notes.append(f"This command took {clock(total)} min and {memory:.1f} GB of memory at most.")
-    shown = compare_stages.scores(compared) if scores is None and compared is not None else scores
+    cost = f"{clock(total)} min and {peak_memory():.1f} GB of memory at most."
+    notes.append(f"This command took {cost}")
     report = write_report(folder, done, shown, grids, commands, notes=notes)
-    heading(f"Done in {clock(total)} min, {memory:.1f} GB of memory at most.")
+    heading(f"Done in {cost}")
     print(f"Pictures: {grids[0][1] if grids else done[-1]['run_dir']}\nReport:   {report}\nTry next:")
-    for command in commands:
-        print(f"  {command}")
+    print("\n".join(f"  {command}" for command in commands))
     overall = {f"composition_{split}": kinds["score"]["overall"] for split, kinds in (scores or {}).items()}
     return {"report": str(report), "seconds": round(total, 1), **overall}

@@ -11,12 +11,12 @@ import copy
 import ctypes
 import gc
 import json
-import os
+import re
 import resource
 import sys
 import tempfile
-import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +38,21 @@ WORDS = ["a", "red", "circle", "above", "two", "small", "blue", "squares", "on",
 Row = tuple[str, str, str]  # what, how much, how it is known
 
 
-def resident() -> int:
-    """Bytes of this process in memory; of systems without /proc the most so far."""
-    statm = Path("/proc/self/statm")
-    if statm.is_file():
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def resident(what: str = "VmRSS") -> int:
+    """Bytes of this process in memory, now or (VmHWM) at most; the most so far on systems without /proc."""
+    if (status := Path("/proc/self/status")).is_file():
+        found = re.search(rf"{what}:\s+(\d+) kB", status.read_text())
+        assert found is not None
+        return 1024 * int(found[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class Peak:
-    """The most memory between `start` and `stop` above what was in use at the start: allocated on a GPU, else
+    """The most memory between `start` and `stop` above that at the start, in bytes: allocated on a GPU, else
     resident."""
 
     def __init__(self, device: torch.device) -> None:
-        self.cuda, self.bytes = device.type == "cuda", 0
+        self.cuda = device.type == "cuda"
 
     def start(self) -> None:
         gc.collect()
@@ -61,21 +62,12 @@ class Peak:
             return
         if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
             ctypes.CDLL(None).malloc_trim(0)  # the apps tell glibc to keep what was freed (t2i.cli.app)
-        self.before, self.stopped = resident(), threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
+        with suppress(OSError):  # refused in some containers: then the process's whole past counts
+            Path("/proc/self/clear_refs").write_text("5")
+        self.before = resident()
 
-    def _watch(self) -> None:
-        while not self.stopped.wait(0.001):
-            self.bytes = max(self.bytes, resident() - self.before)
-
-    def stop(self) -> None:
-        if self.cuda:
-            self.bytes = torch.cuda.max_memory_allocated() - self.before
-            return
-        self.bytes = max(self.bytes, resident() - self.before)
-        self.stopped.set()
-        self.thread.join()
+    def stop(self) -> int:
+        return (torch.cuda.max_memory_allocated() if self.cuda else resident("VmHWM")) - self.before
 
 
 class Meter(pl.Callback):
@@ -87,7 +79,7 @@ class Meter(pl.Callback):
         start = getattr(model, "discriminator_start", None) if getattr(model, "has_discriminator", False) else None
         shares = {"": 1.0} if start is None else {" without the discriminator": start, " with it": 1 - start}
         self.phases = {name: share for name, share in shares.items() if share > 0}
-        self.waiting, self.compiled = list(self.phases), compiled
+        self.waiting, self.watched = list(self.phases), 3 if compiled else 1
         self.seconds: dict[str, float] = {}
         self.operations: dict[str, float] = {}
         self.activations: dict[str, int] = {}
@@ -98,11 +90,10 @@ class Meter(pl.Callback):
         if self.step == 0:
             if hasattr(module, "discriminator_start"):
                 module.discriminator_start = 2.0 if "without" in self.waiting[0] else 0.0
-            torch.compiler.set_stance("force_eager" if self.compiled else "default")
+            torch.compiler.set_stance("force_eager" if self.watched > 1 else "default")
             self.counter = FlopCounterMode(display=False)
             self.counter.__enter__()
-        self.watched = self.step == (3 if self.compiled else 1)
-        if self.watched:
+        elif self.step == self.watched:
             self.peak = Peak(module.device)
             self.peak.start()
         self.started = self.now(module)
@@ -118,13 +109,12 @@ class Meter(pl.Callback):
             self.counter.__exit__(None, None, None)
             torch.compiler.set_stance("default")
             self.operations[phase] = float(self.counter.get_total_flops())
-        elif self.watched:
-            self.peak.stop()
-            self.activations[phase] = self.peak.bytes
+        elif self.step == self.watched:
+            self.activations[phase] = self.peak.stop()
             self.state = sum(value.numel() * value.element_size() for optimizer in trainer.optimizers
                              for state in optimizer.state.values() for value in state.values()
                              if isinstance(value, torch.Tensor))
-        if phase in self.activations and (not self.watched or took > SECONDS):
+        if self.step > self.watched or (self.step == self.watched and took > SECONDS):
             self.times.append(took)
         self.step += 1
         if len(self.times) == TIMED or sum(self.times) > SECONDS:
@@ -157,68 +147,69 @@ def devices(config: dict[str, Any]) -> int:
     return found * t["num_nodes"]
 
 
-def maker(config: dict[str, Any], folder: Path, earlier: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The config of the run that makes a folder: an earlier stage's, the folder's own, or the recipe of its name."""
-    runs = Path(config["paths"]["runs"])
-    for other in earlier:
-        if runs / other["name"] == folder:
-            return other
-    if (folder / "config.json").is_file():
-        return json.loads((folder / "config.json").read_text())
-    name = folder.relative_to(runs).as_posix() if folder.is_relative_to(runs) else ""
-    if name not in choices("experiments"):
-        return None
-    root = [f"data.root={config['data']['root']}"] if "root" in config["data"] else []
-    try:
-        return compose([f"experiments={name}", *root], files=False)
-    except ConfigError:
-        return None
+class Parts:
+    """What a model's constructor would load and is not there yet: fresh parts of the same shape.
+
+    Args:
+        earlier: the configs of the stages before it.
+    """
+
+    def __init__(self, config: dict[str, Any], earlier: list[dict[str, Any]]) -> None:
+        self.config, self.earlier = config, earlier
+
+    def missing(self, part: str) -> Path | None:
+        node = self.config["model"].get(part)
+        return Path(node["path"]) if node and not Path(node["path"]).expanduser().exists() else None
+
+    def maker(self, path: Path, kind: str) -> dict[str, Any] | None:
+        """The config of the run that makes a file: an earlier stage's, its folder's own, or the recipe of that name;
+        None for one of another kind of model."""
+        runs, folder = Path(self.config["paths"]["runs"]), path.parent
+        name = folder.relative_to(runs).as_posix() if folder.is_relative_to(runs) else ""
+        made = next((other for other in self.earlier if other["name"] == name), None)
+        if made is None and (folder / "config.json").is_file():
+            made = json.loads((folder / "config.json").read_text())
+        if made is None and name in choices("experiments"):
+            root = [f"data.root={self.config['data']['root']}"] if "root" in self.config["data"] else []
+            with suppress(ConfigError):
+                made = compose([f"experiments={name}", *root], files=False)
+        return made if made is not None and kind in made["model"]["_target_"] else None
+
+    def needed(self, path: Path, part: str, kind: str, group: str) -> dict[str, Any]:
+        if (made := self.maker(path, kind)) is None:
+            raise ValueError(f"model.{part}.path={path} does not exist, and no stage or recipe says what it will be:"
+                             f" this file is needed first. Train it (model={group}), or estimate the pipeline that"
+                             " makes it")
+        return made
+
+    def given(self) -> dict[str, Any]:
+        """By argument."""
+        found: dict[str, Any] = {}
+        if (path := self.missing("tokenizer")) is not None:
+            model = self.needed(path, "tokenizer", ".vqgan.", "vqgan")["model"]
+            node = {key: model[key] for key in ("autoencoder", "quantizer", "image_size")}
+            found["tokenizer"] = frozen({"_target_": "t2i.nets.tokenizer.ImageTokenizer", **node})
+        path = self.missing("text_encoder")
+        # An encoder that is neither there nor to be made may be a hub's: its constructor tells.
+        made = None if path is None else self.maker(path, ".clip.")
+        if made is not None:
+            clip = building.build(made["model"])
+            clip.prepare(captions(64))
+            with tempfile.TemporaryDirectory() as folder:
+                clip.export(folder)
+                found["text_encoder"] = building.build(self.config["model"]["text_encoder"] | {"path": folder})
+        if (path := self.missing("stage1")) is not None:
+            made = self.needed(path, "stage1", ".stackgan.", "stackgan1")
+            fresh, model = Parts(made, self.earlier).given(), made["model"]
+            encoder = fresh["text_encoder"] if "text_encoder" in fresh else building.build(model["text_encoder"])
+            found["stage1"] = frozen({"_target_": "t2i.models.stackgan.Coarse", "generator": model["generator"],
+                                      "pooled_dim": encoder.pooled_dim, "projection": model["projection"]},
+                                     text_encoder=encoder)
+        return found
 
 
-def missing(config: dict[str, Any], part: str) -> Path | None:
-    """The path of a part of the model that is to be loaded and is not there."""
-    node = config["model"].get(part)
-    return Path(node["path"]) if node and not Path(node["path"]).expanduser().exists() else None
-
-
-def stand_ins(config: dict[str, Any], earlier: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a model's constructor would load and is not there yet: fresh parts of the same shape, by argument."""
-    given: dict[str, Any] = {}
-    tokenizer, encoder, stage1 = (missing(config, part) for part in ("tokenizer", "text_encoder", "stage1"))
-    if tokenizer is not None:
-        made = maker(config, tokenizer.parent, earlier)
-        if made is None or "autoencoder" not in made["model"]:
-            raise ValueError(f"model.tokenizer.path={tokenizer} does not exist, and no stage or recipe says what it"
-                             " will be: this file is needed first. Train it (model=vqgan), or estimate the pipeline"
-                             " that makes it")
-        node = {key: made["model"][key] for key in ("autoencoder", "quantizer", "image_size")}
-        fresh = building.build({"_target_": "t2i.nets.tokenizer.ImageTokenizer", **node})
-        given["tokenizer"] = fresh.eval().requires_grad_(False)
-    # An encoder that is neither there nor to be made may be a hub's: its constructor tells.
-    made = None if encoder is None else maker(config, encoder.parent, earlier)
-    if made is not None and made["model"]["_target_"] == "t2i.models.clip.CLIP":
-        clip = building.build(made["model"])
-        clip.prepare(captions(64))
-        with tempfile.TemporaryDirectory() as folder:
-            clip.export(folder)
-            given["text_encoder"] = building.build(config["model"]["text_encoder"] | {"path": folder})
-    if stage1 is not None:
-        given["stage1"] = coarse(config, stage1, earlier)
-    return given
-
-
-def coarse(config: dict[str, Any], path: Path, earlier: list[dict[str, Any]]) -> Any:
-    """A fresh stage I, with a text encoder, of the shape that its stage or recipe will give it."""
-    made = maker(config, path.parent, earlier)
-    if made is None or "stackgan" not in str(made["model"]["_target_"]):
-        raise ValueError(f"model.stage1.path={path} does not exist, and no stage or recipe says what it will be: train"
-                         " it first (model=stackgan1), or estimate the pipeline that makes it")
-    model = made["model"]
-    fresh = stand_ins(made, earlier)
-    encoder = fresh["text_encoder"] if "text_encoder" in fresh else building.build(model["text_encoder"])
-    node = {"_target_": "t2i.models.stackgan.Coarse", "generator": model["generator"],
-            "pooled_dim": encoder.pooled_dim, "projection": model["projection"]}
-    return building.build(node, text_encoder=encoder).eval().requires_grad_(False)
+def frozen(node: dict[str, Any], **given: Any) -> Any:
+    return building.build(node, **given).eval().requires_grad_(False)
 
 
 def batch(config: dict[str, Any], model: Any, size: int) -> Batch | CodeBatch:
@@ -247,17 +238,14 @@ def millions(value: float) -> str:
     return f"{value / 1e6:.3f} M" if value < 1e7 else f"{value / 1e6:.1f} M"
 
 
-def parts(model: Any) -> list[Row]:
+def parameters(model: Any, outside: list[Any]) -> list[Row]:
     """Parameters of what trains, two levels deep where a part is worth a line, and of what is frozen."""
     total, rows = count(model), []
     for name, child in model.named_children():
         rows.append((f"parameters of {name}", millions(count(child)), "counted"))
         inside = [(inner, count(module)) for inner, module in child.named_children()]
         rows += [(f"  {inner}", millions(n), "counted") for inner, n in inside if n > 0.05 * total]
-    for frozen in model.frozen_parts:
-        if frozen is not None:
-            rows.append((f"frozen: {type(frozen).__name__}", millions(count(frozen)), "counted"))
-    return rows
+    return rows + [(f"frozen: {type(part).__name__}", millions(count(part)), "counted") for part in outside]
 
 
 def measure(config: dict[str, Any], earlier: list[dict[str, Any]]) -> tuple[list[Row], dict[str, float]]:
@@ -270,13 +258,13 @@ def measure(config: dict[str, Any], earlier: list[dict[str, Any]]) -> tuple[list
     config["trainer"] = {**t, "devices": 1, "num_nodes": 1, "strategy": "auto", "max_steps": 10**9,
                          "limit_val_batches": 0}
     pl.seed_everything(config["seed"], workers=False, verbose=False)
-    model = building.build(config["model"], **stand_ins(config, earlier))
+    model = building.build(config["model"], **Parts(config, earlier).given())
     if hasattr(model, "prepare"):
         model.prepare(captions(64))
     set_accumulation_and_compile(model, t["accumulate_grad_batches"], t["compile"], config["data"]["batch_size"])
     world = devices({"trainer": t})
     size = max(1, config["data"]["batch_size"] // world)
-    rows, averaged = parts(model), config["callbacks"].get("ema")
+    averaged = config["callbacks"].get("ema")
     meter = Meter(model, bool(t["compile"]))
     with tempfile.TemporaryDirectory() as folder:
         callbacks = [meter, *([building.build(averaged)] if averaged else [])]
@@ -284,20 +272,22 @@ def measure(config: dict[str, Any], earlier: list[dict[str, Any]]) -> tuple[list
         data = [batch(config, model, size)] * 1000  # more than there are steps
         loader: DataLoader[Any] = DataLoader(data, batch_size=None)  # type: ignore[arg-type]
         trainer.fit(model, loader, loader)
-    kinds = {"trained": sum(p.numel() * p.element_size() for p in model.parameters()),
-             "frozen": 4 * sum(count(part) for part in model.frozen_parts if part is not None),
-             "averaged": 4 * sum(count(model.get_submodule(name)) for name in averaged["modules"]) if averaged else 0}
-    activations = max(meter.activations.values())
-    memory = 2 * kinds["trained"] + kinds["frozen"] + kinds["averaged"] + meter.state + activations
-    rows += [("weights", size_of(kinds["trained"] + kinds["frozen"]), "counted"),
-             ("gradients", size_of(kinds["trained"]), "counted"),
-             ("optimiser state", size_of(meter.state), "measured")]
-    rows += [("averaged weights (EMA)", size_of(kinds["averaged"]), "counted")] if averaged else []
-    kind = "allocated" if model.device.type == "cuda" else "resident"
-    rows += [(f"activations and the rest{name}, at most", size_of(value), f"measured ({kind})")
-             for name, value in meter.activations.items()]
+    outside = [part for part in model.frozen_parts if part is not None]
+    trained = sum(p.numel() * p.element_size() for p in model.parameters())
+    fixed = 4 * sum(map(count, outside))
+    shadow = 4 * sum(count(model.get_submodule(name)) for name in averaged["modules"]) if averaged else 0
+    memory = 2 * trained + fixed + shadow + meter.state + max(meter.activations.values())
+    on_cpu, device = model.device.type != "cuda", trainer.strategy.root_device
+    one = f"; one device of {world}, its share of the batch" if world > 1 else ""
+    rows = [("batch", f"{size} pictures, {trainer.precision}, {device}{one}", "the config"),
+            *parameters(model, outside),
+            ("weights", size_of(trained + fixed), "counted"), ("gradients", size_of(trained), "counted"),
+            ("optimiser state", size_of(meter.state), "measured")]
+    rows += [("averaged weights (EMA)", size_of(shadow), "counted")] if averaged else []
+    rows += [(f"activations and the rest{name}, at most", size_of(value),
+              f"measured ({'resident' if on_cpu else 'allocated'})") for name, value in meter.activations.items()]
     rows.append(("memory together", size_of(memory), "beside Python and its libraries"))
-    n, fastest = matrix_product(trainer.strategy.root_device, str(trainer.precision))
+    n, fastest = matrix_product(device, str(trainer.precision))
     tokens = model.gpt.num_codes if model.batch == "codes" else None
     for name, seconds in meter.seconds.items():
         speed = f"{1 / seconds:.3g} steps/s, {size / seconds:.3g} images/s"
@@ -310,11 +300,7 @@ def measure(config: dict[str, Any], earlier: list[dict[str, Any]]) -> tuple[list
     mean = sum(share * meter.seconds[name] for name, share in meter.phases.items())
     hours = t["max_steps"] * mean / 3600
     rows.append((f"{t['max_steps']:,} steps", f"{hours:.2f} h", "computed; without data, validation, caches"))
-    one = f"; one device of {world}, its share of the batch" if world > 1 else ""
-    shown = f"{size} pictures, {trainer.precision}, {trainer.strategy.root_device}{one}"
-    rows.insert(0, ("batch", shown, "the config"))
-    figures = {"parameters": float(count(model)), "memory_gb": memory / 1e9, "seconds_a_step": mean, "hours": hours}
-    return rows, figures
+    return rows, {"parameters": float(count(model)), "memory_gb": memory / 1e9, "seconds_a_step": mean, "hours": hours}
 
 
 def table(rows: list[Row]) -> str:

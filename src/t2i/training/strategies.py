@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytorch_lightning as pl
 import torch.distributed as dist
 from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-from t2i.checkpoint import file_format
+from t2i.checkpoint import building, file_format
 
 
 class Launcher(_SubprocessScriptLauncher):
@@ -47,10 +48,10 @@ class Launcher(_SubprocessScriptLauncher):
     def watch(self, done: threading.Event, trainer: Any) -> None:
         """Ends this process when it waits for one that is gone: GPUs wait for one another for half an hour."""
         while not done.wait(1.0):
-            told = self.lost()
-            if told is not None and not done.wait(self.patience):
+            gone = self.lost()
+            if gone is not None and not done.wait(self.patience):
                 if self.speaks:
-                    print(f"error: {told} {trainer.checkpoint_callback.way_on()}", file=sys.stderr, flush=True)
+                    print(f"error: {gone} {trainer.checkpoint_callback.way_on()}", file=sys.stderr, flush=True)
                 self.end(0)
                 os._exit(2)
 
@@ -98,23 +99,23 @@ class Watched:
         self._launcher = Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
 
     def on_exception(self: Any, exception: BaseException) -> None:
-        if of_connection(exception):
+        if is_of_connection(exception):
             self.gone = self._launcher.lost(wait=1.0)
         self._launcher.end(0.0 if isinstance(exception, SystemExit) else 3.0)
 
 
-def of_connection(error: BaseException) -> bool:
+def is_of_connection(error: BaseException) -> bool:
     """Whether it is what processes say that cannot reach one another; of gloo it has no type of its own."""
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "Connection")))
 
 
-def lost(strategy: Any, error: RuntimeError) -> str | None:
+def lost(strategy: Any, error: BaseException) -> str | None:
     """What to tell of an error that came of another process's end; None for any other error. Where another process
     tells, this one ends in silence."""
-    if not hasattr(strategy, "gone") or not of_connection(error):
+    if not isinstance(strategy, Watched) or not is_of_connection(error):
         return None
-    launcher = strategy.launcher
+    launcher: Launcher = strategy.launcher  # type: ignore[attr-defined]
     if launcher.is_child and (strategy.gone is None or not launcher.speaks):
         raise SystemExit(2)
     return strategy.gone or f"one of {launcher.num_processes * launcher.num_nodes} processes was lost."
@@ -136,25 +137,26 @@ class Sharded(Watched, ModelParallelStrategy):
         super().setup_environment()
 
 
-def is_sharded(trainer: Any) -> bool:
+def is_sharded(trainer: pl.Trainer) -> bool:
     return isinstance(trainer.strategy, Sharded)
 
 
 def strategy(config: dict[str, Any], model: Any) -> Any:
-    """The strategy of `trainer.strategy`; ValueError says all that does not go with fsdp."""
+    """The strategy of `trainer.strategy`, a name or a node; ValueError says all that does not go with fsdp."""
     wanted = config["trainer"]["strategy"]
+    if isinstance(wanted, dict):
+        return building.build(wanted)
     if wanted != "fsdp":
         return Replicated() if wanted == "ddp" else wanted
-    faults = []
-    if not hasattr(model, "shard"):
-        faults.append(f"{file_format.kind_of(model)} has two optimisers or is small: model=prior is allowed, others"
-                      " take trainer=ddp")
-    if config["model"]["optimizer"] == "muon":
-        faults.append("model.optimizer=muon needs whole matrices: model.optimizer=adamw is allowed")
-    if config["callbacks"]["ema"] is not None:
-        faults.append("callbacks.ema averages whole weights: callbacks.ema=null is allowed")
-    if config["trainer"]["accumulate_grad_batches"] > 1:
-        faults.append("trainer.accumulate_grad_batches: 1 is allowed")
-    if faults:
-        raise ValueError("trainer.strategy=fsdp does not go with this run:\n  " + "\n  ".join(faults))
+    faults = {
+        f"{file_format.kind_of(model)} has two optimisers or is small: model=prior is allowed, others take trainer=ddp":
+            not hasattr(model, "shard"),
+        "model.optimizer=muon needs whole matrices: model.optimizer=adamw is allowed":
+            config["model"]["optimizer"] == "muon",
+        "callbacks.ema averages whole weights: callbacks.ema=null is allowed": bool(config["callbacks"].get("ema")),
+        "trainer.accumulate_grad_batches: 1 is allowed": config["trainer"]["accumulate_grad_batches"] > 1,
+    }
+    if any(faults.values()):
+        listed = "\n  ".join(text for text, wrong in faults.items() if wrong)
+        raise ValueError(f"trainer.strategy=fsdp does not go with this run:\n  {listed}")
     return Sharded()

@@ -89,7 +89,7 @@ def errors_for_people(trainer: pl.Trainer, saver: RunCheckpoint, resume: Path | 
             where = f"{error.filename}: " if error.filename and error.filename not in str(error.strerror) else ""
             raise OSError(error.errno, f"{where}{str(error.strerror).rstrip('.')}. Make room on the disk."
                                        f" {saver.way_on()}") from error
-        if isinstance(error, RuntimeError) and (gone := lost(trainer.strategy, error)) is not None:
+        if (gone := lost(trainer.strategy, error)) is not None:
             raise ValueError(f"{gone} {saver.way_on()}") from error
         ours = isinstance(error, ValueError | OSError) and is_for_people(error)
         if resume is None or saver.began or ours:

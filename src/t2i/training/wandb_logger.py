@@ -61,22 +61,26 @@ class WandbLogger(RunLogger, loggers.WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        if self._experiment is None:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
-            try:
-                self._start(mode)
-            except Exception as error:  # wandb raises its own, requests' and the socket's
-                if mode != "online":
-                    raise
-                reason = str(error).partition("\n")[0]
-                warnings.warn(f"W&B cannot be used online ({type(error).__name__}: {reason}); this run is logged"
-                              f" offline, `wandb sync {self.run_dir / 'wandb'}/offline-run-*` sends it later",
-                              stacklevel=2)
-                with suppress(OSError):  # its service may be dead already
-                    wandb.teardown()  # else it keeps trying, and holds the id
-                self._start("offline")
+        """The run of this segment, opened on first use; None once the mirror is off."""
+        if self._experiment is None and not self.broken:
+            with self._mirrored():
+                self._open()
         return self._experiment
+
+    def _open(self) -> None:
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
+        try:
+            self._start(mode)
+        except Exception as error:  # wandb raises its own, requests' and the socket's
+            if mode != "online":
+                raise
+            reason = str(error).partition("\n")[0]
+            warnings.warn(f"W&B cannot be used online ({type(error).__name__}: {reason}); this run is logged offline,"
+                          f" `wandb sync {self.run_dir / 'wandb'}/offline-run-*` sends it later", stacklevel=2)
+            with suppress(OSError):  # its service may be dead already
+                wandb.teardown()  # else it keeps trying, and holds the id
+            self._start("offline")
 
     def _start(self, mode: Any) -> None:
         online = mode == "online"
@@ -119,11 +123,11 @@ class WandbLogger(RunLogger, loggers.WandbLogger):
 
     @rank_zero_only
     def _log(self, values: Callable[[], Mapping[str, Any]], step: int) -> None:
-        if not self.broken:
+        run = self.experiment
+        # A continued run trains the steps after its checkpoint again, to the same values.
+        if run is not None and not self.broken and step > self.sent:
             with self._mirrored():
-                run = self.experiment
-                if step > self.sent:  # a continued run trains the steps after its checkpoint again, to the same values
-                    run.log({**values(), "step": step})
+                run.log({**values(), "step": step})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self._log(lambda: {name: float(value) for name, value in metrics.items()}, 0 if step is None else step + 1)

@@ -146,12 +146,6 @@ def sheet(panels: Mapping[str, Sequence[Line]], across: int = 3, width: float = 
     return held.getvalue()
 
 
-def _save(panels: Mapping[str, Sequence[Line]], path: Path) -> Path | None:
-    from t2i.checkpoint.atomic import write_bytes
-
-    return write_bytes(path, sheet(panels)) if panels else None
-
-
 def _panels(series: Series, groups: Mapping[str, Sequence[str]]) -> dict[str, list[Line]]:
     panels = {}
     for title, names in groups.items():
@@ -163,53 +157,46 @@ def _panels(series: Series, groups: Mapping[str, Sequence[str]]) -> dict[str, li
     return panels
 
 
-def plot_losses(metrics_csv: Path, out_png: Path, groups: dict[str, list[str]] | None = None) -> Path | None:
-    """What is neither of the codebook nor a score, one panel a group (title -> columns); None where there is nothing.
-
-    By default a panel holds what differs only in `train/` and `val/`; `groups` may name any column.
-    """
-    series = read_metrics(metrics_csv)
-    if unknown := sorted({name for names in (groups or {}).values() for name in names} - set(series)):
-        raise ValueError(f"{metrics_csv} has no columns {', '.join(unknown)}; it has {', '.join(sorted(series))}")
-    return _save(_panels(series, by_metric(shares(list(series))[0]) if groups is None else groups), out_png)
-
-
-def plot_codebook(metrics_csv: Path, out_png: Path) -> Path | None:
-    """Usage and perplexity of the codes, a colour a factor, validation drawn through and training dashed; None for
-    a run that has none."""
-    series = read_metrics(metrics_csv)
+def codebook_panels(series: Series, names: Sequence[str]) -> dict[str, list[Line]]:
+    """Usage and perplexity of the codes, a colour a factor, validation drawn through and training dashed."""
     panels: dict[str, list[Line]] = {}
-    for name in shares(list(series))[1]:
+    for name in names:
         found = CODEBOOK.fullmatch(name)
         assert found is not None
         split, what, factor = found.groups()
         label = split if factor is None else f"factor {factor}, {split}"
         title = {"usage": "codebook usage (share of the codes)", "perplexity": "codebook perplexity"}[what]
         panels.setdefault(title, []).append(Line(label, *series[name], int(factor or 1) - 1, int(split == "train")))
-    return _save(dict(sorted(panels.items(), reverse=True)), out_png)
+    return dict(sorted(panels.items(), reverse=True))
 
 
-def plot_scores(metrics_csv: Path, out_png: Path) -> Path | None:
-    """Validation's scores over time, the tasks of the composition score in one panel; None for a run that has none."""
-    series = read_metrics(metrics_csv)
-    names = shares(list(series))[2]
-    composed = [name for name in names if name.startswith("val/composition_")]
-    panels = _panels(series, by_metric([name for name in names if name not in composed]))
-    if composed:
-        lines = [Line(name.removeprefix("val/composition_"), *series[name], k, k // len(COLOURS))
-                 for k, name in enumerate(composed)]
-        panels = {"composition (share of pictures that are right)": lines, **panels}
-    return _save(panels, out_png)
+def score_panels(series: Series, names: Sequence[str]) -> dict[str, list[Line]]:
+    """Validation's scores over time, the tasks of the composition score in one panel."""
+    tasks = [name for name in names if name.startswith("val/composition_")]
+    lines = [Line(name.removeprefix("val/composition_"), *series[name], k, k // len(COLOURS))
+             for k, name in enumerate(tasks)]
+    composition = {"composition (share of pictures that are right)": lines} if lines else {}
+    return composition | _panels(series, by_metric([name for name in names if name not in tasks]))
 
 
 def plot_run(run_dir: Path, groups: dict[str, list[str]] | None = None) -> list[Path]:
-    """Writes a run's plots from its `metrics.csv`, and returns those that there was something for."""
-    metrics, folder = run_dir / "metrics.csv", run_dir / "plots"
-    if not metrics.is_file():
+    """Writes a run's plots from its `metrics.csv`, and returns those that there was something for.
+
+    In `loss.png` a panel holds what differs only in `train/` and `val/`; `groups` (title -> columns) instead may name
+    any column.
+    """
+    from t2i.checkpoint.atomic import write_bytes
+
+    path = run_dir / "metrics.csv"
+    if not path.is_file():
         raise ValueError(f"{run_dir} has no metrics.csv: it is no run folder, or nothing was logged yet")
-    made = [plot_losses(metrics, folder / "loss.png", groups), plot_codebook(metrics, folder / "codebook.png"),
-            plot_scores(metrics, folder / "scores.png")]
-    return [path for path in made if path is not None]
+    series = read_metrics(path)
+    if unknown := sorted({name for names in (groups or {}).values() for name in names} - set(series)):
+        raise ValueError(f"{path} has no columns {', '.join(unknown)}; it has {', '.join(sorted(series))}")
+    losses, codebook, scores = shares(list(series))
+    plots = {"loss": _panels(series, by_metric(losses) if groups is None else groups),
+             "codebook": codebook_panels(series, codebook), "scores": score_panels(series, scores)}
+    return [write_bytes(run_dir / "plots" / f"{name}.png", sheet(panels)) for name, panels in plots.items() if panels]
 
 
 def run(words: Sequence[str]) -> None:

@@ -75,7 +75,7 @@ def validation(run: Run, n: int, size: int | None = None) -> tuple[np.ndarray, l
     config, source = run.config, run.folder / "config.json"
     data = config["data"] if size is None else {**config["data"], "image_size": size}
     check_data_node(data, source)
-    made = building.build(dataset_node({**config, "data": data}), split="val")
+    made = building.build_registered(dataset_node({**config, "data": data}), split="val")
     examples = [made[(i, 0)] for i in range(min(n, len(made)))]
     return (torch.stack([one.image for one in examples]).permute(0, 2, 3, 1).contiguous().numpy(),
             [str(one.captions[0]) if one.captions else "" for one in examples])

@@ -166,18 +166,18 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
-        if trainer.world_size > 1:  # what they save must not hang on what each sees of the folder
-            self.best, self.measured = trainer.strategy.broadcast((self.best, self.measured))
+        # What ranks save must not hang on what each sees of the folder.
+        self.best, self.measured = trainer.strategy.broadcast((self.best, self.measured))
         self.speaks = trainer.is_global_zero
         if signal.getsignal(signal.SIGINT) == self.ask:
             signal.signal(signal.SIGTERM, self.ask)  # Lightning has put a handler of its own before it
         self.began = self.training = True
 
     def after_batch(self, trainer: pl.Trainer) -> None:
-        step, asked, seconds = trainer.global_step, self.asked, time.monotonic() - self.saved_at
+        step, seconds = trainer.global_step, time.monotonic() - self.saved_at
         late = self.every_minutes is not None and seconds >= 60 * self.every_minutes
-        if trainer.world_size > 1:  # ranks must agree
-            asked, late = (trainer.strategy.reduce_boolean_decision(one, all=False) for one in (asked, late))
+        # Ranks must agree.
+        asked, late = (trainer.strategy.reduce_boolean_decision(one, all=False) for one in (self.asked, late))
         ends = trainer.should_stop or step == trainer.max_steps
         missing = self.validated and not self.measured and not ends and not asked
         if self.improved:  # before last.ckpt, which says so

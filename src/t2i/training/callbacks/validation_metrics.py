@@ -1,7 +1,5 @@
-"""Metrics during training, as callbacks: they see what a validation step returns and touch no weights.
-
-They stay out of the LightningModules, so that nothing of theirs lands in a checkpoint's weights.
-"""
+"""Metrics of a validation, as callbacks: they see what a validation step returns and touch no weights, and nothing of
+theirs lands in a checkpoint's weights."""
 
 from __future__ import annotations
 
@@ -22,11 +20,10 @@ class Reconstructions(pl.Callback):
 
     def setup(self, trainer: Any, module: Any, stage: str) -> None:
         self.active = module.kind == "vqgan"
-        if not self.active:
-            return
-        factors = module.tokenizer.factors
-        self.usage = {"train": CodebookUsage(factors), "val": CodebookUsage(factors)}
-        self.sums = torch.zeros(3, dtype=torch.float64)
+        if self.active:
+            factors = module.tokenizer.factors
+            self.usage = {"train": CodebookUsage(factors), "val": CodebookUsage(factors)}
+            self.sums = torch.zeros(3, dtype=torch.float64)
 
     def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
         if self.active and not trainer.interrupted:  # the codes since the last validation, of all ranks
@@ -39,29 +36,26 @@ class Reconstructions(pl.Callback):
             self.usage["train"].counts = [count.clone() for count in checkpoint["codes_since_validation"]]
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        if not self.active:
-            return
-        self.usage["train"].update(outputs["ids"])
+        if self.active:
+            self.usage["train"].update(outputs["ids"])
 
     def on_validation_batch_end(
         self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int, loader: int = 0
     ) -> None:
-        if not self.active:
-            return
-        self.usage["val"].update(outputs["ids"])
-        pair = outputs["reconstruction"], outputs["image"]
-        values = [float(psnr(*pair).sum()), float(ssim(*pair).sum()), float(len(batch.text))]
-        self.sums += torch.tensor(values, dtype=torch.float64)
+        if self.active:
+            self.usage["val"].update(outputs["ids"])
+            pair = outputs["reconstruction"], outputs["image"]
+            values = [float(psnr(*pair).sum()), float(ssim(*pair).sum()), float(len(batch.text))]
+            self.sums += torch.tensor(values, dtype=torch.float64)
 
     def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
-        if not self.active:
-            return
-        sums = trainer.strategy.reduce(self.sums.clone(), reduce_op="sum") if trainer.world_size > 1 else self.sums
-        named = {"val/psnr": float(sums[0] / sums[2]), "val/ssim": float(sums[1] / sums[2])}
-        for split, usage in self.usage.items():
-            named |= {f"{split}/codebook_{name}": float(value) for name, value in usage.compute().items()}
-        module.log_dict(named, sync_dist=False)
-        self.setup(trainer, module, "fit")
+        if self.active:
+            sums = trainer.strategy.reduce(self.sums.to(module.device, copy=True), reduce_op="sum")
+            values = {"val/psnr": float(sums[0] / sums[2]), "val/ssim": float(sums[1] / sums[2])}
+            for split, usage in self.usage.items():
+                values |= {f"{split}/codebook_{name}": float(value) for name, value in usage.compute().items()}
+            module.log_dict(values, sync_dist=False)
+            self.setup(trainer, module, "fit")
 
 
 class Gap(pl.Callback):
@@ -72,7 +66,7 @@ class Gap(pl.Callback):
 
     Args:
         train, val: names of the two losses; None for those that are alike in each model: the whole loss, but for a
-            VQGAN, whose whole loss has players in it, the pixels'.
+            VQGAN, whose whole loss has a discriminator in it, the pixels'.
     """
 
     def __init__(self, train: str | None = None, val: str | None = None) -> None:
@@ -84,11 +78,13 @@ class Gap(pl.Callback):
         part = "loss/pixel" if module.kind == "vqgan" else "loss"
         self.names = self.train or f"train/{part}", self.val or f"val/{part}"
 
+    def over_ranks(self, trainer: Any, module: Any, value: Any) -> float:
+        value = torch.as_tensor(value, dtype=torch.float64, device=module.device)
+        return float(trainer.strategy.reduce(value.clone(), reduce_op="mean"))
+
     def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
-        if not trainer.interrupted:  # the mean over the ranks: the others are asked
-            total = torch.as_tensor(self.total, dtype=torch.float64, device=module.device).clone()
-            total = trainer.strategy.reduce(total, reduce_op="mean") if trainer.world_size > 1 else total
-            checkpoint["gap"] = {"total": float(total), "count": self.count}
+        if not trainer.interrupted:  # the other ranks are asked
+            checkpoint["gap"] = {"total": self.over_ranks(trainer, module, self.total), "count": self.count}
 
     def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
         held = checkpoint.get("gap", {"total": 0.0, "count": 0})
@@ -101,13 +97,10 @@ class Gap(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
         value = trainer.callback_metrics.get(self.names[1])
-        if value is None or not self.count or trainer.sanity_checking:
-            return
-        mean = self.total / self.count
-        if trainer.world_size > 1:
-            mean = trainer.strategy.reduce(mean.clone(), reduce_op="mean")
-        module.log("val/gap", float(value) - float(mean), sync_dist=True)
-        self.total, self.count = 0.0, 0
+        if value is not None and self.count and not trainer.sanity_checking:
+            mean = self.over_ranks(trainer, module, self.total / self.count)
+            module.log("val/gap", float(value) - mean, sync_dist=True)
+            self.total, self.count = 0.0, 0
 
 
 class Composition(pl.Callback):
@@ -128,9 +121,8 @@ class Composition(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
         self.seen += 1
-        if (self.seen - 1) % self.every:
-            return
-        options = {"guidance": self.guidance} if "guidance" in module.options else {}
-        drawn = draw(module, [caption.text for caption in self.captions], 1, options)
-        scores = composition_score(torch.cat([pictures for _, pictures in drawn]).numpy(), self.captions)
-        module.log_dict({f"val/composition_{name}": value for name, value in scores.items()}, sync_dist=False)
+        if (self.seen - 1) % self.every == 0:
+            options = {"guidance": self.guidance} if "guidance" in module.options else {}
+            drawn = draw(module, [caption.text for caption in self.captions], 1, options)
+            scores = composition_score(torch.cat([pictures for _, pictures in drawn]).numpy(), self.captions)
+            module.log_dict({f"val/composition_{name}": value for name, value in scores.items()}, sync_dist=False)
