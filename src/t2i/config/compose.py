@@ -30,7 +30,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from t2i.config import aliases
 from t2i.config.check import check, near, unknown_key
-from t2i.config.limits import RENAMED
 
 ROOT = Path(__file__).resolve().parents[3]
 CONF = ROOT / "conf"
@@ -147,7 +146,6 @@ def quoted(overrides: Sequence[str]) -> list[str]:
         if key == "experiment":  # as in other Hydra projects
             key = "experiments"
         bare = key.lstrip("+~")
-        key = key.replace(bare, RENAMED.get(bare, bare))
         if bare == "name" and equals and value in ("", "null"):
             continue
         path = is_path(bare)

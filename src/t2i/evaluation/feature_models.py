@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import torch
 
-from t2i.checkpoint.file_checks import quoted
 from t2i.checkpoint.registry import is_trusted_place
+from t2i.config.messages import quoted
 from t2i.evaluation.protocols import NEEDS_CLIP, NEEDS_INCEPTION, Protocol
 from t2i.generation.clip_guided.clip_models.base import same_weights
 from t2i.metrics.clip_score import CLIPScorer, text_hash

@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from t2i.checkpoint import atomic
-from t2i.checkpoint.file_checks import quoted
 from t2i.checkpoint.plain_files import read_json
+from t2i.config.messages import quoted
 from t2i.data.decode import fit, read_pixels
 from t2i.data.folder import read_folder
 from t2i.data.seeds import derive_seed

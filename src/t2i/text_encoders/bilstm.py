@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from t2i.checkpoint.hashes import weights_hash
 from t2i.checkpoint.registry import register
+from t2i.checkpoint.weights_hash import weights_hash
 from t2i.text_encoders.bilstm_folder import (
     CONFIG,
     VOCABULARY,

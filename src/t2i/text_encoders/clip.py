@@ -16,9 +16,9 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from transformers.activations import ACT2FN
 
 from t2i.checkpoint.building import build_to_fit, load_weights
-from t2i.checkpoint.file_checks import quoted
-from t2i.checkpoint.hashes import weights_hash
 from t2i.checkpoint.registry import register
+from t2i.checkpoint.weights_hash import weights_hash
+from t2i.config.messages import quoted
 from t2i.text_encoders.clip_folder import CaptionTokenizer, check_fit, load_clip, quietly, text_config
 from t2i.types import TextEmbedding
 

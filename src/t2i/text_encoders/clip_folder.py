@@ -27,9 +27,8 @@ from transformers.utils import logging as transformers_logging
 
 from t2i.checkpoint import file_checks
 from t2i.checkpoint.building import on_meta_device
-from t2i.checkpoint.file_checks import quoted
 from t2i.checkpoint.plain_files import read_json
-from t2i.config.messages import shown
+from t2i.config.messages import quoted, shown
 from t2i.text_encoders.folders import replacing
 from t2i.text_encoders.limited_warnings import LimitedWarnings
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from t2i.checkpoint.hashes import weights_hash
+from t2i.checkpoint.weights_hash import weights_hash
 from t2i.text_encoders.clip_folder import preprocess
 from t2i.types import ClipModel
 
