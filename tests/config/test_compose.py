@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -27,10 +26,13 @@ CAPTIONS = [
 
 
 def run(*arguments: str, cwd: Path | None = None, code: str | None = None) -> tuple[int, str, str, float]:
-    start = time.monotonic()
+    """Exit code, stdout, stderr, and the seconds that it computed: what else the machine does is not measured."""
+    before = os.times()
     command = [sys.executable, "-c", code] if code else [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd or ROOT, timeout=60)
-    return done.returncode, done.stdout, done.stderr, time.monotonic() - start
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd or ROOT, timeout=240)
+    after = os.times()
+    seconds = after.children_user + after.children_system - before.children_user - before.children_system
+    return done.returncode, done.stdout, done.stderr, seconds
 
 
 @pytest.fixture
@@ -225,25 +227,27 @@ def test_constructors_are_read_without_import() -> None:
     assert line == "model._target_=t2i.models.vqgan.VQGANN: t2i.models.vqgan has no such class"
 
 
-def best_of(times: int, *arguments: str) -> tuple[int, str, str, float]:
-    """The fastest of a few: what is measured is our work, not what else the machine does."""
-    return min((run(*arguments) for _ in range(times)), key=lambda found: found[3])
+def within(seconds: float, *arguments: str) -> tuple[int, str, str]:
+    """What it says, within so many seconds in one of three starts."""
+    for _ in range(3):
+        code, out, err, taken = run(*arguments)
+        if taken < seconds:
+            return code, out, err
+    pytest.fail(f"{arguments} took {taken:.1f} s; allowed are {seconds} s")
 
 
 @pytest.mark.parametrize("door", ["train.py", "sample.py", "evaluate.py", "prepare.py"])
 def test_help_is_quick(door: str) -> None:
-    code, out, err, seconds = best_of(2, door, "--help")
+    code, out, err = within(1.5, door, "--help")
     assert (code, err) == (0, "")
     assert door in out
-    assert seconds < 1.5
 
 
 def test_typo_is_quick() -> None:
-    code, _, err, seconds = best_of(2, "train.py", "model=vqgan", "data.batch_sze=3")
+    code, _, err = within(2, "train.py", "model=vqgan", "data.batch_sze=3")
     assert code == 2
     assert "data.batch_size" in err
     assert "Traceback" not in err
-    assert seconds < 2
 
 
 def test_flags(tmp_path: Path) -> None:
