@@ -13,10 +13,7 @@ from torch import Tensor
 
 
 def retrieval(
-    image: Float[Tensor, "n d"],
-    text: Float[Tensor, "n d"],
-    groups: Int[Tensor, " n"] | None = None,
-    rows: int = 2048,
+    image: Float[Tensor, "n d"], text: Float[Tensor, "n d"], groups: Int[Tensor, " n"] | None = None, rows: int = 2048
 ) -> dict[str, float]:
     """Shares in [0, 1] of captions that find their picture (`text_to_image`) and the reverse.
 
