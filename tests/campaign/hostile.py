@@ -80,7 +80,7 @@ def payloads() -> dict[str, Any]:
         "a folder moved (open_run)": {"_target_": "t2i.training.resume.open_run", "run_dir": located(VICTIM),
                                       "config": {"resume": "never"}},
         "a folder deleted (cache.make)": {"_target_": "t2i.data.cache.make", "folder": located(VICTIM),
-                                          "wanted": {"a": 1}, "what": "x", "fill": {"_target_": "t2i.cli.app.guarded"}},
+                                          "wanted": {"a": 1}, "what": "x", "fill": located(PATH)},
         "a download (CLIPText)": {"_target_": "t2i.text_encoders.clip.CLIPText", "path": HUB, "allow_download": True},
         "a download (CLIPScorer)": {"_target_": "t2i.metrics.clip_score.CLIPScorer", "path": HUB,
                                     "allow_download": True},

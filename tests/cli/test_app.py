@@ -62,6 +62,9 @@ def test_elsewhere_it_does_nothing() -> None:
     ("train", ["model=vqgan", "hparams_search=vqgan_optuna"], "put -m before"),
     ("train", ["model=vqgan", "seed=1,2"], "seed has several values: put -m"),
     ("sample", ["-m", "seed=0,1"], "ckpt= is needed"),
+    ("train", ["-m", "--cfg", "job"], "one at a time"),
+    ("train", ["model=vqgan", "--resolve"], "goes with --cfg"),
+    ("train", ["model=vqgan", "--config-name", "trian"], "--config-name trian: there is no such file"),
 ])
 def test_what_cannot_be_is_refused_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: list[str], why: str

@@ -8,12 +8,12 @@ tensors by name and shape; only then is it made.
 from __future__ import annotations
 
 import math
-import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from urllib.parse import quote
 
 import torch
 from hydra.errors import InstantiationException
@@ -53,7 +53,9 @@ def _escaped(value: Any) -> Any:
         return {key: _escaped(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_escaped(item) for item in value]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+    if isinstance(value, str) and "${" in value:  # how often Hydra unescapes it depends on where it stands
+        return {"_target_": "urllib.parse.unquote", "string": quote(value)}
+    return value
 
 
 MAX_INTEGER = 2**32  # in a file's config; sizes are held against tensors, this keeps 2**n in bounds

@@ -102,6 +102,10 @@ def prepared(config_name: str, words: Sequence[str]) -> list[str]:
     """A command line as Hydra is to read it, once it was checked; ConfigError says what is wrong with it."""
     args = get_args_parser().parse_args(words)
     flags = [word for word in words if word not in args.overrides]
+    if sum(bool(flag) for flag in (args.run, args.multirun, args.cfg, args.info, args.shell_completion)) > 1:
+        raise ConfigError("of --run, --multirun, --cfg, --info and --shell-completion one at a time is allowed")
+    if args.resolve and not args.cfg:
+        raise ConfigError("--resolve goes with --cfg")
     if args.hydra_help or args.shell_completion:
         return list(words)
     if args.help:  # Hydra's own way takes seconds: it lists every group of its own and of its plugins, twice

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from t2i.config import aliases
 from t2i.config.limits import BESIDE, FILES, GIVEN, VALUES
 from t2i.config.messages import shown
 
@@ -36,6 +37,13 @@ class Constructor:
     aliases: dict[str, ast.expr]
 
 
+def _parsed(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise ValueError(f"{path}, line {error.lineno}: {error.msg}") from error
+
+
 @cache
 def _module(name: str) -> tuple[Path, ast.Module] | None:
     """A module's file and what it says, found without importing it; None where there is no such module."""
@@ -49,11 +57,11 @@ def _module(name: str) -> tuple[Path, ast.Module] | None:
     roots = [Path(place) for place in spec.submodule_search_locations or ()]
     if not roots and not rest:
         path = Path(spec.origin or "")
-        return path, ast.parse(path.read_text(encoding="utf-8")) if path.suffix == ".py" else COMPILED
+        return path, _parsed(path) if path.suffix == ".py" else COMPILED
     for inner in (root.joinpath(*rest) for root in roots):
         for path in (inner / "__init__.py", *([inner.with_suffix(".py")] if rest else [])):
             if path.is_file():
-                return path, ast.parse(path.read_text(encoding="utf-8"))
+                return path, _parsed(path)
         if rest and any(inner.parent.glob(f"{inner.name}.*.so")):
             return inner, COMPILED
     return None
@@ -321,6 +329,8 @@ def check_files(config: dict[str, Any]) -> list[str]:
 
 def unknown_key(key: str, names: list[str]) -> str:
     """The message for a key that nothing reads, of those that there are."""
+    if (current := aliases.current_key(key)) != key:
+        return f"{key} is called {current} now"
     parent, _, last = key.rpartition(".")
     endings = [name for name in names if name.rpartition(".")[2] == last and name != key]
     hint = f" (did you mean {' or '.join(endings[:3])}?)" if endings else near(key, names)

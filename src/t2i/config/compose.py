@@ -238,7 +238,7 @@ def composed(overrides: Sequence[str], config_name: str, config_dir: str | None 
                                               with_log_configuration=False)
             break
         except MissingConfigException as error:
-            raise ConfigError(_no_such_choice(error, remaining)) from error
+            raise ConfigError(no_such_choice(error, remaining)) from error
         except ConfigCompositionException as error:
             text = str(error)
             key = re.search(r"Could not (?:override|delete|append)[^']*'([^'=@]+)|"
@@ -257,13 +257,15 @@ def composed(overrides: Sequence[str], config_name: str, config_dir: str | None 
     return config
 
 
-def _no_such_choice(error: MissingConfigException, overrides: Sequence[str]) -> str:
+def no_such_choice(error: MissingConfigException, overrides: Sequence[str]) -> str:
     missing = str(error.missing_cfg_file).removesuffix(".yaml")
     group, _, choice = missing.rpartition("/")
     for override in overrides:
         key, _, value = override.partition("=")
         if f"{key.lstrip('+')}/{value}" == missing:
             group, choice = key.lstrip("+"), value
+    if not group:
+        return f"--config-name {choice}: there is no such file in conf/ or in --config-dir"
     if package := PLUGINS.get(f"{group}={choice}"):
         return f"{group}={choice} needs a package that is not installed: pip install {package}"
     allowed = sorted({*choices(group), *(error.options or ())})

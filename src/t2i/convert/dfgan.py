@@ -77,17 +77,15 @@ def nets(held: Any, source: str) -> dict[str, Any]:
     """The state dicts by name: `netG` at least. ValueError where the file holds other things."""
     if not isinstance(held, Mapping):
         raise ValueError(f"{source} is no DF-GAN: it holds {first(held)}")
-    inner = held.get("model") if isinstance(held.get("model"), Mapping) else None
-    if inner is not None:
-        if strange := [str(key) for key in held if key not in ("model", *IGNORED)]:
-            raise ValueError(f"{source}: beside model there is {', '.join(strange[:8])}; known are"
-                             f" {', '.join(IGNORED)}")
-    elif not any(name in held for name in NETS):
+    wrapped = isinstance(held.get("model"), Mapping)
+    if not wrapped and not any(name in held for name in NETS):
         return {"netG": held}
-    found = held if inner is None else inner
-    known = NETS if inner is not None else (*NETS, *IGNORED)
-    if strange := [str(key) for key in found if key not in known]:
-        raise ValueError(f"{source}: beside the nets there is {', '.join(strange[:8])}; known are {', '.join(known)}")
+    found = held["model"] if wrapped else held
+    levels = [("model", held, IGNORED), ("the nets", found, NETS)] if wrapped else [
+        ("the nets", held, (*NETS, *IGNORED))]
+    for what, level, known in levels:
+        if strange := [str(key) for key in level if key not in (what, *known)]:
+            raise ValueError(f"{source}: beside {what} there is {', '.join(strange[:8])}; known are {', '.join(known)}")
     if "netG" not in found:
         raise ValueError(f"{source} has no netG, the generator; it has {', '.join(map(str, found))}")
     if ("netD" in found) != ("netC" in found):

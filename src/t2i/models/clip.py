@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from t2i.checkpoint.registry import register
-from t2i.losses.contrastive import caption_groups, contrastive
-from t2i.metrics.retrieval import retrieval
+from t2i.losses.contrastive import caption_groups, contrastive, retrieval
 from t2i.models import optimizers
 from t2i.models.base import BaseModule, check_finite
 from t2i.models.distributed import all_gather_objects, all_gather_rows

@@ -61,11 +61,10 @@ class WandbLogger(RunLogger, loggers.WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The run of this segment, opened on first use; None once the mirror is off."""
-        if self._experiment is None and not self.broken:
+        if self._experiment is None and not self.broken:  # Lightning asks for it before anything is logged
             with self._mirrored():
                 self._open()
-        return self._experiment
+        return DummyExperiment() if self.broken else self._experiment
 
     def _open(self) -> None:
         self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -123,11 +122,11 @@ class WandbLogger(RunLogger, loggers.WandbLogger):
 
     @rank_zero_only
     def _log(self, values: Callable[[], Mapping[str, Any]], step: int) -> None:
-        run = self.experiment
-        # A continued run trains the steps after its checkpoint again, to the same values.
-        if run is not None and not self.broken and step > self.sent:
+        if not self.broken:
             with self._mirrored():
-                run.log({**values(), "step": step})
+                run = self.experiment
+                if step > self.sent:  # a continued run trains the steps after its checkpoint again, to the same values
+                    run.log({**values(), "step": step})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self._log(lambda: {name: float(value) for name, value in metrics.items()}, 0 if step is None else step + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -242,6 +243,11 @@ def cut(folder: Path) -> None:
         (lambda folder: change(folder / "config.json", projection_dim="x"), "its config and its weights do not fit"),
         (lambda folder: change(folder / "config.json", model_type="siglip"), "a model of type 'siglip'"),
         (lambda folder: write(folder / "preprocessor_config.json", {}), "does not tell image_mean and image_std"),
+        (lambda folder: (folder / "preprocessor_config.json").write_text("{"), "_config.json cannot be read"),
+        (lambda folder: (folder / "config.json").unlink(), "it has no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "it has no vocabulary: tokenizer.json is wanted"),
+        (lambda folder: os.truncate(folder / "tokenizer.json", 300), "tokenizer.json cannot be read"),
     ],
 )
 def test_a_spoilt_folder_of_a_clip_is_refused_by_name(clip, tmp_path, capsys, spoil, says):
