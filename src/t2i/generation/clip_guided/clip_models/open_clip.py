@@ -1,4 +1,4 @@
-"""A model of open_clip with its weights from a local file (optional: `pip install -e ".[open-clip]"`).
+"""A model of open_clip with its weights from a local file.
 
 OpenCLIP: Cherti et al. 2022, arXiv 2212.07143; https://github.com/mlfoundations/open_clip. The library builds the model
 and tokenises; the file is read here, strictly, and nothing in it is executed. A file does not tell its activation:
@@ -83,7 +83,7 @@ def _library() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "open_clip":
             raise
-        raise ValueError('open_clip is not installed: pip install -e ".[open-clip]" (the package open_clip_torch)'
+        raise ValueError('open_clip is not installed: pip install -r requirements.txt (the package open_clip_torch)'
                          ) from error
     return open_clip
 
