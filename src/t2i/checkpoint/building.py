@@ -54,7 +54,9 @@ def _escaped(value: Any) -> Any:
         return {key: _escaped(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_escaped(item) for item in value]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+    for _ in range(2 * isinstance(value, str)):  # which resolves it twice
+        value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return value
 
 
 MAX_INTEGER = 2**32  # in a file's config; sizes are held against tensors, this keeps 2**n in bounds
