@@ -22,8 +22,7 @@ from t2i.cli.console import main
 from t2i.config.compose import compose
 from t2i.convert.convert import convert, export
 from t2i.convert.inspection import inspected
-from t2i.convert.taming import read_taming
-from t2i.convert.tokenizers import load_tokenizer
+from t2i.convert.tokenizers import load_tokenizer, read_taming
 from t2i.generation import text_to_image
 
 GOLDEN = Path(__file__).parents[1] / "golden"

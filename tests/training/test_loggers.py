@@ -67,6 +67,8 @@ def test_loggers_come_by_their_target_and_none_where_there_is_none(tmp_path) -> 
     nodes = compose(["model=clip", "logger.tensorboard=null", "name=x"])["logger"]
     (log,) = make_loggers({**nodes, "gone": None}, tmp_path, {})
     assert isinstance(log, CSVLogger) and log.path == tmp_path / "metrics.csv"
+    stock = {"mine": {"_target_": "pytorch_lightning.loggers.CSVLogger", "save_dir": str(tmp_path)}}
+    assert type(make_loggers(stock, tmp_path, {})[0]).__module__.startswith("pytorch_lightning")
     assert make_loggers(compose(["model=clip", "logger=none", "name=x"])["logger"], tmp_path, {}) == []
 
 

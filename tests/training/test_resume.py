@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from tests.in_child import config, differing, in_child, result, rows
 
-from t2i.checkpoint import atomic, file_format
+from t2i.checkpoint import atomic, file_format, renames
 from t2i.models.vqgan import VQGAN
 from t2i.training import resume, train
 from t2i.training.callbacks.early_stopping import EarlyStopping
@@ -122,6 +122,9 @@ def test_a_count_of_another_metric_starts_anew() -> None:
     assert other.state_key != held.state_key == same.state_key
     same.load_state_dict(held.state_dict())
     assert (same.wait_count, same.patience) == (2, 2)
+    earlier = renames.callback_states({"EarlyStopping": {"best": 1.5, "since": 1, "monitor": "val/loss"}})
+    same.load_state_dict(earlier[same.state_key])
+    assert (same.wait_count, float(same.best_score)) == (1, 1.5)
 
 
 def test_a_monitor_that_is_not_measured_stops_at_the_first_validation(tmp_path: Path, whole: Path) -> None:

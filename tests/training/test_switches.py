@@ -392,3 +392,16 @@ def test_old_configs_without_the_new_keys_still_load(tmp_path: Path) -> None:
         del found["t2i"]["config"]["trainer"][key]
     atomic.save_atomic(found, tmp_path / "old.ckpt")
     assert same(building.load(tmp_path / "old.ckpt").state_dict(), found["state_dict"])
+
+
+def test_products_of_float32_are_as_the_config_says_and_untouched_on_a_cpu(tmp_path: Path) -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        for wanted, found in (("null", before), ("medium", "medium")):
+            words = [f"trainer.matmul_precision={wanted}", f"name={wanted}"]
+            train.run(config(tmp_path, VQ_WORDS, *words, steps=1))
+            assert torch.get_float32_matmul_precision() == found
+    finally:
+        torch.set_float32_matmul_precision(before)
+    with pytest.raises(ConfigError, match="trainer.matmul_precision=low: one of highest, high, medium or null"):
+        compose(["model=vqgan", "trainer.matmul_precision=low"])

@@ -231,7 +231,7 @@ def train(config: dict[str, Any], overrides: list[str]) -> Any:
 
 
 def sample(config: dict[str, Any], overrides: list[str]) -> Any:
-    if "guide" in config:
+    if "clip_guided" in config:
         from t2i.generation.clip_guided import run as clip_guided_run
 
         return clip_guided_run.run(config)

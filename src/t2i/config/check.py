@@ -18,7 +18,8 @@ from typing import Any
 
 import yaml
 
-from t2i.config.limits import BESIDE, FILES, GIVEN, RENAMED, VALUES
+from t2i.config import aliases
+from t2i.config.limits import BESIDE, FILES, GIVEN, VALUES
 from t2i.config.messages import shown
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
@@ -289,7 +290,7 @@ def check_values(config: dict[str, Any]) -> list[str]:
             bounds = "" if least is None else f" >= {least:g}" if most is None else f" from {least:g} to {most:g}"
             problems.append(f"{path}={_shown(value)}: {allowed(annotation)}{bounds} is needed")
     if isinstance(config.get("prompt"), str) and not config["prompt"].strip():
-        other = "" if "guide" in config else ", or leave prompt= out and give unconditional=true"
+        other = "" if "clip_guided" in config else ", or leave prompt= out and give unconditional=true"
         problems.append(f"prompt is empty: say what to draw{other}")
     return problems
 
@@ -328,8 +329,8 @@ def check_files(config: dict[str, Any]) -> list[str]:
 
 def unknown_key(key: str, names: list[str]) -> str:
     """The message for a key that nothing reads, of those that there are."""
-    if key in RENAMED:
-        return f"{key} is called {RENAMED[key]} now"
+    if (current := aliases.current_key(key)) != key:
+        return f"{key} is called {current} now"
     parent, _, last = key.rpartition(".")
     endings = [name for name in names if name.rpartition(".")[2] == last and name != key]
     hint = f" (did you mean {' or '.join(endings[:3])}?)" if endings else near(key, names)
@@ -340,11 +341,13 @@ def unknown_key(key: str, names: list[str]) -> str:
 
 @cache
 def _keys(name: str) -> dict[str, Any]:
-    """The keys of a file of conf/, the groups of its defaults list included."""
+    """The keys of a file of conf/, the groups of its defaults list and what their choices add beside them included."""
     found = yaml.safe_load((CONF / name).read_text(encoding="utf-8"))
     listed = [key for entry in found.pop("defaults", []) if isinstance(entry, dict) for key in entry]
     found.pop("hydra", None)
-    return dict.fromkeys(key for key in listed if " " not in key) | found
+    texts = [path.read_text(encoding="utf-8") for key in listed for path in sorted((CONF / key).glob("*.yaml"))]
+    beside = [key for text in texts if text.startswith("# @package _global_") for key in yaml.safe_load(text)]
+    return dict.fromkeys([*(key for key in listed if " " not in key), *beside]) | found
 
 
 def check_keys(config: dict[str, Any], config_name: str) -> list[str]:

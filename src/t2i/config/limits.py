@@ -50,10 +50,6 @@ VALUES: dict[str, tuple[str, float | None, float | None]] = {
     "trainer.monitor_mode": ("Literal['min', 'max']", None, None),
     "trainer.compile": ("bool | Literal['aot_eager']", None, None),
 }
-# Keys of earlier versions -> today's, on the command line and in recipes.
-RENAMED = {"trainer.accumulate": "trainer.accumulate_grad_batches",
-           "trainer.gradient_clip": "trainer.gradient_clip_val",
-           "callbacks.early_stopping.least": "callbacks.early_stopping.min_delta"}
 # Files and folders that must exist: path of the key -> what it names.
 FILES = {"ckpt": "a checkpoint", "images": "a folder of pictures", "inception": "the file of Inception's weights",
          "vgg": "the file of VGG16's weights", "model.tokenizer.path": "a tokenizer's file",

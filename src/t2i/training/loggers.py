@@ -88,36 +88,26 @@ class CSVLogger(RunLogger):
         row: dict[str, Any] = {"step": 0 if step is None else step + 1}
         row |= {name: int(value) if name == "epoch" else float(value) for name, value in metrics.items()}
         with named(self.path):
-            known = self._header() if self.columns is None else self.columns
-            columns = list(dict.fromkeys([*known, *row]))
-            if columns != self.columns:
-                self._copy(columns, before=row["step"] if self.columns is None else None)
-            self.columns = columns
+            if self.columns is None or not row.keys() <= set(self.columns):
+                self._rewrite(row)
             with open(self.path, "a", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerow([row.get(name, "") for name in columns])
+                csv.DictWriter(file, self.columns or []).writerow(row)
 
-    def _header(self) -> list[str]:
-        if self.path.is_file():
-            with open(self.path, newline="", encoding="utf-8") as file:
-                if header := next(csv.reader(file), None):
-                    return header
-        return ["step", "epoch"]
-
-    def _copy(self, columns: list[str], before: int | None) -> None:
-        """Rewrites the file line by line under new columns, keeping whole rows of steps less than `before`."""
+    def _rewrite(self, row: Mapping[str, Any]) -> None:
+        """Copies the file line by line under columns for `row` too; the first time only rows of earlier steps."""
+        before = row["step"] if self.columns is None else float("inf")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         beside = self.path.with_name(f".{self.path.name}.part")
-        with open(beside, "w", newline="", encoding="utf-8") as new:
-            writer = csv.writer(new)
-            writer.writerow(columns)
-            with open(self.path if self.path.is_file() else os.devnull, newline="", encoding="utf-8") as old:
-                reader = csv.reader(old)
-                header = next(reader, [])
-                for cells in reader:
-                    whole = len(cells) == len(header) and cells[0].isdigit()
-                    if whole and (before is None or int(cells[0]) < before):
-                        kept = dict(zip(header, cells, strict=True))
-                        writer.writerow([kept.get(name, "") for name in columns])
+        with (open(self.path if self.path.is_file() else os.devnull, newline="", encoding="utf-8") as old,
+              open(beside, "w", newline="", encoding="utf-8") as new):
+            rows = csv.DictReader(old)
+            self.columns = list(dict.fromkeys([*(rows.fieldnames or ["step", "epoch"]), *row]))
+            writer = csv.DictWriter(new, self.columns)
+            writer.writeheader()
+            for kept in rows:
+                whole = None not in kept and None not in kept.values()
+                if whole and kept["step"].isdigit() and int(kept["step"]) < before:
+                    writer.writerow(kept)
             new.flush()
             os.fsync(new.fileno())
         os.replace(beside, self.path)

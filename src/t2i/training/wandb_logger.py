@@ -20,7 +20,7 @@ from typing import Any
 import wandb
 from PIL import Image
 from pytorch_lightning import loggers
-from pytorch_lightning.loggers.logger import DummyExperiment, rank_zero_experiment
+from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from t2i.checkpoint import atomic, file_format
@@ -61,10 +61,11 @@ class WandbLogger(RunLogger, loggers.WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        if self._experiment is None and not self.broken:  # Lightning asks for it before anything is logged
+        """The run of this segment, opened on first use; None once the mirror is off."""
+        if self._experiment is None and not self.broken:
             with self._mirrored():
                 self._open()
-        return DummyExperiment() if self.broken else self._experiment
+        return self._experiment
 
     def _open(self) -> None:
         self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -75,9 +76,8 @@ class WandbLogger(RunLogger, loggers.WandbLogger):
             if mode != "online":
                 raise
             reason = str(error).partition("\n")[0]
-            warnings.warn(f"W&B cannot be used online ({type(error).__name__}: {reason}); this run is logged"
-                          f" offline, `wandb sync {self.run_dir / 'wandb'}/offline-run-*` sends it later",
-                          stacklevel=2)
+            warnings.warn(f"W&B cannot be used online ({type(error).__name__}: {reason}); this run is logged offline,"
+                          f" `wandb sync {self.run_dir / 'wandb'}/offline-run-*` sends it later", stacklevel=2)
             with suppress(OSError):  # its service may be dead already
                 wandb.teardown()  # else it keeps trying, and holds the id
             self._start("offline")
@@ -123,11 +123,11 @@ class WandbLogger(RunLogger, loggers.WandbLogger):
 
     @rank_zero_only
     def _log(self, values: Callable[[], Mapping[str, Any]], step: int) -> None:
-        if not self.broken:
+        run = self.experiment
+        # A continued run trains the steps after its checkpoint again, to the same values.
+        if run is not None and not self.broken and step > self.sent:
             with self._mirrored():
-                run = self.experiment
-                if step > self.sent:  # a continued run trains the steps after its checkpoint again, to the same values
-                    run.log({**values(), "step": step})
+                run.log({**values(), "step": step})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self._log(lambda: {name: float(value) for name, value in metrics.items()}, 0 if step is None else step + 1)

@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 
 from t2i.config import quiet
 from t2i.training import loggers
+from t2i.training.callbacks.at_validation import undisturbed
 from t2i.training.callbacks.ema import EMA
-from t2i.training.callbacks.image_grid import ImageGrid, undisturbed
+from t2i.training.callbacks.image_grid import ImageGrid
 from t2i.training.callbacks.loss_plots import LossPlots
 from t2i.training.callbacks.progress import ProgressBar
 from t2i.viz.progress import clock, counter

@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import pytorch_lightning as pl
 import torch.distributed as dist
 
 from t2i.evaluation.evaluator import Embeddings, Evaluator, Scores
@@ -21,14 +20,14 @@ from t2i.evaluation.generated_images import draw, largest_batch
 from t2i.evaluation.protocols import Protocol
 from t2i.evaluation.reference_images import Reference
 from t2i.metrics.clip_score import CLIPScorer
+from t2i.training.callbacks.at_validation import AtValidation, undisturbed
 from t2i.training.callbacks.checkpointing import ConfigInCheckpoint
-from t2i.training.callbacks.image_grid import undisturbed
 from t2i.training.strategies import is_sharded
 
 KINDS = ("fd_clip", "clip_score", "r_precision")
 
 
-class GenerationMetrics(pl.Callback):
+class GenerationMetrics(AtValidation):
     """Logs `val/fd_clip`, `val/clip_score` and so on, with n (`val/score_n`), and what they cost: `val/score_seconds`,
     and `val/score_share`, their part of all the time since training began.
 
@@ -51,20 +50,13 @@ class GenerationMetrics(pl.Callback):
     ) -> None:
         if unknown := [name for name in metrics if name not in KINDS]:
             raise ValueError(f"metrics={list(metrics)}: {', '.join(unknown)} unknown; allowed are {', '.join(KINDS)}")
-        if not metrics or n < 2 or every_n_steps < 1:
-            raise ValueError(f"metrics={list(metrics)} (one at least), n={n} (a whole number from 2), "
-                             f"every_n_steps={every_n_steps} (from 1)")
-        self.metrics, self.n, self.every_n_steps, self.seed = list(metrics), n, every_n_steps, seed
+        if not metrics or n < 2:
+            raise ValueError(f"metrics={list(metrics)} (one at least), n={n} (a whole number from 2)")
+        super().__init__(every_n_steps)
+        self.metrics, self.n, self.seed = list(metrics), n, seed
         self.given, self.batch_size = options or {}, batch_size
         self.clip = CLIPScorer(clip_model, allow_download)
-        self.last_step: int | None = None
         self.spent, self.since = 0.0, time.monotonic()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"last_step": self.last_step}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.last_step = state["last_step"]
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:
         if not hasattr(module, "sample"):
@@ -87,13 +79,7 @@ class GenerationMetrics(pl.Callback):
             trainer.strategy.barrier()
         self.since = time.monotonic()
 
-    def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
-        step = trainer.global_step
-        ends = trainer.should_stop or 0 < trainer.max_steps <= step
-        early = self.last_step is not None and step - self.last_step < self.every_n_steps
-        if trainer.sanity_checking or (early and not ends):
-            return
-        self.last_step = step
+    def validated(self, trainer: Any, module: Any) -> None:
         started = time.monotonic()
         with undisturbed(module):
             found = self.measure(module, trainer.global_rank, trainer.world_size)
