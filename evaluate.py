@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -12,15 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 from t2i.cli import app
 
 
-def run(config: dict[str, Any], overrides: list[str]) -> Any:
-    from t2i.evaluation import evaluate
-
-    return evaluate.run(config)
-
-
 @hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
-    return app.job(cfg, "evaluate", run)
+    return app.job(cfg, "evaluate")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """An iteration of guided drawing: decode, views, CLIP, backward; against the views one by one.
 
 `python benchmarks/run.py guided`. A random VQGAN of factor 8 and a random CLIP of ViT-B/32's shape. Ours is
-`t2i.generation.clip_guided.optimization.Guided.move` with cutouts: the picture is decoded once, all views are made by
-one resampling and
-encoded in one batch, in float32 and, where the processor multiplies in it, in bf16.
+`t2i.generation.clip_guided.optimization.Optimization.update`: the picture is decoded once, all cutouts are made by one
+resampling and encoded in one batch, in float32 and, where the processor multiplies in it, in bf16.
 
 The naive form, in float32, decodes the picture once too, but then makes a view, encodes it and takes its loss in a
 Python loop, one view a turn, and goes back once from the mean of all losses. Texts are embedded beforehand, frozen
@@ -32,11 +31,11 @@ if __name__ == "__main__":  # the child that measures memory
 
 import torch
 
-from t2i.generation.clip_guided.clip_models.clip import CLIPGuide
-from t2i.generation.clip_guided.cutouts import Views
-from t2i.generation.clip_guided.image_parameters import LatentCanvas
-from t2i.generation.clip_guided.optimization import Guided, asked
-from t2i.generation.clip_guided.prompts import wish
+from t2i.generation.clip_guided.clip_models.clip import TransformersCLIP
+from t2i.generation.clip_guided.cutouts import Cutouts
+from t2i.generation.clip_guided.image_parameters import LatentParameters
+from t2i.generation.clip_guided.optimization import Optimization, embed_targets
+from t2i.generation.clip_guided.prompts import prompt_targets
 from t2i.losses.guidance import guidance
 from t2i.models.clip import CLIP
 from t2i.nets.autoencoder import Autoencoder
@@ -81,46 +80,46 @@ class Drawing:
         clip.prepare([TEXT])
         with tempfile.TemporaryDirectory() as folder:
             clip.export(folder)
-            self.guide = CLIPGuide(folder, "bf16-mixed" if mixed else "32-true")
+            self.clip_model = TransformersCLIP(folder, "bf16-mixed" if mixed else "32-true")
         generator = torch.Generator().manual_seed(0)
-        canvas = LatentCanvas(tokenizer, self.size, self.size, "straight_through", generator=generator)
-        views = Views(self.seen, self.count, "cutouts")
-        asks = asked(self.guide, wish(TEXT), lambda path, size: torch.empty(0))
-        self.drawing = Guided(canvas, [self.guide], [asks], [views], self.count, micro_batch, bf16=mixed,
-                              generator=generator)
+        canvas = LatentParameters(tokenizer, self.size, self.size, "straight_through", generator=generator)
+        views = Cutouts(self.seen, self.count, "cutouts")
+        asks = embed_targets(self.clip_model, prompt_targets(TEXT), lambda path, size: torch.empty(0))
+        self.drawing = Optimization(canvas, [self.clip_model], [asks], [views], self.count, micro_batch, bf16=mixed,
+                                    generator=generator)
         self.timed: dict[str, Timed] = {}
         self.rounds: list[dict[str, float]] = []
 
     def ours(self) -> None:
-        self.drawing.move()
+        self.drawing.update()
 
     def split(self) -> None:
         """The same with a clock at each part."""
         drawing = self.drawing
-        whole = drawing.canvas, drawing.guides, drawing.views
-        decode, views = Timed(drawing.canvas.forward), Timed(drawing.views[0])
+        whole = drawing.canvas, drawing.clip_models, drawing.cutouts
+        decode, views = Timed(drawing.canvas.forward), Timed(drawing.cutouts[0])
         drawing.canvas.forward = decode  # type: ignore[method-assign]
-        embed = Timed(self.guide.embed_image)
-        self.guide.embed_image = embed  # type: ignore[method-assign]
-        drawing.views = [views]
+        embed = Timed(self.clip_model.embed_image)
+        self.clip_model.embed_image = embed  # type: ignore[method-assign]
+        drawing.cutouts = [views]
         start = time.perf_counter()
         try:
-            drawing.move()
+            drawing.update()
         finally:
-            del drawing.canvas.forward, self.guide.embed_image
-            drawing.canvas, drawing.guides, drawing.views = whole
+            del drawing.canvas.forward, self.clip_model.embed_image
+            drawing.canvas, drawing.clip_models, drawing.cutouts = whole
         found = dict(zip(PARTS, (decode.seconds, views.seconds, embed.seconds), strict=True))
         self.rounds.append({**found, "backward": time.perf_counter() - start - sum(found.values())})
 
     def naive(self) -> None:
-        drawing, asks = self.drawing, self.drawing.wishes[0]
+        drawing, asks = self.drawing, self.drawing.targets[0]
         drawing.optimizer.zero_grad(set_to_none=True)
         image = drawing.canvas()
         losses = []
         for _ in range(self.count):
-            seen = self.guide.embed_image(drawing.views[0](image, drawing.generator, 1))
+            seen = self.clip_model.embed_image(drawing.cutouts[0](image, drawing.generator, 1))
             losses.append(guidance(seen, asks.targets, asks.weights, asks.excluded, asks.excluded_weights, asks.stops,
-                                   drawing.alpha, drawing.beta, drawing.distance))
+                                   drawing.text_weight, drawing.negative_weight, drawing.distance))
         torch.stack(losses).mean().backward()
         drawing.optimizer.step()
         drawing.canvas.after_step()

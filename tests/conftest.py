@@ -71,5 +71,5 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
     scratch = str(tmp_path_factory.getbasetemp())
     for name in set(sys.modules) - modules:  # of a test's own folder: the next one may have another of that name
-        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(scratch):
+        if str(sys.modules[name].__dict__.get("__file__")).startswith(scratch):
             del sys.modules[name]

@@ -12,8 +12,8 @@ from t2i.cli import app
 from t2i.config.compose import CONF
 
 
-def main(config_name: str, run: Callable[[dict[str, Any], list[str]], Any]) -> NoReturn:
-    """train.py, sample.py, evaluate.py or prepare.py with `run` as their work; the words are those of `sys.argv`."""
+def main(config_name: str, run: Callable[[dict[str, Any], list[str]], Any] | None = None) -> NoReturn:
+    """train.py, sample.py, evaluate.py or prepare.py, with `run` as their work if given; its words: `sys.argv`."""
 
     def task(cfg: DictConfig) -> float | None:
         return app.job(cfg, config_name, run)

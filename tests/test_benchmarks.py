@@ -6,7 +6,7 @@ import pytest
 import torch
 from benchmarks import gan, guided, quantizer, run
 
-from t2i.generation.clip_guided.cutouts import Views
+from t2i.generation.clip_guided.cutouts import Cutouts
 
 
 @pytest.mark.parametrize("name", ["vqgan", "gan", "prior", "decoding", "data", "guided", "frechet"])
@@ -69,7 +69,8 @@ def test_both_ways_to_move_a_picture_move_it_alike() -> None:
     ends = []
     for way in ("ours", "split", "naive"):
         made = guided.Drawing(quick=True)
-        made.drawing.views = [Views(made.seen, made.count, "whole", shift=0)]  # no chance: it is drawn in another order
+        # No chance: it is drawn in another order.
+        made.drawing.cutouts = [Cutouts(made.seen, made.count, "whole", shift=0)]
         made.drawing.optimizer = torch.optim.SGD(made.drawing.canvas.parameters(), 1.0)
         start = made.drawing.canvas.z.detach().clone()
         getattr(made, way)()

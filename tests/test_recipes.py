@@ -98,7 +98,7 @@ def build_all(config: dict[str, Any], clip_folder: str, pictures: str) -> Any:
 
 
 def settings(_target_: str, **given: Any) -> Any:
-    """A guide's node as its class, every argument given."""
+    """A method's node as its class, every argument given."""
     cls = {"t2i.generation.clip_guided.settings.Settings": Settings,
            "t2i.generation.clip_guided.settings.Replay": Replay}[_target_]
     assert set(given) == set(cls.__dataclass_fields__)
@@ -108,10 +108,10 @@ def settings(_target_: str, **given: Any) -> Any:
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes(choice: str) -> None:
     group = choice.partition("=")[0]
-    if group == "guide":  # of the doors that draw
-        more = ["guide.clips=there"] if choice == "guide=clip" else ["guide.path=there.json"]
+    if group == "method":  # of the doors that draw
+        more = ["clip_guided.clips=there"] if choice == "method=clip_guided" else ["clip_guided.path=there.json"]
         found = compose([choice, *more], "sample", files=False)
-        assert building.build(found["guide"]) == settings(**found["guide"])
+        assert building.build(found["clip_guided"]) == settings(**found["clip_guided"])
         return
     overrides = filled([*BASE.get(group, ["model=clip"]), choice])
     config = compose(overrides, files=False)

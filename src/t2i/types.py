@@ -153,7 +153,7 @@ class TextEncoder(Protocol):
 
 
 @runtime_checkable
-class Guide(Protocol):
+class ClipModel(Protocol):
     """A frozen CLIP that says how like a text a picture is, with a gradient for the picture.
 
     Views are square, in [-1, 1] like all pictures here; embeddings are unit vectors in float32."""
@@ -170,8 +170,9 @@ class Guide(Protocol):
     def to(self, device: torch.device | str) -> object: ...
 
 
-class Canvas(Protocol):
-    """A picture as parameters, which guided drawing moves. Called, it gives the picture, about in [-1, 1], not clamped.
+class ImageParameters(Protocol):
+    """A picture as parameters, which clip-guided drawing moves. Called, it gives the picture, about in [-1, 1], not
+    clamped.
 
     `after_step` brings the parameters back to where they may lie, after every step of the optimiser; `start_from` makes
     the picture as like a given one as it can be; the parameters are exactly what is moved, frozen decoders stay out."""

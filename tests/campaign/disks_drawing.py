@@ -89,7 +89,7 @@ def ended(door: str, *words: str) -> tuple[int, str]:
     from t2i.generation import text_to_image
     from t2i.generation.clip_guided import run as clip_guided_run
 
-    runs = {"sample": lambda config, _: (clip_guided_run if "guide" in config else text_to_image).run(config),
+    runs = {"sample": lambda config, _: (clip_guided_run if "clip_guided" in config else text_to_image).run(config),
             "evaluate": lambda config, _: evaluate.run(config)}
     err, argv = io.StringIO(), sys.argv
     sys.argv = [f"{door}.py", *words]
@@ -152,9 +152,10 @@ class Cases:
         shutil.copytree(folder / "runs/gan", folder / "runs/again")
         self.compare = [str(folder / "runs/gan"), str(folder / "runs/again"), "n=1"]
         self.sample = [f"ckpt={self.parts.prior}", "prompt=a red circle"]
-        self.guided = ["guide=clip", f"guide.clips={self.parts.clip}", "guide.canvas=pixels",
-                       "guide.im_shape=[16,16]", "guide.total_iter=2", "guide.batch_size=2", "prompt=a red circle"]
-        self.evaluate = [f"ckpt={folder / 'runs/gan/last.ckpt'}", f"judge={self.parts.other}", "n=24"]
+        self.guided = ["method=clip_guided", f"clip_guided.clips={self.parts.clip}", "clip_guided.canvas=pixels",
+                       "clip_guided.image_size=[16,16]", "clip_guided.steps=2", "clip_guided.batch_size=2",
+                       "prompt=a red circle"]
+        self.evaluate = [f"ckpt={folder / 'runs/gan/last.ckpt'}", f"clip_model={self.parts.other}", "n=24"]
 
     def full_before_sample(self, here: Disk) -> None:
         here.fill()

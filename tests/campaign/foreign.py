@@ -1,5 +1,5 @@
 """Other projects' files, damaged and hostile: tokenizers of taming-transformers and LlamaGen, DF-GAN, vocabularies,
-and the weights that judge, guide and measure."""
+and the weights that score, guide and measure."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def drawers(made: Path) -> Iterator[Attack]:
         yield Attack(f"sample: a vocabulary that {what}", given)
 
 
-def judges(made: Path) -> Iterator[Attack]:
+def scorers(made: Path) -> Iterator[Attack]:
     """A CLIP's folder or a file of weights that scores, guides or measures."""
     prior = made / "runs/prior/last.ckpt"
 
@@ -110,16 +110,16 @@ def judges(made: Path) -> Iterator[Attack]:
             return "sample", [f"ckpt={prior}", "prompt=x", "n=1", "best_of=2", f"scorer={clip(folder, change)}",
                               f"out={folder / 'd'}"]
 
-        def judged(folder: Path, change: Any = change) -> Line:
-            return "evaluate", [f"ckpt={prior}", "metrics=[clip_score]", f"judge={clip(folder, change)}",
+        def evaluated(folder: Path, change: Any = change) -> Line:
+            return "evaluate", [f"ckpt={prior}", "metrics=[clip_score]", f"clip_model={clip(folder, change)}",
                                 f"out={folder / 'd'}", f"paths.cache={folder / 'cache'}", "n=4"]
 
         def guided(folder: Path, change: Any = change) -> Line:
-            return "sample", ["guide=clip", f"guide.clips={clip(folder, change)}", "prompt=x", "guide.canvas=pixels",
-                              f"out={folder / 'd'}", "guide.total_iter=1"]
+            return "sample", ["method=clip_guided", f"clip_guided.clips={clip(folder, change)}", "prompt=x",
+                              "clip_guided.canvas=pixels", f"out={folder / 'd'}", "clip_guided.steps=1"]
 
         yield Attack(f"sample: a scorer with {what}", scored)
-        yield Attack(f"evaluate: a judge with {what}", judged)
+        yield Attack(f"evaluate: a scoring CLIP with {what}", evaluated)
         yield Attack(f"sample: a guide with {what}", guided)
     files: dict[str, bytes] = {"a hostile pickle": b"\x80\x02" + called("os", "system", f"touch {PATH}") + b".",
                                "a web page": b"<!DOCTYPE html>", "empty": b""}
@@ -135,5 +135,5 @@ def judges(made: Path) -> Iterator[Attack]:
 
 
 def attacks(made: Path) -> Iterator[Attack]:
-    for of in (tokenizers, drawers, judges):
+    for of in (tokenizers, drawers, scorers):
         yield from of(made)

@@ -79,14 +79,9 @@ def command(door: str, words: Sequence[str]) -> Callable[[], object]:
             from t2i.cli.console import main as console
 
             sys.exit(console([door, *words] if door == "compare" else list(words)))
-        import importlib
-
         from hydra_app import main
 
-        if str(ROOT) not in sys.path:
-            sys.path.insert(0, str(ROOT))
-        module = importlib.import_module(door)
-        main(door, module.run)
+        main(door)
 
     return call
 

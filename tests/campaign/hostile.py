@@ -72,20 +72,15 @@ def located(path: str) -> dict[str, Any]:
 
 def payloads() -> dict[str, Any]:
     """Nodes that would do something; by what they would do."""
-    job = {"_target_": "t2i.cli.launchers.Job", "name": "x", "words": [f"open('{PATH}', 'w')"], "config": {},
-           "log": located(f"{PATH}.log")}
-    job_with_runs = {**job, "config": {"paths": {"runs": "/tmp"}, "name": PATH[5:]}}
-    door = {"_target_": "t2i.cli.launchers.Door", "path": f"{PATH}.py", "words": []}
     named: dict[str, Any] = {
-        "a shell command (run_alone)": {"_target_": "t2i.cli.launchers.run_alone", "job": job_with_runs, "door": "-c",
-                                        "environment": {}, "stop": {"_target_": "t2i.cli.launchers.Stop"}},
-        "a Python file (command.module)": {"_target_": "t2i.cli.app.module", "run": door, "words": []},
+        "an app (app.guarded)": {"_target_": "t2i.cli.app.guarded", "call": {"_target_": "t2i.cli.app.main"}},
+        "a folder moved away (move_away)": {"_target_": "t2i.training.resume.move_away", "folder": located(PATH)},
         "a file written (write_text)": {"_target_": "t2i.checkpoint.atomic.write_text", "path": PATH, "text": "x"},
         "a file written (save_atomic)": {"_target_": "t2i.checkpoint.atomic.save_atomic", "held": {}, "path": PATH},
         "a folder moved (open_run)": {"_target_": "t2i.training.resume.open_run", "run_dir": located(VICTIM),
                                       "config": {"resume": "never"}},
         "a folder deleted (cache.make)": {"_target_": "t2i.data.cache.make", "folder": located(VICTIM),
-                                          "wanted": {"a": 1}, "what": "x", "fill": door},
+                                          "wanted": {"a": 1}, "what": "x", "fill": located(PATH)},
         "a download (CLIPText)": {"_target_": "t2i.text_encoders.clip.CLIPText", "path": HUB, "allow_download": True},
         "a download (CLIPScorer)": {"_target_": "t2i.metrics.clip_score.CLIPScorer", "path": HUB,
                                     "allow_download": True},
@@ -114,8 +109,7 @@ def payloads() -> dict[str, Any]:
                                            "stages": [],
                                            "scores": None, "grids": [], "commands": []},
         "a hash (file_hash)": {"_target_": "t2i.checkpoint.file_format.file_hash", "path": f"{PATH}.ckpt"},
-        "an interpreter (command.main)": {"_target_": "t2i.cli.app.main", "config_name": "train", "run": door,
-                                          "about": ""},
+        "an app's main (app.main)": {"_target_": "t2i.cli.app.main", "config_name": "train", "app": located(PATH)},
     }
     for target in ("os.system", "subprocess.Popen", "builtins.eval", "builtins.exec", "builtins.open", "posix.system",
                    "torch.load", "torch.hub.load", "importlib.import_module", f"{BAIT}.thing", "shutil.rmtree",

@@ -36,7 +36,7 @@ from t2i.checkpoint.building import load
 from t2i.cli.app import is_for_people
 from t2i.config.compose import compose
 from t2i.generation import text_to_image
-from t2i.generation.clip_guided.prompts import wish
+from t2i.generation.clip_guided.prompts import prompt_targets
 
 LIMIT = 10  # seconds of computing a prompt
 HIGHEST = 8 + 128 + 4 * 17 + 8  # pixels of a grid of one picture
@@ -227,7 +227,7 @@ def guided(kind: str, number: int, text: str) -> Result:
     name = f"guide {number:04} {text[:20]!a}"
     try:
         with limited():
-            wish(text)
+            prompt_targets(text)
     except ValueError as error:
         wrong = one_line(f"error: {error}") if is_for_people(error) else "not ours: " + traceback.format_exc()[-300:]
         wrong = wrong or ("raw on the terminal" if RAW.search(str(error)) else "")

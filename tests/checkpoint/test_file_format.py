@@ -385,10 +385,13 @@ def test_what_is_no_file(path: Path) -> None:
         file_format.read(path)
 
 
-def test_functions_are_not_built_of_the_users_config_either(tmp_path: Path) -> None:
-    """But for those that load what the user gives."""
-    with pytest.raises(ValueError, match="defines no such class"):
-        building.build({"_target_": "t2i.checkpoint.atomic.write_text", "path": str(tmp_path / "made"), "text": "x"})
-    with pytest.raises(ValueError, match="nowhere"):
-        building.build({"_target_": "t2i.convert.tokenizers.load_tokenizer", "path": "nowhere"})
-    assert not list(tmp_path.iterdir())
+def test_the_users_own_config_builds_any_class() -> None:
+    made = building.build({"_target_": "torch.nn.Linear", "in_features": 2}, out_features=3)
+    assert (made.in_features, made.out_features) == (2, 3)
+    held = building.build({"_target_": "builtins.dict", "text": "a ${b} \\", "nodes": [{"_target_": "builtins.list"}]})
+    assert held == {"text": "a ${b} \\", "nodes": [[]]} and type(held["nodes"]) is list
+    with pytest.raises(ValueError, match=r"_target_=torch\.nn\.Linar cannot be imported"):
+        building.build({"_target_": "torch.nn.Linar"})
+    with pytest.raises(ValueError, match="nowhere"):  # of a part of it, as its constructor says it
+        building.build({"_target_": "builtins.dict", "part": {"_target_": "t2i.convert.tokenizers.load_tokenizer",
+                                                              "path": "nowhere"}})

@@ -15,6 +15,7 @@ import pytest
 from hydra_app import main
 from t2i.cli import sweep
 from t2i.config.compose import ConfigError
+from tiny import CLIP, DATA, QUIET, TRAINER
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED = "step,train/loss,val/loss,val/psnr\n1,9,,\n2,8,0.5,20\n4,7,0.25,30\n6,1,0.75,25\n8,1,nan,inf\n"
@@ -165,3 +166,33 @@ def test_optuna_searches_through_a_file(alone: Path, monkeypatch: Any, capsys: A
     assert len(rows) == 3 and {row["objective"] for row in rows} == {5.0}
     assert "model.learning_rate" in rows[0]["settings"] and "seed" not in rows[0]["settings"]
     assert "best: " in capsys.readouterr().out
+
+
+def test_the_other_apps_have_a_table_too(alone: Path, monkeypatch: Any, capsys: Any) -> None:
+    (alone / "a.ckpt").touch()
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "-m", "ckpt=a.ckpt", "seed=1,2"])
+    with pytest.raises(SystemExit) as end:
+        main("evaluate", lambda config, overrides: {"score": 0.5 * config["seed"]})
+    assert not end.value.code
+    assert [row["score"] for row in json.loads((alone / "runs/evaluate-sweep/sweep.json").read_text())["jobs"]] == [
+        0.5, 1.0]
+    assert sorted(path.name for path in alone.iterdir()) == ["a.ckpt", "runs"]
+
+
+TINY = [*CLIP, *DATA, *TRAINER, *QUIET, "trainer.max_steps=4"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.xdist_group("sweeps")
+@pytest.mark.parametrize(("words", "jobs"), [
+    (["seed=0,1", "hydra/launcher=joblib"], 2), (["seed=0", "hydra/launcher=submitit_local"], 1),
+    (["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "model.learning_rate=interval(0.0001,0.01)"], 3)],
+    ids=["joblib", "submitit_local", "optuna"])
+def test_each_launcher_and_sweeper_trains(tmp_path: Path, words: list[str], jobs: int) -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "train.py"), "-m", *TINY, *words], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "runs/clip-shapes-sweep/sweep.json").read_text())["jobs"]
+    assert len(rows) == jobs and all(row["steps"] == 4 and row["objective"] is not None for row in rows)
+    assert "best: " in done.stdout

@@ -7,13 +7,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from hydra.errors import MissingConfigException
 
 from t2i.config.check import allowed, check_names, check_node, constructor, fits
-from t2i.config.compose import ConfigError, compose, difference, plain, plan, quoted
+from t2i.config.compose import ConfigError, compose, difference, no_such_choice, plain, plan, quoted
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPTIONS = [
@@ -26,10 +26,13 @@ CAPTIONS = [
 
 
 def run(*arguments: str, cwd: Path | None = None, code: str | None = None) -> tuple[int, str, str, float]:
-    start = time.monotonic()
+    """Exit code, stdout, stderr, and the seconds that it computed: what else the machine does is not measured."""
+    before = os.times()
     command = [sys.executable, "-c", code] if code else [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd or ROOT, timeout=60)
-    return done.returncode, done.stdout, done.stderr, time.monotonic() - start
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd or ROOT, timeout=240)
+    after = os.times()
+    seconds = after.children_user + after.children_system - before.children_user - before.children_system
+    return done.returncode, done.stdout, done.stderr, seconds
 
 
 @pytest.fixture
@@ -105,6 +108,7 @@ def test_hydras_own_quotes_are_read_as_hydra_does(ckpt: str) -> None:
         (["model=vqgan", "hydra/launcher=jobli"], ["hydra/launcher=jobli", "did you mean joblib"]),
         (["model=vqgan", "sweep.jobs=2"], ["instead of sweep.jobs= write hydra.launcher.n_jobs="]),
         (["model=vqgan", "sweep.launcher=joblib"], ["hydra/launcher=joblib"]),
+        (["model=vqgan", "+trainer={accumulate: 2}"], ["trainer.accumulate is called trainer.accumulate_grad_batches"]),
         (["model=vqgan", "model._target_=mine.Model"], ["model._target_=mine.Model: there is no module mine"]),
         (["model=vqgan", "model._target_=torch.nn.Linar"], ["torch.nn has no such class"]),
         (["model=vqgan", "~model.quantizer"], ["model.quantizer is needed"]),
@@ -178,6 +182,12 @@ def test_difference() -> None:
     assert difference(a, json.loads(json.dumps(a))) == []
 
 
+def test_a_missing_plugin_is_named() -> None:
+    error = MissingConfigException(missing_cfg_file="hydra/launcher/joblib", message="", options=["basic"])
+    assert no_such_choice(error, ["hydra/launcher=joblib"]) == (
+        "hydra/launcher=joblib needs a package that is not installed: pip install hydra-joblib-launcher")
+
+
 @pytest.mark.parametrize(("words", "left"), [(["~logger"], "logger"), (["~callbacks"], "callbacks")])
 def test_what_may_be_taken_out(words: list[str], left: str) -> None:
     assert compose(["model=vqgan", *words])[left] == {}
@@ -217,25 +227,27 @@ def test_constructors_are_read_without_import() -> None:
     assert line == "model._target_=t2i.models.vqgan.VQGANN: t2i.models.vqgan has no such class"
 
 
-def best_of(times: int, *arguments: str) -> tuple[int, str, str, float]:
-    """The fastest of a few: what is measured is our work, not what else the machine does."""
-    return min((run(*arguments) for _ in range(times)), key=lambda found: found[3])
+def within(seconds: float, *arguments: str) -> tuple[int, str, str]:
+    """What it says, within so many seconds in one of three starts."""
+    for _ in range(3):
+        code, out, err, taken = run(*arguments)
+        if taken < seconds:
+            return code, out, err
+    pytest.fail(f"{arguments} took {taken:.1f} s; allowed are {seconds} s")
 
 
 @pytest.mark.parametrize("door", ["train.py", "sample.py", "evaluate.py", "prepare.py"])
 def test_help_is_quick(door: str) -> None:
-    code, out, err, seconds = best_of(2, door, "--help")
+    code, out, err = within(1.5, door, "--help")
     assert (code, err) == (0, "")
     assert door in out
-    assert seconds < 1.5
 
 
 def test_typo_is_quick() -> None:
-    code, _, err, seconds = best_of(2, "train.py", "model=vqgan", "data.batch_sze=3")
+    code, _, err = within(2, "train.py", "model=vqgan", "data.batch_sze=3")
     assert code == 2
     assert "data.batch_size" in err
     assert "Traceback" not in err
-    assert seconds < 2
 
 
 def test_flags(tmp_path: Path) -> None:

@@ -22,8 +22,7 @@ from t2i.cli.console import main
 from t2i.config.compose import compose
 from t2i.convert.convert import convert, export
 from t2i.convert.inspection import inspected
-from t2i.convert.taming import read_taming
-from t2i.convert.tokenizers import load_tokenizer
+from t2i.convert.tokenizers import load_tokenizer, read_taming
 from t2i.generation import text_to_image
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -292,5 +291,5 @@ def test_the_door_runs_as_a_module(vqgan: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "t2i"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     for words, part in (([*command, "--help"], "reconstruct"), ([*command, "inspect", str(vqgan)], "a vqgan")):
-        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60)
+        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240)
         assert done.returncode == 0 and part in done.stdout and done.stderr == ""

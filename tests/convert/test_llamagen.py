@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from t2i.checkpoint import building
-from t2i.convert.llamagen import published, read_llamagen
-from t2i.convert.tokenizers import load_tokenizer
+from t2i.convert.tokenizers import llamagen_name, load_tokenizer, read_llamagen
 from t2i.nets.tokenizer import ImageTokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -51,20 +50,20 @@ def test_every_tensor_of_vq_16() -> None:
     shapes = {key: tuple(size) for key, (_, *size) in listed.items()}
     tokenizer = read_llamagen({key: torch.empty(size, device="meta") for key, size in shapes.items()})
     assert shapes.pop("quantize.codebook_used") == (65536,)
-    assert {published(5)(name): tuple(value.shape) for name, value in tokenizer.state_dict().items()} == shapes
+    assert {llamagen_name(5)(name): tuple(value.shape) for name, value in tokenizer.state_dict().items()} == shapes
     assert sum(p.numel() for p in tokenizer.parameters()) == 71_883_403
     assert (tokenizer.image_size, tokenizer.grid) == (256, (16, 16))
 
 
 def net(multipliers: list[int], channels: int = 32, z: int = 12, dim: int = 6, codes: int = 40) -> State:
-    """The published names and values of a net with random weights."""
+    """The llamagen_name names and values of a net with random weights."""
     node = {"_target_": "t2i.nets.tokenizer.ImageTokenizer", "image_size": 64,
             "autoencoder": {"_target_": "t2i.nets.autoencoder.Autoencoder", "channels": channels, "z_channels": z,
                             "multipliers": multipliers, "attention_levels": [len(multipliers) - 1],
                             "num_res_blocks": 2},
             "quantizer": {"_target_": "t2i.quantizers.vq.VQ", "codebook_size": codes, "dim": dim}}
     made: ImageTokenizer = building.build(node)
-    return {published(len(multipliers))(name): torch.randn_like(value) / value[0].numel() ** 0.5
+    return {llamagen_name(len(multipliers))(name): torch.randn_like(value) / value[0].numel() ** 0.5
             for name, value in made.state_dict().items()}
 
 
@@ -81,7 +80,7 @@ def test_other_sizes_are_read_from_shapes(multipliers: list[int], channels: int,
     assert (tokenizer.autoencoder.factor, tokenizer.image_size) == (factor, image_size)
     assert tokenizer.config["autoencoder"]["multipliers"] == multipliers and tokenizer.quantizer.normalize
     for name, value in tokenizer.state_dict().items():
-        assert torch.equal(value, state[published(len(multipliers))(name)])
+        assert torch.equal(value, state[llamagen_name(len(multipliers))(name)])
     ids = tokenizer.encode(torch.rand(1, 3, 2 * factor, 3 * factor))
     assert ids.shape == (1, 6) and read_llamagen(state, image_size=4 * factor).grid == (4, 4)
 

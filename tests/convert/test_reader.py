@@ -15,11 +15,11 @@ from torch import Tensor
 
 from t2i.checkpoint import atomic, building, file_format
 from t2i.config.compose import ConfigError, compose
-from t2i.convert.dfgan import DISCRIMINATOR, GENERATOR, nets, published, read_discriminator, read_generator
-from t2i.convert.reader import load_drawer, open_model
+from t2i.convert.dfgan import DISCRIMINATOR, GENERATOR, nets, read_discriminator, read_generator
+from t2i.convert.reader import load_generator, open_model
 from t2i.convert.stackgan import discriminator_name, generator_name, read_stage1, read_stage2
 from t2i.convert.stackgan import read_discriminator as read_judge
-from t2i.convert.tensors import read_tensors
+from t2i.convert.tensors import read_tensors, renamed
 from t2i.generation import text_to_image
 from t2i.nets.dfgan import DFDiscriminator, DFGenerator
 from t2i.nets.stackgan import StackDiscriminator, StageOne, StageTwo
@@ -43,7 +43,7 @@ def close(a: Tensor, b: Tensor) -> None:
 
 
 def named(state: State, rules: Any) -> State:
-    return {published(rules, name): value for name, value in state.items()}
+    return {renamed(name, rules): value for name, value in state.items()}
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -277,23 +277,23 @@ def test_a_published_dfgan_is_drawn_from(tmp_path: Path, files: dict[str, Path])
 def test_what_is_missing_is_told(files: dict[str, Path], tmp_path: Path) -> None:
     path = files["state_epoch_1220.pth"]
     with pytest.raises(ValueError, match=r"(?s)text_encoder\.path= and text_encoder\.vocabulary= are missing.*AttnGAN"):
-        load_drawer(path)
+        load_generator(path)
     with pytest.raises(ValueError, match=r"text_encoder\.vocabulary= is missing"):
-        load_drawer(path, files["text_encoder200.pth"])
+        load_generator(path, files["text_encoder200.pth"])
     with pytest.raises(ValueError, match=r"wrong\.pickle has 1 words.*has 5 rows"):
-        load_drawer(path, files["text_encoder200.pth"], files["wrong.pickle"])
+        load_generator(path, files["text_encoder200.pth"], files["wrong.pickle"])
     with pytest.raises(ValueError, match=r"no such file or folder"):
-        load_drawer(path, tmp_path / "none.pth", files["captions_DAMSM.pickle"])
+        load_generator(path, tmp_path / "none.pth", files["captions_DAMSM.pickle"])
     torch.save({"x": torch.zeros(1)}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=r"nor of one that is read: DF-GAN .* It holds x"):
-        load_drawer(tmp_path / "x.pth")
+        load_generator(tmp_path / "x.pth")
     weights, _ = golden("stackgan_tiny_stage1_generator")
     torch.save(weights, tmp_path / "netG.pth")
     with pytest.raises(ValueError, match="StackGAN, whose captions are embeddings of 64 numbers"):
-        load_drawer(tmp_path / "netG.pth")
+        load_generator(tmp_path / "netG.pth")
     torch.save(golden("stackgan_tiny_stage1_discriminator")[0], tmp_path / "netD.pth")
     with pytest.raises(ValueError, match="a discriminator, which draws nothing"):
-        load_drawer(tmp_path / "netD.pth")
+        load_generator(tmp_path / "netD.pth")
 
 
 def folder(path: Path, hidden: int) -> Path:
@@ -303,13 +303,13 @@ def folder(path: Path, hidden: int) -> Path:
 
 def test_a_folder_of_ours_tells_captions_too(files: dict[str, Path], tmp_path: Path) -> None:
     path, words = files["state_epoch_1220.pth"], folder(tmp_path / "words", 4)
-    model = load_drawer(path, words)
+    model = load_generator(path, words)
     assert model.kind == "dfgan" and model.image_size == 16 and model.options == {"truncation": None}
     assert model.sample(["a bird"], seeds=[1], truncation=0.5).shape == (1, 3, 16, 16)
     with pytest.raises(ValueError, match="has its own words"):
-        load_drawer(path, words, files["captions_DAMSM.pickle"])
+        load_generator(path, words, files["captions_DAMSM.pickle"])
     with pytest.raises(ValueError, match=r"its sentences have 6 numbers, the generator in .* takes 8"):
-        load_drawer(path, folder(tmp_path / "narrow", 3))
+        load_generator(path, folder(tmp_path / "narrow", 3))
 
 
 def test_stackgan_is_drawn_under_a_folder_of_its_width(tmp_path: Path) -> None:
@@ -319,12 +319,12 @@ def test_stackgan_is_drawn_under_a_folder_of_its_width(tmp_path: Path) -> None:
     torch.save(theirs(first, str, "STAGE1_G.") | theirs(two.state_dict(), generator_name, ""), tmp_path / "two.pth")
     words = folder(tmp_path / "words", 4)
     for name, kind, size in (("one", "stackgan1", 8), ("two", "stackgan2", 32)):
-        model = load_drawer(tmp_path / f"{name}.pth", words)
+        model = load_generator(tmp_path / f"{name}.pth", words)
         assert model.kind == kind and model.image_size == size
         a, b, c = (model.sample([text], seeds=[seed]) for text, seed in (("a bird", 1), ("a bird", 1), ("a bird", 2)))
         assert a.shape == (1, 3, size, size) and torch.equal(a, b) and not torch.equal(a, c)
         with pytest.raises(ValueError, match=r"sentences have 8 numbers \(text_encoder\.path=.* has 6\)"):
-            load_drawer(tmp_path / f"{name}.pth", folder(tmp_path / "narrow", 3))
+            load_generator(tmp_path / f"{name}.pth", folder(tmp_path / "narrow", 3))
 
 
 def test_checkpoints_of_ours_keep_their_messages(files: dict[str, Path], tmp_path: Path) -> None:

@@ -17,11 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from t2i.checkpoint import atomic, building, file_format
+from t2i.checkpoint.weights_hash import weights_hash
 from t2i.config.compose import compose
-from t2i.convert.reader import load_drawer
-from t2i.convert.taming import published, read_taming
-from t2i.convert.tokenizers import load_tokenizer
-from t2i.data.code_cache import weights_hash
+from t2i.convert.reader import load_generator
+from t2i.convert.tokenizers import load_tokenizer, read_taming, taming_name
 from t2i.data.datasets import data_module
 from t2i.models.clip import CLIP
 from t2i.types import Tokenizer
@@ -261,7 +260,7 @@ def test_every_tensor_of_the_published_sizes(name: str) -> None:
     listed = json.loads((GOLDEN / f"{name}.shapes.json").read_text())["tensors"]
     shapes = {key: tuple(size) for key, (_, *size) in listed.items()}
     tokenizer = read_taming({key: torch.empty(size, device="meta") for key, size in shapes.items()})
-    turn = published("gumbel" in name)
+    turn = taming_name("gumbel" in name)
     assert {turn(key): tuple(value.shape) for key, value in tokenizer.state_dict().items()} == shapes
     assert sum(p.numel() for p in tokenizer.parameters()) == PUBLISHED[name]
     assert tokenizer.image_size == 256 and tokenizer.grid == ((32, 32) if "f8" in name else (16, 16))
@@ -378,7 +377,7 @@ def test_other_files_are_called_by_their_names(what: str, tmp_path: Path) -> Non
     assert str(path) in str(caught.value) and "VQGAN of taming-transformers, VQ of LlamaGen" in str(caught.value)
     if what not in ("df-gan", "anything"):
         with pytest.raises(ValueError, match=words):
-            load_drawer(path)
+            load_generator(path)
 
 
 class Hostile:
@@ -434,7 +433,7 @@ def test_a_prior_on_a_published_tokenizer(clip: Path, tmp_path: Path, monkeypatc
     assert model.tokenizer.grid == (8, 8) and model.image_size == 16
     data = data_module(config, model)
     head = json.loads(next((tmp_path / "cache/codes").glob("train-*/header.json")).read_text())
-    assert head["tokenizer"] == weights_hash(read_taming(path).state_dict()) and head["grid"] == [8, 8]
+    assert head["tokenizer"] == weights_hash(read_taming(path)) and head["grid"] == [8, 8]
     batch = next(iter(data.train_dataloader()))
     assert batch.ids.shape == (4, 64)
     held = {"state_dict": model.state_dict(), "t2i": file_format.pack(model, config)}
@@ -443,7 +442,7 @@ def test_a_prior_on_a_published_tokenizer(clip: Path, tmp_path: Path, monkeypatc
     path.unlink()
     again = building.load(tmp_path / "prior.ckpt", kind="prior")
     assert torch.equal(again.sample(["a red circle"], seeds=[3]), expected) and expected.shape == (1, 3, 16, 16)
-    assert weights_hash(again.tokenizer.state_dict()) == head["tokenizer"]
+    assert weights_hash(again.tokenizer) == head["tokenizer"]
     with pytest.raises(ValueError, match=r"vqgan_imagenet\.ckpt does not exist"):
         building.build(config["model"])
 

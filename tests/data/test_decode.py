@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 
 from t2i.data import decode
-from t2i.data.decode import fit, read_pixels
-from t2i.data.stderr import capture_stderr
+from t2i.data.decode import capture_stderr, fit, read_pixels
 
 
 def decode_image(path: Path, side: int) -> np.ndarray:

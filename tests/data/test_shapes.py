@@ -48,7 +48,7 @@ def test_captions_are_true_of_their_scene_graph(scenes: dict) -> None:
     for split in SPLITS:
         data = Shapes(split, size=N, val_size=N)
         for index, scene in enumerate(scenes[split]):
-            captions = data.captions(index)
+            captions = data.describe(index)
             assert 1 <= len(captions) == len({c.text for c in captions})
             for caption in captions:
                 assert caption.task == scene.task
@@ -62,7 +62,7 @@ def test_texts_say_what_their_clauses_say() -> None:
     numbers |= {str(i): i for i in range(1, 7)}
     singular = {shape + end: shape for shape in SHAPES for end in ("", "s", "es")}
     data = Shapes("train", size=400)
-    for caption in itertools.chain.from_iterable(data.captions(i) for i in range(400)):
+    for caption in itertools.chain.from_iterable(data.describe(i) for i in range(400)):
         words = caption.text.replace(",", "").split()
         read = []
         for place, word in enumerate(words):
@@ -177,7 +177,7 @@ def test_same_index_same_example_and_tasks_in_balance(scenes: dict) -> None:
 
 def test_the_vocabulary_is_small_and_all_used() -> None:
     data = Shapes("train", size=2500)
-    texts = [caption.text for index in range(2500) for caption in data.captions(index)]
+    texts = [text for index in range(2500) for text in data.captions(index)]
     words = {word for text in texts for word in text.replace(",", "").split()}
     assert len(words) < 120
     plurals = {"circles", "squares", "triangles", "diamonds", "crosses", "rings"}

@@ -337,7 +337,7 @@ def test_a_priors_samples_before_and_after_guided_drawing(tmp_path: Path) -> Non
     from tests.generation.clip_guided.test_settings import make_parts
 
     parts = make_parts(tmp_path / "parts")
-    words = ["guide=clip", f"guide.clips={parts.clip}", "guide.total_iter=2", "guide.batch_size=2",
+    words = ["method=clip_guided", f"clip_guided.clips={parts.clip}", "clip_guided.steps=2", "clip_guided.batch_size=2",
              f"ckpt={parts.prior}", "data=shapes", "data.image_size=16", f"clip_model={parts.clip}"]
     words += ["metrics=[composition,clip_score]", "n=3", f"out={tmp_path / 'out'}"]
     result = evaluate.run(config(tmp_path, *words))
@@ -345,7 +345,7 @@ def test_a_priors_samples_before_and_after_guided_drawing(tmp_path: Path) -> Non
         assert list(kinds)[:2] == ["score", "refined"]
     assert result["protocols"]["clip_score_by_own_clip"]["clip_involvement"] == "guided"
     requests = [json.loads(path.read_text()) for path in (tmp_path / "out/drawn").glob("*/request.json")]
-    assert sorted("guide" in request for request in requests) == [False, False, True, True, True]
+    assert sorted("clip_guided" in request for request in requests) == [False, False, True, True, True]
 
 
 def test_the_data_that_a_checkpoint_names_are_looked_over_for_the_page_too(

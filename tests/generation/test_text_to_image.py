@@ -27,7 +27,7 @@ class Tokens:
         return cells.add(1).mul(7.5).round().long().flatten(1)
 
 
-class Drawer(nn.Module):
+class Noise(nn.Module):
     """Draws noise of each seed under a brightness made of the caption's length."""
 
     kind = "prior"
@@ -69,7 +69,7 @@ def config(tmp_path, **changes):
 
 def test_files_grid_and_record(tmp_path, capsys) -> None:
     (tmp_path / "list.txt").write_text('﻿Un été, "rouge": 50 = 50%\n\n 🐶 \n', encoding="utf-8")
-    found = text_to_image.run(config(tmp_path, prompt=None, prompts=str(tmp_path / "list.txt")), Drawer())
+    found = text_to_image.run(config(tmp_path, prompt=None, prompts=str(tmp_path / "list.txt")), Noise())
     names = sorted(path.name for path in (tmp_path / "drawn").iterdir())
     assert names == [*(f"000-un-ete-rouge-50-50-{i}.png" for i in range(3)),
                      *(f"001-picture-{i}.png" for i in range(3)),
@@ -83,7 +83,7 @@ def test_files_grid_and_record(tmp_path, capsys) -> None:
 def test_pictures_depend_on_seed_caption_number_and_picture_number_only(tmp_path) -> None:
     def pixels(**changes):
         out = str(tmp_path / str(len(list(tmp_path.iterdir()))))
-        found = text_to_image.run(config(tmp_path, out=out, **changes), Drawer())
+        found = text_to_image.run(config(tmp_path, out=out, **changes), Noise())
         return [np.array(Image.open(file)) for file in found["files"]]
 
     first, again, more, other = pixels(), pixels(batch_size=7), pixels(n=5), pixels(seed=1)
@@ -93,10 +93,10 @@ def test_pictures_depend_on_seed_caption_number_and_picture_number_only(tmp_path
 
 
 def test_best_of_keeps_the_highest_score(tmp_path) -> None:
-    found = text_to_image.run(config(tmp_path, best_of=4, scorer="clip", n=2, batch_size=3), Drawer(), Brightest())
+    found = text_to_image.run(config(tmp_path, best_of=4, scorer="clip", n=2, batch_size=3), Noise(), Brightest())
     for i, entry in enumerate(found["pictures"]):
         seeds = [text_to_image.picture_seed(0, 0, i, c) for c in range(4)]
-        images = Drawer().sample([""] * 4, seeds=seeds)
+        images = Noise().sample([""] * 4, seeds=seeds)
         best = int(images.mean((1, 2, 3)).argmax())
         assert entry["seed"] == seeds[best]
         assert np.array_equal(np.array(Image.open(found["files"][i])), to_uint8(images[best : best + 1])[0])
@@ -106,7 +106,7 @@ def test_completion_gives_the_first_rows_of_codes(tmp_path) -> None:
     picture = np.zeros((20, 30, 3), np.uint8)
     picture[:10] = 255
     Image.fromarray(picture).save(tmp_path / "half.png")
-    model = Drawer()
+    model = Noise()
     text_to_image.run(config(tmp_path, completion={"image": str(tmp_path / "half.png"), "rows": 1}), model)
     assert [call["given"].tolist() for call in model.calls] == [[[15] * 4] * 2, [[15] * 4]]
     with pytest.raises(ValueError, match=r"completion\.rows=5: allowed are 1 to 4"):
@@ -114,14 +114,14 @@ def test_completion_gives_the_first_rows_of_codes(tmp_path) -> None:
 
 
 def test_unconditional(tmp_path) -> None:
-    model = Drawer()
+    model = Noise()
     found = text_to_image.run(config(tmp_path, prompt=None, unconditional=True, n=1), model)
     assert model.calls[0]["unconditional"] and found["files"][0].endswith("000-unconditional-0.png")
 
 
 def test_what_is_drawn_stays_when_stopped(tmp_path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        text_to_image.run(config(tmp_path, n=6), Drawer(fail_at=2))
+        text_to_image.run(config(tmp_path, n=6), Noise(fail_at=2))
     record = json.loads((tmp_path / "drawn" / "drawing.json").read_text())
     assert len(record["pictures"]) == 4 and (tmp_path / "drawn" / "grid.png").is_file()
 
@@ -131,22 +131,22 @@ def test_a_picture_that_cannot_be_written(tmp_path) -> None:
     (tmp_path / "drawn" / "000-a-dog-2.png").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"000-a-dog-2\.png could not be written: .*; 2 of 5 pictures are there, whole,"
                                          r" in \S+drawn\. Make room.*same command"):
-        text_to_image.run(config(tmp_path, n=5), Drawer())
+        text_to_image.run(config(tmp_path, n=5), Noise())
     record = json.loads((tmp_path / "drawn" / "drawing.json").read_text())
     assert [entry["file"] for entry in record["pictures"]] == ["000-a-dog-0.png", "000-a-dog-1.png"]
     names = sorted(path.name for path in (tmp_path / "drawn").iterdir())
     assert names == [*(f"000-a-dog-{i}.png" for i in range(3)), "drawing.json", "grid.png"]
     (tmp_path / "drawn" / "000-a-dog-2.png").rmdir()
-    assert len(text_to_image.run(config(tmp_path, n=5), Drawer())["files"]) == 5
+    assert len(text_to_image.run(config(tmp_path, n=5), Noise())["files"]) == 5
 
 
 def test_two_at_a_time_do_not_mix_their_pictures(tmp_path) -> None:
-    class Slow(Drawer):
+    class Slow(Noise):
         def sample(self, text, **options):
             with pytest.raises(ValueError, match=r"out=\S+drawn is being written by process \d+ on .*: wait for it"):
-                text_to_image.run(config(tmp_path), Drawer())
+                text_to_image.run(config(tmp_path), Noise())
             assert json.loads((tmp_path / "drawn" / "drawing.json").read_text())["request"]["prompts"] == ["a dog"]
-            self.other = text_to_image.run(config(tmp_path, prompt="a cat"), Drawer())
+            self.other = text_to_image.run(config(tmp_path, prompt="a cat"), Noise())
             return super().sample(text, **options)
 
     model = Slow()
@@ -165,9 +165,9 @@ def test_only_line_feeds_part_prompts(tmp_path) -> None:
 
 
 def test_another_drawing_is_not_overwritten_and_the_same_is(tmp_path) -> None:
-    assert text_to_image.run(config(tmp_path), Drawer())["out"] == str(tmp_path / "drawn")
-    assert text_to_image.run(config(tmp_path), Drawer())["out"] == str(tmp_path / "drawn")
-    assert text_to_image.run(config(tmp_path, seed=1), Drawer())["out"] == str(tmp_path / "drawn-2")
+    assert text_to_image.run(config(tmp_path), Noise())["out"] == str(tmp_path / "drawn")
+    assert text_to_image.run(config(tmp_path), Noise())["out"] == str(tmp_path / "drawn")
+    assert text_to_image.run(config(tmp_path, seed=1), Noise())["out"] == str(tmp_path / "drawn-2")
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -193,7 +193,7 @@ def test_another_drawing_is_not_overwritten_and_the_same_is(tmp_path) -> None:
     ({"nearest": True}, "nearest=true needs ckpt="),
 ])
 def test_refused_before_anything_is_drawn(tmp_path, changes, message) -> None:
-    model = Drawer()
+    model = Noise()
     with pytest.raises(ValueError, match=message):
         text_to_image.run(config(tmp_path, **changes), model)
     assert not model.calls and not (tmp_path / "drawn").exists()
@@ -201,14 +201,14 @@ def test_refused_before_anything_is_drawn(tmp_path, changes, message) -> None:
 
 def test_a_folder_that_cannot_be_written(tmp_path) -> None:
     (tmp_path / "file").write_text("")
-    model = Drawer()
+    model = Noise()
     with pytest.raises(ValueError, match="cannot be written"):
         text_to_image.run(config(tmp_path, out=str(tmp_path / "file" / "drawn")), model)
     assert not model.calls
 
 
 def test_draw_from_python() -> None:
-    batches = list(text_to_image.draw(Drawer(), ["a", "b", "c"], [1, 2, 3], batch_size=2))
+    batches = list(text_to_image.draw(Noise(), ["a", "b", "c"], [1, 2, 3], batch_size=2))
     assert [len(batch) for batch in batches] == [2, 1]
     with pytest.raises(ValueError, match="1 prompts but 2 seeds"):
-        next(text_to_image.draw(Drawer(), ["a"], [1, 2]))
+        next(text_to_image.draw(Noise(), ["a"], [1, 2]))

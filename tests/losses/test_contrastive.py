@@ -3,8 +3,7 @@ import math
 import pytest
 import torch
 
-from t2i.losses.contrastive import caption_groups, contrastive
-from t2i.metrics.retrieval import retrieval
+from t2i.losses.contrastive import caption_groups, contrastive, retrieval
 
 
 def test_orthonormal_pairs_have_the_closed_form():

@@ -98,16 +98,3 @@ def test_discriminator_wants_real_pixels_up_and_generated_down() -> None:
 def test_ramp() -> None:
     assert [ramp(step, 4) for step in (0, 1, 2, 4, 100)] == [0, 0.125, 0.25, 0.5, 0.5]
     assert ramp(0, 0) == 0.5 and ramp(5, 10, most=1.0) == 0.5
-
-
-def test_errors() -> None:
-    with pytest.raises(ValueError, match="size=0: at least 1"):
-        cutmix_masks(torch.rand(2), torch.rand(2, 2), 0)
-    with pytest.raises(ValueError, match=r"shares of shape \(2,\) and corners of shape \(3, 2\)"):
-        cutmix_masks(torch.rand(2), torch.rand(3, 2), 8)
-    with pytest.raises(ValueError, match="kind='wasserstein': one of hinge, bce"):
-        pixel_loss_by_mask(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), "wasserstein")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="warmup_steps=-1: at least 0"):
-        ramp(0, -1)
-    with pytest.raises(ValueError, match="most=1.5: a probability"):
-        ramp(0, 1, most=1.5)

@@ -16,13 +16,13 @@ def turned(*degrees: float) -> torch.Tensor:
 
 def test_target_is_the_normalised_sum() -> None:
     prompt, extras = turned(0, 90), turned(90)
-    found = target(prompt, extras, w1=1.0, w2=0.1)
+    found = target(prompt, extras, prompt_share=1.0, extra_share=0.1)
     torch.testing.assert_close(found[0], F.normalize(torch.tensor([1.0, 0.1]), dim=0))
     torch.testing.assert_close(found[1], torch.tensor([0.0, 1.0]))
     torch.testing.assert_close(target(7 * prompt, 3 * extras), found)  # lengths do not count
     torch.testing.assert_close(target(prompt), prompt)
     torch.testing.assert_close(target(prompt, extras[:0]), prompt)
-    both = target(turned(0), turned(90, 180), w2=1.0, weights=torch.tensor([1.0, 0.5]))
+    both = target(turned(0), turned(90, 180), extra_share=1.0, weights=torch.tensor([1.0, 0.5]))
     torch.testing.assert_close(both, F.normalize(torch.tensor([[0.5, 1.0]])))
 
 
@@ -63,11 +63,11 @@ def test_gradient_is_right_and_finite_everywhere(distance: object) -> None:
 
 def test_cosine_loss_as_published() -> None:
     views, targets, excluded = turned(10, 50), turned(0), turned(90)
-    loss = guidance(views, targets, excluded=excluded, alpha=1.0, beta=0.5)
+    loss = guidance(views, targets, excluded=excluded, text_weight=1.0, negative_weight=0.5)
     cos = [[math.cos(math.radians(a - b)) for a in (10, 50)] for b in (0, 90)]
     assert loss.item() == pytest.approx(-sum(cos[0]) / 2 + 0.5 * sum(cos[1]) / 2, abs=1e-6)
     assert guidance(views, targets, excluded=excluded[:0]).item() == pytest.approx(-sum(cos[0]) / 2, abs=1e-6)
-    weighed = guidance(views, targets, excluded=excluded, excluded_weights=torch.tensor([2.0]), alpha=0.0)
+    weighed = guidance(views, targets, excluded=excluded, excluded_weights=torch.tensor([2.0]), text_weight=0.0)
     assert weighed.item() == pytest.approx(0.5 * 2 * sum(cos[1]) / 2, abs=1e-6)
 
 
@@ -77,7 +77,8 @@ def test_weights_add_and_negative_ones_push_away(distance: object) -> None:
     each = distance(views, targets).mean(1)
     loss = guidance(views, targets, torch.tensor([2.0, -0.5]), distance=distance)
     assert loss.item() == pytest.approx(float(2 * each[0] - 0.5 * each[1]), abs=1e-6)
-    same = guidance(views, targets[:1], torch.tensor([2.0]), targets[1:], alpha=1.0, beta=0.5, distance=distance)
+    same = guidance(views, targets[:1], torch.tensor([2.0]), targets[1:], text_weight=1.0, negative_weight=0.5,
+                    distance=distance)
     assert loss.item() == pytest.approx(same.item(), abs=1e-6)
     x = turned(45).requires_grad_()
     guidance(x, turned(0), torch.tensor([-1.0]), distance=distance).backward()

@@ -95,7 +95,7 @@ def test_wrong_files_are_refused(tmp_path: Path, vgg_path: str) -> None:
     weights["features.99.weight"] = weights.pop("features.28.weight")
     other = tmp_path / "other.pth"
     torch.save(weights, other)
-    with pytest.raises(ValueError, match=r"missing features.28.weight; unknown features.99.weight"):
+    with pytest.raises(ValueError, match=r"missing features.28.weight; unexpected features.99.weight"):
         LPIPS(vgg_path=str(other))
     heads = {f"lin{i}.model.1.weight": torch.randn(1, c, 1, 1) for i, c in enumerate((64, 128, 256, 512, 512))}
     torch.save(heads, tmp_path / "heads.pth")

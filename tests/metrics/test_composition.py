@@ -193,7 +193,7 @@ def rendered() -> tuple[np.ndarray, list[Caption]]:
             data = Shapes(split, image_size=48, tasks={task: 1.0})
             for index in range(30):
                 images.append(render(data.scene(index), 48))
-                captions.append(data.captions(index)[0])
+                captions.append(data.describe(index)[0])
     return np.stack(images), captions
 
 

@@ -45,9 +45,7 @@ def test_score_is_the_raw_cosine_of_transformers_behind_the_prefix(folder: Path)
     torch.testing.assert_close(scorer.score(images, TEXT), wanted, rtol=1e-4, atol=1e-5)
     bare = CLIPScorer(str(folder))
     assert float((bare.score(images, TEXT) - wanted).abs().max()) > 1e-4
-    same = CLIPScorer.from_model(bare.model, bare.tokenizer, bare.mean, bare.std, prefix="a photo depicts ")
-    torch.testing.assert_close(same.score(images, TEXT), scorer.score(images, TEXT))
-    assert scorer.score_protocol["prefix"] == same.score_protocol["prefix"] == "a photo depicts "
+    assert scorer.score_protocol["prefix"] == "a photo depicts "
     assert scorer.score_protocol["hash"] == scorer.id == bare.id and bare.score_protocol["prefix"] == ""
 
 

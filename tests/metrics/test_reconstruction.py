@@ -45,7 +45,7 @@ def test_codebook_usage() -> None:
     usage.update(torch.full((8,), 7))
     entropy = 0.5 * math.log(2) + 4 * 0.125 * math.log(8)
     assert usage.compute() == {"usage": 5 / 8, "perplexity": pytest.approx(math.exp(entropy))}
-    usage.reset()
+    usage = CodebookUsage((8,))
     usage.update(torch.zeros(5, dtype=torch.long))
     assert usage.compute()["perplexity"] == pytest.approx(1)
 

@@ -208,7 +208,7 @@ def test_preprocess_keeps_colours_crops_and_lets_the_gradient_through():
     assert (preprocess(wide, 8, (0.5,) * 3, (0.5,) * 3) == 1).all()
 
 
-def test_training_tells_the_pictures_apart():
+def test_training_tells_the_pictures_apart(tmp_path):
     model, data = small(), batch()
     set_up = model.configure_optimizers()
     optimizer, scheduler = set_up["optimizer"], set_up["lr_scheduler"]["scheduler"]
@@ -223,7 +223,8 @@ def test_training_tells_the_pictures_apart():
         losses.append(loss.item())
     assert losses[0] > 2.0 and losses[-1] < 0.5
     assert scheduler.get_last_lr()[0] == 0
-    scorer = CLIPScorer.from_model(model.clip.eval(), model.tokenizer, (0.5,) * 3, (0.5,) * 3)
+    model.export(tmp_path / "hf")
+    scorer = CLIPScorer(str(tmp_path / "hf"))
     right = scorer.score(data.image, data.text)
     wrong = scorer.score(data.image, data.text[1:] + data.text[:1])
     assert (right <= 1.0001).all() and (right > wrong).all()

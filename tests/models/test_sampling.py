@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from t2i.models.sampling import check_options, choose, filter_logits, generate, guide, uniforms
+from t2i.models.sampling import apply_guidance, check_options, choose, filter_logits, generate, uniforms
 from t2i.nets.gpt import GPT
 
 CODES, N = 13, 6
@@ -64,8 +64,8 @@ def test_choose_inverts_the_cumulative_distribution() -> None:
 
 def test_guide() -> None:
     a, b = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -1.0]])
-    assert torch.equal(guide(a, b, 1.0), a) and torch.equal(guide(a, b, 0.0), b)
-    assert guide(a, b, 3.0).tolist() == [[-3.0, 8.0]]
+    assert torch.equal(apply_guidance(a, b, 1.0), a) and torch.equal(apply_guidance(a, b, 0.0), b)
+    assert apply_guidance(a, b, 3.0).tolist() == [[-3.0, 8.0]]
 
 
 def test_uniforms_belong_to_their_seed() -> None:
@@ -86,7 +86,7 @@ def test_the_loop_draws_what_drawing_without_a_cache_draws(net, text) -> None:
             with torch.no_grad():
                 logits = net(ids, *text, no)[0][:, i]
                 if guidance != 1:
-                    logits = guide(logits, net(ids, *text, ~no)[0][:, i], guidance)
+                    logits = apply_guidance(logits, net(ids, *text, ~no)[0][:, i], guidance)
             ids[:, i] = choose(filter_logits(logits, 0.9, top_k=7), uniform[:, i])
         assert torch.equal(generate(net, *text, uniform, temperature=0.9, top_k=7, guidance=guidance), ids)
 
@@ -102,7 +102,7 @@ def test_codes_of_two_parts_are_drawn_part_by_part(text) -> None:
                 with torch.no_grad():
                     logits = net(ids, *text, no)[part][:, i]
                     if guidance != 1:
-                        logits = guide(logits, net(ids, *text, ~no)[part][:, i], guidance)
+                        logits = apply_guidance(logits, net(ids, *text, ~no)[part][:, i], guidance)
                 ids[:, i] += scale * choose(filter_logits(logits, **options), uniform[:, 2 * i + part])
         assert torch.equal(generate(net, *text, uniform, guidance=guidance, **options), ids)
         assert ids.max() > 5

@@ -206,6 +206,8 @@ def test_refusals(tmp_path: Path, clip: str) -> None:
         DFGAN(DFGenerator(8, 2, 4, 8), DFDiscriminator(8, 2, 4), encoder, 1, text_dim=8)
     with pytest.raises(ValueError, match=r"generator\.image_size=8 and discriminator\.image_size=16"):
         DFGAN(DFGenerator(8, 2, 4, 8), DFDiscriminator(16, 2, 8), encoder, 1, text_dim=8)
+    with pytest.raises(ValueError, match="cutmix_steps=-1: a whole number from 0"):
+        DFGAN(DFGenerator(8, 2, 4, 8), DFDiscriminator(8, 2, 8), encoder, 1, text_dim=8, cutmix_steps=-1)
     model = DFGAN(DFGenerator(8, 2, 4, 8), DFDiscriminator(8, 2, 8), encoder, 1, text_dim=8)
     with pytest.raises(ValueError, match="guidance is no option of a dfgan"):
         model.sample(["a"], seeds=[0], guidance=2.0)

@@ -62,13 +62,13 @@ def test_reproduces_taming_transformers() -> None:
     net = Autoencoder(channels=32, multipliers=(1, 2), num_res_blocks=1, attention_levels=(1,), z_channels=16)
     net.load_state_dict({our_name(k): v for k, v in weights.items() if k.startswith(("encoder.", "decoder."))})
     with torch.no_grad():
-        z = F.conv2d(net.encode(golden["io/image"]), weights["quant_conv.weight"], weights["quant_conv.bias"])
+        z = F.conv2d(net.encoder(golden["io/image"]), weights["quant_conv.weight"], weights["quant_conv.bias"])
         z_q = F.conv2d(golden["io/quantized"], weights["post_quant_conv.weight"], weights["post_quant_conv.bias"])
         codes = weights["quantize.embedding.weight"][golden["io/codes"]].view(2, 16, 16, 16).permute(0, 3, 1, 2)
         codes = F.conv2d(codes, weights["post_quant_conv.weight"], weights["post_quant_conv.bias"])
         torch.testing.assert_close(z, golden["io/latent"], atol=2e-5, rtol=0)
-        torch.testing.assert_close(net.decode(z_q), golden["io/reconstruction"], atol=2e-5, rtol=0)
-        torch.testing.assert_close(net.decode(codes), golden["io/decoded"], atol=2e-5, rtol=0)
+        torch.testing.assert_close(net.decoder(z_q), golden["io/reconstruction"], atol=2e-5, rtol=0)
+        torch.testing.assert_close(net.decoder(codes), golden["io/decoded"], atol=2e-5, rtol=0)
 
 
 def test_published_names_and_shapes() -> None:
@@ -88,8 +88,8 @@ def test_values() -> None:
     fill(net)
     image = torch.sin(torch.arange(3 * 16 * 16, dtype=torch.float64) * 0.317).float().view(1, 3, 16, 16)
     with torch.no_grad():
-        z = net.encode(image)
-        out = net.decode(z)
+        z = net.encoder(image)
+        out = net.decoder(z)
     torch.testing.assert_close(
         z[0, :, 3, 5], torch.tensor([3.394870, 0.067033, -3.058252, -5.567129]), atol=2e-5, rtol=0
     )
@@ -109,7 +109,7 @@ def test_sizes_and_last_layer(patch_size: int) -> None:
     )
     assert net.factor == 2 * patch_size == net.encoder.factor == net.decoder.factor
     image = torch.randn(2, 3, 16, 24)
-    z = net.encode(image)
+    z = net.encoder(image)
     assert z.shape == (2, net.z_channels, 16 // net.factor, 24 // net.factor)
     out = net(image)
     assert out.shape == image.shape
@@ -157,7 +157,7 @@ def test_a_local_encoder_gives_equal_codes_to_equal_patches() -> None:
         torch.nn.init.normal_(parameter, std=0.3)
     image = torch.randn(1, 3, 4, 4).repeat(1, 1, 3, 3)
     image[..., :4, :4] += 1  # one patch of nine differs
-    z = net.encode(image).flatten(2)[0].T
+    z = net.encoder(image).flatten(2)[0].T
     assert torch.allclose(z[1:], z[1:2].expand(8, -1), atol=1e-6)
     assert not torch.allclose(z[0], z[1])
     assert net(image).shape == image.shape

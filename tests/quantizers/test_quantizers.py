@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 from tests.in_child import in_child, in_children
 
 from t2i.models.base import NonFiniteLoss, check_finite
+from t2i.quantizers.base import straight_through
 from t2i.quantizers.ema import EMA
 from t2i.quantizers.fsq import FSQ
 from t2i.quantizers.gumbel import Gumbel
-from t2i.quantizers.nearest import nearest, rotate, straight_through
+from t2i.quantizers.nearest import nearest
 from t2i.quantizers.product import Product
-from t2i.quantizers.vq import VQ
+from t2i.quantizers.vq import VQ, rotate
 from t2i.types import Quantizer, ravel_index, unravel_index
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -1,5 +1,5 @@
 """Several processes against one: the same global batches, losses, metrics, caches and weights, past logs, validations,
-checkpoints and a kill. One to three minutes. `tests/campaign/two_processes.py` has it longer, and by `train.py`."""
+checkpoints and a kill. `tests/campaign/two_processes.py` has it longer, and by `train.py`."""
 
 from __future__ import annotations
 

@@ -233,13 +233,12 @@ def test_settings_of_what_follows_the_stages_stay_with_the_pipeline() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # three starts of Python with torch, on a machine that may be busy
+@pytest.mark.timeout(1200)  # two starts of Python with torch, on a machine that may be busy
 def test_kill_9_then_the_same_command_gives_the_unbroken_weights(tmp_path: Path) -> None:
-    """About 40 s: three processes."""
     words = [*VQ, *DATA, *TRAINER, "trainer.max_steps=60", *recipe(tmp_path)]
     command = [sys.executable, str(ROOT / "train.py"), *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, "name=whole"], check=True, env=environment, cwd=tmp_path, capture_output=True)
+    train.run(compose([*words, "name=whole"]))
     process = subprocess.Popen([*command, "name=broken"], env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL)
     killed = tmp_path / "runs/broken/previous.ckpt"
     while not killed.is_file():

@@ -8,12 +8,12 @@ tensors by name and shape; only then is it made.
 from __future__ import annotations
 
 import math
-import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from urllib.parse import quote
 
 import torch
 from hydra.errors import InstantiationException
@@ -23,11 +23,10 @@ from torch.nn.modules import module as registration
 from torch.overrides import TorchFunctionMode
 
 from t2i.checkpoint import registry
-from t2i.checkpoint.file_checks import quoted
 from t2i.checkpoint.file_format import kind_of, read
 from t2i.checkpoint.file_format import weights as weights_of
 from t2i.config.check import check_node
-from t2i.config.messages import shown
+from t2i.config.messages import quoted, shown
 
 
 def build(node: Mapping[str, Any], **given: Any) -> Any:
@@ -54,7 +53,9 @@ def _escaped(value: Any) -> Any:
         return {key: _escaped(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_escaped(item) for item in value]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+    if isinstance(value, str) and "${" in value:  # how often Hydra unescapes it depends on where it stands
+        return {"_target_": "urllib.parse.unquote", "string": quote(value)}
+    return value
 
 
 MAX_INTEGER = 2**32  # in a file's config; sizes are held against tensors, this keeps 2**n in bounds
@@ -104,7 +105,7 @@ def _faults(node: Any, where: str, role: str, given: Collection[str] = ()) -> It
         asked = arguments.get(place)
         for word in asked if isinstance(asked, list) else [] if asked is None else [asked]:
             if not isinstance(word, str) or not registry.is_trusted_place(word):
-                yield (f"{where}.{place}={quoted(word)} is the file's word, which opens nothing; if it is meant,"
+                yield (f"{where}.{place}={quoted(word, 200)} is the file's word, which opens nothing; if it is meant,"
                        f" trust=[{word if isinstance(word, str) and word.isprintable() else '…'}] says so")
     for key, value in arguments.items():
         if key != "_target_":

@@ -17,17 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from t2i.checkpoint.plain_files import MAX_DEPTH
-from t2i.config.messages import shown
+from t2i.config.messages import quoted, shown
 
 BYTES = b"bytearray"  # torch lets a pickle make them, of any size; no checkpoint does
 MAX_VALUES = 100_000  # in a section, each counted as often as it is reached
 MAX_TEXT = 256 * 2**20  # characters of a section: vocabularies are in it
 PLAIN = (str, int, float, bool, type(None))
-
-
-def quoted(value: Any, most: int = 80) -> str:
-    """A value of a file's, in quotes where it is text."""
-    return f"'{shown(value, most)}'" if isinstance(value, str) else shown(repr(value), most)
 
 
 def is_safetensors(path: Path) -> bool:

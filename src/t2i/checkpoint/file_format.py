@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from t2i.checkpoint import file_checks, renames, safetensors_io
 from t2i.checkpoint.atomic import write_bytes, write_text
-from t2i.checkpoint.file_checks import plain, quoted, tensors
-from t2i.config.messages import shown
+from t2i.checkpoint.file_checks import plain, tensors
+from t2i.config.messages import quoted, shown
 
 FORMAT = 1
 

@@ -12,29 +12,23 @@ from t2i.config.messages import shown
 MAX_DEPTH = 64  # containers in containers
 
 
-def parse_json(text: str | bytes, source: Any) -> Any:
-    """The value of a JSON text; ValueError names `source` where it is none, or nested too deeply to be gone through."""
+def read_json(path: Path) -> Any:
+    """The value of a JSON file; ValueError where it cannot be read, or is nested too deeply to be gone through."""
     try:
-        found = json.loads(text)
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else shown(error)
-        raise ValueError(f"{source} cannot be read: {why}") from error
+        raise ValueError(f"{path} cannot be read: {why}") from error
     level, depth = [found], 0
     while level:
         level = [item for each in level if isinstance(each, dict | list)
                  for item in (each.values() if isinstance(each, dict) else each)]
         depth += 1
         if depth > MAX_DEPTH:
-            raise ValueError(f"{source} cannot be read: it is nested too deeply")
+            raise ValueError(f"{path} cannot be read: it is nested too deeply")
     return found
-
-
-def read_json(path: Path) -> Any:
-    """`parse_json` of a file; ValueError where it cannot be read."""
-    try:
-        return parse_json(path.read_bytes(), path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def read_table(path: Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:

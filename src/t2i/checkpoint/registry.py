@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from t2i.config.messages import shown
+from t2i.config.messages import quoted
 
 Role = Literal["model", "tokenizer", "autoencoder", "quantizer", "generator", "discriminator", "stage1",
                "text_encoder", "data"]
@@ -81,7 +81,7 @@ def get(name: Any, where: str) -> Entry:
     """`find`; ValueError, which begins with `where`, where there is none."""
     entry = find(name)
     if entry is None:
-        raise ValueError(f"{where}_target_={shown(repr(name), 80)} is no class that a file may build; if it is yours,"
+        raise ValueError(f"{where}_target_={quoted(name)} is no class that a file may build; if it is yours,"
                          " trust=[its package] says so")
     return entry
 

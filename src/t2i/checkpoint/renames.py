@@ -1,13 +1,16 @@
 """What configs of earlier versions call by other names: checkpoints and run folders written then still load.
 
 `MODULES` holds modules that moved, `CLASSES` classes and functions of another name (by today's module), `KEYS` keys of
-a whole config, by their path; `ADDED` keys that were not there, `CALLBACKS` names of callbacks in checkpoints.
+a whole config, by their path, which a command line may use too; `ADDED` keys that were not there, `CALLBACKS` names of
+callbacks in checkpoints.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from t2i.config import aliases
 
 MODULES = {
     "t2i.callbacks": "t2i.training.callbacks.visuals",
@@ -27,13 +30,7 @@ CLASSES: dict[str, str] = {
     "t2i.training.callbacks.visuals.LossPlots": "t2i.training.callbacks.loss_plots.LossPlots",
     "t2i.training.callbacks.visuals.PictureGrid": "t2i.training.callbacks.image_grid.ImageGrid",
 }
-KEYS: dict[str, str] = {
-    "callbacks.scores.judge": "callbacks.scores.clip_model",
-    "comparison.judge": "comparison.clip_model",
-    "callbacks.early_stopping.least": "callbacks.early_stopping.min_delta",
-    "trainer.accumulate": "trainer.accumulate_grad_batches",
-    "trainer.gradient_clip": "trainer.gradient_clip_val",
-}
+KEYS: dict[str, str] = aliases.KEYS
 # Keys that came later, with the value that is as it was before.
 ADDED: dict[str, Any] = {"trainer.matmul_precision": None}
 # What callbacks keep in checkpoints, by their name there.

@@ -11,6 +11,7 @@ import ctypes
 import gc
 import logging
 import os
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -24,7 +25,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from t2i.cli import sweep
-from t2i.config.compose import ROOT, ConfigError, composed, imply_model, parsed, plain, quoted, refuse, resolved, swept
+from t2i.config.compose import (
+    ROOT,
+    ConfigError,
+    composed,
+    imply_model,
+    parsed,
+    plain,
+    plan,
+    quoted,
+    refuse,
+    resolved,
+    swept,
+)
 from t2i.config.messages import is_for_people, shown
 
 Run = Callable[[dict[str, Any], list[str]], Any]
@@ -89,6 +102,10 @@ def prepared(config_name: str, words: Sequence[str]) -> list[str]:
     """A command line as Hydra is to read it, once it was checked; ConfigError says what is wrong with it."""
     args = get_args_parser().parse_args(words)
     flags = [word for word in words if word not in args.overrides]
+    if sum(bool(flag) for flag in (args.run, args.multirun, args.cfg, args.info, args.shell_completion)) > 1:
+        raise ConfigError("of --run, --multirun, --cfg, --info and --shell-completion one at a time is allowed")
+    if args.resolve and not args.cfg:
+        raise ConfigError("--resolve goes with --cfg")
     if args.hydra_help or args.shell_completion:
         return list(words)
     if args.help:  # Hydra's own way takes seconds: it lists every group of its own and of its plugins, twice
@@ -199,14 +216,53 @@ def prepared_training(configs: Sequence[dict[str, Any]], optuna: DictConfig | No
     return ["hydra.sweep.dir=${paths.runs}/models-sweep"] if len(names) > 1 else []
 
 
-def job(cfg: DictConfig, config_name: str, run: Run) -> float | None:
-    """The body of a Hydra app: calls `run(config, overrides)` with the plain, checked config.
+def train(config: dict[str, Any], overrides: list[str]) -> Any:
+    if config["estimate"]:
+        from t2i.training import profiling
+
+        return profiling.run(config, overrides)
+    if config["stages"] is not None:
+        from t2i.training import pipeline
+
+        return pipeline.run(config, plan(overrides))
+    from t2i.training import train
+
+    return train.run(config, "python train.py " + shlex.join(overrides))
+
+
+def sample(config: dict[str, Any], overrides: list[str]) -> Any:
+    if "clip_guided" in config:
+        from t2i.generation.clip_guided import run as clip_guided_run
+
+        return clip_guided_run.run(config)
+    from t2i.generation import text_to_image
+
+    return text_to_image.run(config)
+
+
+def evaluate(config: dict[str, Any], overrides: list[str]) -> Any:
+    from t2i.evaluation import evaluate
+
+    return evaluate.run(config)
+
+
+def prepare(config: dict[str, Any], overrides: list[str]) -> Any:
+    from t2i.data import prepare
+
+    return prepare.run(config)
+
+
+RUNS: dict[str, Run] = {"train": train, "sample": sample, "evaluate": evaluate, "prepare": prepare}
+
+
+def job(cfg: DictConfig, config_name: str, run: Run | None = None) -> float | None:
+    """The body of a Hydra app: calls `run(config, overrides)`, by itself the app's, with the plain, checked config.
 
     Alone it ends the process with the exit code, if that is not 0. In a sweep it keeps the result, or what went wrong,
     and returns the objective (`t2i.cli.sweep`).
     """
-    hydra = HydraConfig.get()
-    words = [plain(word) for word in hydra.overrides.task]
+    hydra, run = HydraConfig.get(), run or RUNS[config_name]
+    words = [plain(word) for word in OmegaConf.to_container(hydra.overrides.task, resolve=False)]  # type: ignore
     if hydra.mode == RunMode.MULTIRUN:
         return job_of_sweep(cfg, config_name, run, words)
     config = resolved(cfg, config_name)

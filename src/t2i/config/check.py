@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from t2i.config import aliases
 from t2i.config.limits import BESIDE, FILES, GIVEN, VALUES
 from t2i.config.messages import shown
 
@@ -36,6 +37,13 @@ class Constructor:
     aliases: dict[str, ast.expr]
 
 
+def _parsed(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise ValueError(f"{path}, line {error.lineno}: {error.msg}") from error
+
+
 @cache
 def _module(name: str) -> tuple[Path, ast.Module] | None:
     """A module's file and what it says, found without importing it; None where there is no such module."""
@@ -49,11 +57,11 @@ def _module(name: str) -> tuple[Path, ast.Module] | None:
     roots = [Path(place) for place in spec.submodule_search_locations or ()]
     if not roots and not rest:
         path = Path(spec.origin or "")
-        return path, ast.parse(path.read_text(encoding="utf-8")) if path.suffix == ".py" else COMPILED
+        return path, _parsed(path) if path.suffix == ".py" else COMPILED
     for inner in (root.joinpath(*rest) for root in roots):
         for path in (inner / "__init__.py", *([inner.with_suffix(".py")] if rest else [])):
             if path.is_file():
-                return path, ast.parse(path.read_text(encoding="utf-8"))
+                return path, _parsed(path)
         if rest and any(inner.parent.glob(f"{inner.name}.*.so")):
             return inner, COMPILED
     return None
@@ -282,7 +290,7 @@ def check_values(config: dict[str, Any]) -> list[str]:
             bounds = "" if least is None else f" >= {least:g}" if most is None else f" from {least:g} to {most:g}"
             problems.append(f"{path}={_shown(value)}: {allowed(annotation)}{bounds} is needed")
     if isinstance(config.get("prompt"), str) and not config["prompt"].strip():
-        other = "" if "guide" in config else ", or leave prompt= out and give unconditional=true"
+        other = "" if "clip_guided" in config else ", or leave prompt= out and give unconditional=true"
         problems.append(f"prompt is empty: say what to draw{other}")
     return problems
 
@@ -321,6 +329,8 @@ def check_files(config: dict[str, Any]) -> list[str]:
 
 def unknown_key(key: str, names: list[str]) -> str:
     """The message for a key that nothing reads, of those that there are."""
+    if (current := aliases.current_key(key)) != key:
+        return f"{key} is called {current} now"
     parent, _, last = key.rpartition(".")
     endings = [name for name in names if name.rpartition(".")[2] == last and name != key]
     hint = f" (did you mean {' or '.join(endings[:3])}?)" if endings else near(key, names)
@@ -331,11 +341,13 @@ def unknown_key(key: str, names: list[str]) -> str:
 
 @cache
 def _keys(name: str) -> dict[str, Any]:
-    """The keys of a file of conf/, the groups of its defaults list included."""
+    """The keys of a file of conf/, the groups of its defaults list and what their choices add beside them included."""
     found = yaml.safe_load((CONF / name).read_text(encoding="utf-8"))
     listed = [key for entry in found.pop("defaults", []) if isinstance(entry, dict) for key in entry]
     found.pop("hydra", None)
-    return dict.fromkeys(key for key in listed if " " not in key) | found
+    texts = [path.read_text(encoding="utf-8") for key in listed for path in sorted((CONF / key).glob("*.yaml"))]
+    beside = [key for text in texts if text.startswith("# @package _global_") for key in yaml.safe_load(text)]
+    return dict.fromkeys([*(key for key in listed if " " not in key), *beside]) | found
 
 
 def check_keys(config: dict[str, Any], config_name: str) -> list[str]:

@@ -28,23 +28,25 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from t2i.config import aliases
 from t2i.config.check import check, near, unknown_key
 
 ROOT = Path(__file__).resolve().parents[3]
 CONF = ROOT / "conf"
 RECIPES = ROOT / "experiments"
-TEXTS = {"prompt", "negative", "guide.extras", "guide.excluded", "guide.styles", "guide.images"}  # to the letter
+TEXTS = {"prompt", "negative", "clip_guided.extras", "clip_guided.excluded", "clip_guided.styles",
+         "clip_guided.images"}  # to the letter
 # Text, or null; interpolations in it are followed.
 PATHS = {"ckpt", "out", "data.font", "prompts", "scorer", "resume", "name", "group", "completion.image",
-         "text_encoder.vocabulary", "guide.clips", "guide.start_image"}
+         "text_encoder.vocabulary", "clip_guided.clips", "clip_guided.start_image"}
 PATH_ENDINGS = ("path", "root", "runs", "cache", "folder")
 HINTS = {
     "ckpt": "the checkpoint to use, for instance runs/<name>/last.ckpt",
     "model.tokenizer.path": "a tokenizer, for instance runs/vqgan-shapes/last.ckpt, or taming-transformers' file",
     "model.stage1.path": "the checkpoint of a stage I (model=stackgan1), for instance runs/stackgan1-shapes/last.ckpt",
     "text_encoder.path": "a CLIP: a Hugging Face folder such as runs/clip-shapes/hf, or a hub name",
-    "guide.clips": "the CLIP that guides: a Hugging Face folder such as runs/quickstart/clip/hf, or a hub name",
-    "guide.path": "the drawing.json of a guided drawing",
+    "clip_guided.clips": "the CLIP that guides: a Hugging Face folder such as runs/quickstart/clip/hf, or a hub name",
+    "clip_guided.path": "the drawing.json of a clip-guided drawing",
     "data.root": "the folder with the pictures; python prepare.py data=… data.root=… looks it over",
 }
 PLUGINS = {"hydra/launcher=joblib": "hydra-joblib-launcher", "hydra/launcher=submitit_local": "hydra-submitit-launcher",
@@ -139,11 +141,11 @@ def quoted(overrides: Sequence[str]) -> list[str]:
     """Overrides as Hydra's grammar takes them: values of free text are quoted to the letter, paths but for
     interpolations; a value that is a quoted string of Hydra's as a whole stays as it is."""
     found = []
-    for override in overrides:
+    for override in aliases.current(overrides):
         key, equals, value = override.partition("=")
         if key == "experiment":  # as in other Hydra projects
             key = "experiments"
-        bare = key.lstrip("+")
+        bare = key.lstrip("+~")
         if bare == "name" and equals and value in ("", "null"):
             continue
         path = is_path(bare)
@@ -236,7 +238,7 @@ def composed(overrides: Sequence[str], config_name: str, config_dir: str | None 
                                               with_log_configuration=False)
             break
         except MissingConfigException as error:
-            raise ConfigError(_no_such_choice(error, remaining)) from error
+            raise ConfigError(no_such_choice(error, remaining)) from error
         except ConfigCompositionException as error:
             text = str(error)
             key = re.search(r"Could not (?:override|delete|append)[^']*'([^'=@]+)|"
@@ -255,13 +257,15 @@ def composed(overrides: Sequence[str], config_name: str, config_dir: str | None 
     return config
 
 
-def _no_such_choice(error: MissingConfigException, overrides: Sequence[str]) -> str:
+def no_such_choice(error: MissingConfigException, overrides: Sequence[str]) -> str:
     missing = str(error.missing_cfg_file).removesuffix(".yaml")
     group, _, choice = missing.rpartition("/")
     for override in overrides:
         key, _, value = override.partition("=")
         if f"{key.lstrip('+')}/{value}" == missing:
             group, choice = key.lstrip("+"), value
+    if not group:
+        return f"--config-name {choice}: there is no such file in conf/ or in --config-dir"
     if package := PLUGINS.get(f"{group}={choice}"):
         return f"{group}={choice} needs a package that is not installed: pip install {package}"
     allowed = sorted({*choices(group), *(error.options or ())})
@@ -271,6 +275,8 @@ def _no_such_choice(error: MissingConfigException, overrides: Sequence[str]) -> 
 def _unknown_key(key: str, text: str, names: list[str], chosen: Mapping[str, str]) -> str:
     if "multiple values" in text or "Could not append" in text:
         return text
+    if key in groups() and (inner := [name for name in names if name.startswith(f"{key}.")]):
+        return f"{key}= takes no choice here, its keys take a value each: give {'=…, '.join(inner)}=…"
     if key in groups():
         top = key.partition("/")[0]
         return f"{key}= does not go with {top}={chosen.get(top)}, which has no such part"

@@ -49,16 +49,6 @@ VALUES: dict[str, tuple[str, float | None, float | None]] = {
     "trainer.matmul_precision": ("Literal['highest', 'high', 'medium'] | None", None, None),
     "trainer.monitor_mode": ("Literal['min', 'max']", None, None),
     "trainer.compile": ("bool | Literal['aot_eager']", None, None),
-    "sweep.launcher": ("Literal['basic', 'joblib', 'submitit']", None, None),
-    "sweep.jobs": ("int | None", 1, None),
-    "sweep.objective": ("str | None", None, None),
-    "sweep.objective_mode": ("Literal['min', 'max'] | None", None, None),
-    "sweep.submitit.cluster": ("Literal['local', 'slurm']", None, None),
-    "sweep.submitit.minutes": ("int", 1, None),
-    "sweep.submitit.partition": ("str | None", None, None),
-    "sweep.submitit.gpus": ("int", 0, 1),
-    "sweep.submitit.cpus": ("int | None", 1, None),
-    "sweep.submitit.memory_gb": ("float | None", 1, None),
 }
 # Files and folders that must exist: path of the key -> what it names.
 FILES = {"ckpt": "a checkpoint", "images": "a folder of pictures", "inception": "the file of Inception's weights",

@@ -18,6 +18,14 @@ def shown(text: Any, most: int = 200) -> str:
     return escaped if len(escaped) <= most else f"{escaped[:most]}…"
 
 
+def quoted(value: Any, most: int = 60) -> str:
+    """A value out of a file, for a message: as Python writes it, cut."""
+    if isinstance(value, str) and len(value) > most:
+        return f"{value[:most]!r}… ({len(value):,} characters)"
+    text = repr(value)
+    return text if len(text) <= most + 2 else f"{text[:most]}…"
+
+
 def is_for_people(error: BaseException) -> bool:
     """Whether our own code raised it: libraries' errors are faults to look at, with their traceback."""
     frames = traceback.extract_tb(error.__traceback__)

@@ -35,12 +35,16 @@ def convert(path: str | Path, out: str | Path, image_size: int | None = None) ->
     out = Path(out).expanduser()
     if out.suffix not in (".safetensors", ".ckpt"):
         raise ValueError(f"{out}: a name that ends with .safetensors or .ckpt is wanted")
-    _not_itself(path, out)
+    if out.exists() and out.samefile(safetensors_io.weights_file(path)):
+        raise ValueError(f"{out} is the file to convert itself; give the result another name")
     held = held_of(path, image_size)
-    if out.suffix == ".safetensors":
-        return file_format.export(_whole(held, path), out)
     section = held[safetensors_io.KEY]
-    atomic.save_atomic({"state_dict": file_format.weights(_whole(held, path), path), safetensors_io.KEY: section}, out)
+    if section["kind"] == "clip":  # it needs more than weights and config
+        raise ValueError(f"{path} is a CLIP of this project: `export` writes it as a Hugging Face folder, as training"
+                         " did beside it (hf/)")
+    if out.suffix == ".safetensors":
+        return file_format.export(held, out)
+    atomic.save_atomic({"state_dict": file_format.weights(held, path), safetensors_io.KEY: section}, out)
     return out
 
 
@@ -52,19 +56,6 @@ def export(path: str | Path, folder: str | Path) -> Path:
     held = held_of(path)
     if held[safetensors_io.KEY]["kind"] == "clip":
         building.load(path).export(folder)
-        return folder
-    file_format.export(_whole(held, path), folder)
+    else:
+        file_format.export(held, folder)
     return folder
-
-
-def _whole(held: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    """ValueError for what needs more than weights and config."""
-    if held[safetensors_io.KEY]["kind"] == "clip":
-        raise ValueError(f"{path} is a CLIP of this project: `export` writes it as a Hugging Face folder, as training"
-                         " did beside it (hf/)")
-    return held
-
-
-def _not_itself(path: str | Path, out: Path) -> None:
-    if out.exists() and out.samefile(safetensors_io.weights_file(path)):
-        raise ValueError(f"{out} is the file to convert itself; give the result another name")

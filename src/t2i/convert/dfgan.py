@@ -14,30 +14,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from t2i.convert.tensors import Source, bare, common, count, fill, first, opened, size
+from t2i.convert.kinds import NETS
+from t2i.convert.tensors import Rules, Source, bare, common, count, fill, first, opened, renamed, size
 from t2i.models.dfgan import DFGAN
 from t2i.nets.dfgan import DFDiscriminator, DFGenerator
 
-NETS = ("netG", "netD", "netC")
 IGNORED = ("optimizers", "epoch")
 # From our names to the published ones.
-GENERATOR = (
+GENERATOR: Rules = (
     (r"^stem\.", "fc."), (r"^blocks\.", "GBlocks."), (r"^head\.", "to_rgb.1."), (r"\.shortcut\.", ".c_sc."),
     (r"\.fusions\.0\.", ".fuse1."), (r"\.fusions\.1\.", ".fuse2."), (r"\.affines\.", ".affine"),
     (r"\.scale\.", ".fc_gamma."), (r"\.shift\.", ".fc_beta."), (r"(fc_\w+)\.0\.", r"\1.linear1."),
     (r"(fc_\w+)\.2\.", r"\1.linear2."), (r"\.convs\.0\.", ".c1."), (r"\.convs\.1\.", ".c2."),
 )  # fmt: skip
-DISCRIMINATOR = (
+DISCRIMINATOR: Rules = (
     (r"^stem\.", "conv_img."), (r"^blocks\.", "DBlocks."), (r"\.shortcut\.", ".conv_s."),
     (r"\.convs\.0\.", ".conv_r.0."), (r"\.convs\.1\.", ".conv_r.2."), (r"^head\.joint\.", "joint_conv.0."),
     (r"^head\.last\.", "joint_conv.2."),
 )  # fmt: skip
-
-
-def published(rules: tuple[tuple[str, str], ...], name: str) -> str:
-    for pattern, replacement in rules:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def _state(state: Any, source: str) -> tuple[dict[str, Any], str]:
@@ -59,7 +53,7 @@ def read_generator(state: Mapping[str, Any], source: str = "the state dict") -> 
     channels = [size(held, "to_rgb.1.weight", 4, 1), wide // 16 // min(2**blocks, 8) if wide else None]
     choices = {"image_size": [4 * 2**blocks], "channels": [c for c in channels if c], "noise_dim": [known],
                "text_dim": [text_dim]}
-    return fill(DFGenerator, choices, held, lambda name: published(GENERATOR, name), source, "DF-GAN generator", prefix)
+    return fill(DFGenerator, choices, held, lambda name: renamed(name, GENERATOR), source, "DF-GAN generator", prefix)
 
 
 def read_discriminator(
@@ -75,7 +69,7 @@ def read_discriminator(
                 (size(head, "joint_conv.0.weight", 4, 0) or 0) // 2]
     choices = {"image_size": [4 * 2**blocks], "channels": [c for c in channels if c],
                "text_dim": [joint - c * min(2**blocks, 8) for c in channels if c and joint] or [256]}
-    return fill(DFDiscriminator, choices, {**held, **head}, lambda name: published(DISCRIMINATOR, name), source,
+    return fill(DFDiscriminator, choices, {**held, **head}, lambda name: renamed(name, DISCRIMINATOR), source,
                 "DF-GAN discriminator (netD and netC)", prefix if prefix == other else "")
 
 
@@ -83,17 +77,15 @@ def nets(held: Any, source: str) -> dict[str, Any]:
     """The state dicts by name: `netG` at least. ValueError where the file holds other things."""
     if not isinstance(held, Mapping):
         raise ValueError(f"{source} is no DF-GAN: it holds {first(held)}")
-    inner = held.get("model") if isinstance(held.get("model"), Mapping) else None
-    if inner is not None:
-        if strange := [str(key) for key in held if key not in ("model", *IGNORED)]:
-            raise ValueError(f"{source}: beside model there is {', '.join(strange[:8])}; known are"
-                             f" {', '.join(IGNORED)}")
-    elif not any(name in held for name in NETS):
+    wrapped = isinstance(held.get("model"), Mapping)
+    if not wrapped and not any(name in held for name in NETS):
         return {"netG": held}
-    found = held if inner is None else inner
-    known = NETS if inner is not None else (*NETS, *IGNORED)
-    if strange := [str(key) for key in found if key not in known]:
-        raise ValueError(f"{source}: beside the nets there is {', '.join(strange[:8])}; known are {', '.join(known)}")
+    found = held["model"] if wrapped else held
+    levels = [("model", held, IGNORED), ("the nets", found, NETS)] if wrapped else [
+        ("the nets", held, (*NETS, *IGNORED))]
+    for what, level, known in levels:
+        if strange := [str(key) for key in level if key not in (what, *known)]:
+            raise ValueError(f"{source}: beside {what} there is {', '.join(strange[:8])}; known are {', '.join(known)}")
     if "netG" not in found:
         raise ValueError(f"{source} has no netG, the generator; it has {', '.join(map(str, found))}")
     if ("netD" in found) != ("netC" in found):

@@ -1,28 +1,173 @@
 """`python -m t2i inspect FILE`: whose a file is, its sizes, and what in it is not a tensor. Nothing in it runs.
+
+A pickle is a program whose every way to code leads through a name that it looks up (`find_class`) or through a
+persistent id: here every name is answered by a stand-in that does nothing, and is listed, and tensors become shapes on
+the meta device. So files that are refused elsewhere can be looked at too.
 """
 
 from __future__ import annotations
 
+import io
+import pickle
+import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from t2i.checkpoint import safetensors_io
+from t2i.checkpoint import file_checks, safetensors_io
 from t2i.config.messages import shown
 from t2i.convert.dfgan import nets, read_generator
 from t2i.convert.kinds import WRAPPERS, kind_of
-from t2i.convert.outline import Content, Named, flat, outline
 from t2i.convert.stackgan import read_stage1, read_stage2
-from t2i.convert.tensors import STANDINS, first, shape, size
+from t2i.convert.tensors import STANDINS, Dtype, Named, first, named, scalar, shape, size
 from t2i.convert.tokenizers import READERS
 
+MANY = 200_000  # values of a file
+DEEP = 20  # containers in containers; a pickle may hold itself
 LISTED = 24  # values that are not tensors, and names
-MANY = 4  # of them under one key
+UNDER = 4  # of them under one key
 SIZES = ("image_size", "noise_dim", "text_dim", "condition_dim")
-KNOWN = {name for _, name in STANDINS}  # of code, that a file may hold
+EXPECTED = {name for _, name in STANDINS}  # of code, that a file may hold
+MAGIC = 0x1950A86A20F9469CFC6C  # begins torch's files from before 1.6
+STORAGES = {"Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16,
+            "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
+            "Bool": torch.bool, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128}  # fmt: skip
+TYPES = {str(kind).removeprefix("torch.") for kind in STORAGES.values()}
+SAFETENSORS = {"F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16,
+               "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+               "BOOL": torch.bool}  # fmt: skip
+
+
+class Plain(dict):
+    """A dictionary of another kind (ordered, with a default) as an ordinary one."""
+
+    def __init__(self, *items: Any) -> None:
+        super().__init__(*(item for item in items if isinstance(item, Mapping | list)))
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _tensor(storage: Any, offset: Any = 0, size: Any = (), *_: Any) -> Tensor:
+    kind = storage if isinstance(storage, torch.dtype) else torch.float32
+    return torch.empty(tuple(size), dtype=kind, device="meta")
+
+
+KNOWN: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": Plain, "collections.defaultdict": Plain, "builtins.set": set, "__builtin__.set": set,
+    "torch.Size": tuple, "_codecs.encode": lambda text, *_: text.encode("latin1"),
+    "torch._utils._rebuild_tensor": _tensor, "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": lambda data, *_: data,
+    "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
+    "numpy.dtype": lambda name, *_: Dtype(name) if name in Dtype.FORMATS else named(f"numpy.dtype {name}")(),
+}  # fmt: skip
+KNOWN["numpy.core.multiarray.scalar"] = KNOWN["numpy._core.multiarray.scalar"] = (
+    lambda dtype, data: scalar(dtype, data) if isinstance(dtype, Dtype) else named("a NumPy value")())
+
+
+class Outline(pickle.Unpickler):
+    """Reads a pickle's structure; `foreign` counts the names that stand for code of others."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(file, encoding="latin1")
+        self.foreign: Counter[str] = Counter()
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        if full in KNOWN:
+            return KNOWN[full]
+        own = module in ("torch", "torch.storage") and (name.endswith("Storage") or name in TYPES)
+        if not own and full != "torch.device":
+            self.foreign[full] += 1
+        return named(full)
+
+    def persistent_load(self, pid: Any) -> torch.dtype:
+        """Of a storage its type alone."""
+        kind = pid[1] if isinstance(pid, tuple) and len(pid) > 1 else None
+        name = str(getattr(kind, "name", kind)).rpartition(".")[2]
+        return STORAGES.get(name.removesuffix("Storage"), torch.uint8)
+
+
+@dataclass
+class Content:
+    """`form` is the kind of file, `held` its structure with tensors on the meta device, `foreign` names of code."""
+
+    form: str
+    held: Any
+    foreign: dict[str, int]
+
+
+def _pickled(file: Any, form: str) -> Content:
+    reader = Outline(file)
+    held = reader.load()
+    if held == MAGIC:  # then the format's version, the system's, and what was saved
+        reader = Outline(file)
+        for _ in range(2):
+            reader.load()
+            reader = Outline(file)
+        form, held = "torch file of the format before 1.6", reader.load()
+    return Content(form, held, dict(reader.foreign))
+
+
+def _safetensors(path: Path) -> Content:
+    held: dict[str, Any] = {}
+    try:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                part = file.get_slice(name)
+                kind = SAFETENSORS.get(part.get_dtype(), torch.uint8)
+                held[name] = torch.empty(part.get_shape(), dtype=kind, device="meta")
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is a damaged safetensors file ({error})") from error
+    return Content("safetensors", safetensors_io.to_checkpoint(held, metadata, path), {})
+
+
+def outline(path: Path) -> Content:
+    """A file's structure; ValueError where it is none that could hold weights, or damaged."""
+    file_checks.check(path)
+    if file_checks.is_safetensors(path):
+        return _safetensors(path)
+    try:
+        if not zipfile.is_zipfile(path):
+            with path.open("rb") as file:
+                return _pickled(file, "pickle")
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if inside := next((name for name in names if name.endswith("data.pkl")), None):
+                return _pickled(io.BytesIO(archive.read(inside)), "torch archive")
+    except Exception as error:  # damaged pickles raise nearly every type there is
+        raise ValueError(f"{path} cannot be read; it is damaged ({type(error).__name__}: {error})") from error
+    raise ValueError(f"{path} is an archive of other things: {', '.join(names[:8])}")
+
+
+def flat(held: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every value that is no container, with its keys; lists of plain values whole. ValueError for containers that hold
+    one another, or are held so often that there is no end to it."""
+    left = [MANY]
+
+    def within(held: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+        left[0] -= 1
+        if not left[0]:
+            raise ValueError(f"more than {MANY:,} values, or containers that hold themselves")
+        inner: list[tuple[Any, Any]] = []
+        if len(path) < DEEP and isinstance(held, Mapping):
+            inner = list(held.items())
+        elif len(path) < DEEP and isinstance(held, list | tuple):
+            inner = list(enumerate(held)) if any(isinstance(x, Mapping | list | tuple | Tensor) for x in held) else []
+        for key, value in inner:
+            name = getattr(key, "name", None)
+            yield from within(value, (*path, str(key) if name is None else f"<{name}>"))
+        if not inner:
+            yield path, held
+
+    return within(held, ())
 
 
 def _nodes(node: Any, name: str) -> Iterator[str]:
@@ -135,17 +280,16 @@ def _others(held: Any) -> list[str]:
         if not isinstance(value, Tensor) and keys[:1] != (safetensors_io.KEY,):
             line = f"{'.'.join(keys) or 'the whole file'} = {_shown(value)}"
             under.setdefault(keys[0] if keys else "", []).append(line)
-    found = [line if i < MANY - 1 or len(lines) <= MANY else f"{key}: {len(lines) - MANY + 1:,} more values"
-             for key, lines in under.items() for i, line in enumerate(lines[:MANY])]
+    found = [line if i < UNDER - 1 or len(lines) <= UNDER else f"{key}: {len(lines) - UNDER + 1:,} more values"
+             for key, lines in under.items() for i, line in enumerate(lines[:UNDER])]
     return found[:LISTED] + ([f"and {len(found) - LISTED:,} more"] if len(found) > LISTED else [])
 
 
-def _names(content: Content) -> list[str]:
-    known = [name for name in content.foreign if name in KNOWN]
-    strange = [name for name in content.foreign if name not in KNOWN]
-    lines = [f"{name}: known, left out when the file is read" for name in known[:LISTED]]
-    return lines + [f"{name}: not known; the file is refused, since reading it would need this. Nothing was executed"
-                    for name in strange[:LISTED]]
+def _code(content: Content) -> list[str]:
+    expected = [f"{name}: known, left out when the file is read" for name in content.foreign if name in EXPECTED]
+    strange = [f"{name}: not known; the file is refused, since reading it would need this. Nothing was executed"
+               for name in content.foreign if name not in EXPECTED]
+    return expected[:LISTED] + strange[:LISTED]
 
 
 def inspected(path: str | Path) -> str:
@@ -157,7 +301,7 @@ def inspected(path: str | Path) -> str:
             pass  # that there is an end to it, before anything goes through it
         whose, sizes = _whose(content, found)
         blocks = {"sizes": sizes, "tensors": _groups(content.held), "not tensors": _others(content.held),
-                  "names of code": _names(content)}
+                  "names of code": _code(content)}
     except (ValueError, RecursionError) as error:
         what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ValueError(f"{found} cannot be looked through: {what}") from error

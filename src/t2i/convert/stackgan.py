@@ -2,7 +2,7 @@
 
 Bare state dicts of STAGE1_G, STAGE2_G (which holds STAGE1_G), STAGE1_D and STAGE2_D; names may start with `module.`.
 Sizes are read from the tensors' shapes. Files from before torch 0.4.1 have no `num_batches_tracked`: where all of them
-lack they count as 0. Differences: the discriminators' sigmoid stands in our loss, judgements are logits; our noise
+lack they count as 0. Differences: the discriminators' sigmoid stands in our loss, so here are logits; our noise
 carries the numbers of conditioning augmentation, so that `noise_dim` is theirs (Z_DIM) + CONDITION_DIM.
 """
 
@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t2i.convert.tensors import Source, bare, count, fill, opened, shape, size
+from t2i.convert.kinds import INNER
+from t2i.convert.tensors import Rules, Source, bare, count, fill, opened, renamed, shape, size
 from t2i.nets.stackgan import StackDiscriminator, StageOne, StageTwo
 
-INNER = "STAGE1_G."
 TRACKED = ".num_batches_tracked"
 # From our names to the published ones.
-RULES = (
+RULES: Rules = (
     (r"^augmentation\.linear\.", "ca_net.fc."), (r"^stem\.", "fc."), (r"^joint\.", "hr_joint."),
     (r"^head\.(weight|bias)$", r"img.0.\1"), (r"^head\.joint\.", "get_cond_logits.outlogits."),
     (r"^head\.last\.", "get_cond_logits.outlogits.3."), (r"^free_head\.last\.", "get_uncond_logits.outlogits.0."),
@@ -30,10 +30,7 @@ RULES = (
 
 def generator_name(name: str) -> str:
     """The published name of a generator's tensor."""
-    name = re.sub(r"^ups\.(\d+)\.", lambda found: f"upsample{int(found[1]) + 1}.", name)
-    for pattern, replacement in RULES:
-        name = re.sub(pattern, replacement, name)
-    return name
+    return renamed(re.sub(r"^ups\.(\d+)\.", lambda found: f"upsample{int(found[1]) + 1}.", name), RULES)
 
 
 def discriminator_name(name: str) -> str:

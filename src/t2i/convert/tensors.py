@@ -8,6 +8,7 @@ Lightning's checkpoints name beside the weights (callbacks, the arguments of a c
 from __future__ import annotations
 
 import itertools
+import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +23,7 @@ from t2i.checkpoint.building import not_finite
 from t2i.checkpoint.file_checks import tensors
 
 Source = str | Path | Mapping[str, Any]
+Rules = Iterable[tuple[str, str]]  # pattern and replacement, from our names to the published ones
 SHOWN = 8  # problems that a message lists
 
 
@@ -47,19 +49,35 @@ def scalar(dtype: Any, data: bytes) -> bool | int | float:
     return struct.unpack(dtype.order + dtype.format, data)[0]
 
 
-class Nothing:
-    """What a class that is known and not wanted becomes: it takes everything and keeps nothing."""
+class Named:
+    """Stands for a class or a function of others: it takes everything, does nothing, and has its name."""
 
     name = ""
 
-    def __new__(cls, *_: Any, **__: Any) -> Nothing:
+    def __new__(cls, *_: Any, **__: Any) -> Named:
         return object.__new__(cls)
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
+    def __call__(self, *_: Any, **__: Any) -> Named:
+        return self
+
     def __setstate__(self, state: Any) -> None:
         pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, item: Any) -> None:
+        pass
+
+    extend = add = append
+
+
+def named(name: str) -> type[Named]:
+    """A class of that name, since pickles make objects of classes."""
+    return type(name.rpartition(".")[2] or "Named", (Named,), {"name": name})
 
 
 # Named by checkpoints of Lightning 1.x (keys of `callbacks`), by taming-transformers' main.py, by LlamaGen's (`args`).
@@ -75,7 +93,7 @@ STANDINS: list[Any] = [
     (Dtype, "numpy.dtype"),
     (scalar, "numpy.core.multiarray.scalar"),
     (scalar, "numpy._core.multiarray.scalar"),
-    *((type(name.rpartition(".")[2], (Nothing,), {"name": name}), name) for name in UNWANTED),
+    *((named(name), name) for name in UNWANTED),
 ]
 
 
@@ -108,6 +126,19 @@ def bare(state: Any, source: str) -> tuple[dict[str, Any], str]:
     names = [str(name) for name in state]
     prefix = "module." if all(name.startswith("module.") for name in names) else ""
     return {name.removeprefix(prefix): value for name, value in zip(names, state.values(), strict=True)}, prefix
+
+
+def state_dict_of(path: str | Path) -> dict[str, Tensor]:
+    """A file's names and tensors, bare or under `state_dict`, without `module.`; ValueError where it holds others."""
+    held = read_tensors(path)
+    wrapped = isinstance(held, Mapping) and "state_dict" in held
+    return tensors(bare(held["state_dict"] if wrapped else held, str(path))[0], "the state dict", path)
+
+
+def renamed(name: str, rules: Rules) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def shape(state: Mapping[str, Any], name: str, dims: int) -> tuple[int, ...] | None:

@@ -1,25 +1,210 @@
 """The tokenizer in a file, whoever wrote it: `model.tokenizer.path=…`.
 
-Ours (checkpoints of model=vqgan, what `python -m t2i convert` and `export` wrote, as file or folder),
-taming-transformers' VQGAN and LlamaGen's VQ.
+Read are ours (checkpoints of model=vqgan, what `python -m t2i convert` and `export` wrote, as file or folder) and other
+projects' nets in VQGAN's shape, whose sizes are read from the tensors' shapes:
+
+    taming-transformers (Esser et al. 2020, arXiv 2012.09841): VQGAN and its Gumbel form, as Lightning 1.x checkpoints,
+    bare state dicts and safetensors; and its transformers (faceshq, sflckr, coco), which hold their VQGAN as
+    `first_stage_model`. Left out are `loss.*` and, of a transformer's file, all that is not the first stage.
+
+    LlamaGen (Sun et al. 2024, arXiv 2406.06525): VQ-16 and VQ-8, as {model: …} or {ema: …}, of which the averaged
+    weights are taken, or a bare state dict. Codes and latents count by their direction alone. Left out is
+    `quantize.codebook_used`, the training's tally of codes.
+
+Everything else must fit. The size of the pictures is in no tensor: published models learned from 256 pixels, small ones
+from as many as have attention on a grid of 16.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from t2i.checkpoint import safetensors_io
-from t2i.convert.kinds import kind_of
-from t2i.convert.llamagen import read_llamagen
-from t2i.convert.taming import read_taming
-from t2i.convert.tensors import first, read_tensors
+from torch import nn
+
+from t2i.checkpoint import building, safetensors_io
+from t2i.convert.kinds import BESIDE, STAGE, kind_of
+from t2i.convert.tensors import Rules, Source, bare, common, count, fill, first, opened, read_tensors, renamed, size
 from t2i.models import vqgan
 from t2i.nets.tokenizer import ImageTokenizer
 
-READERS: dict[str, Callable[..., ImageTokenizer]] = {"taming": read_taming, "llamagen": read_llamagen}
 READ = "VQGAN of taming-transformers, VQ of LlamaGen"
+PUBLISHED_SIZE = 256
+ATTENDED = 16  # the side of the grid that taming-transformers' configs give attention to
+# From our names to the published ones; {…}coder is encoder or decoder.
+TAMING: Rules = (
+    (r"^autoencoder\.", ""), (r"^encoder\.levels\.", "encoder.down."), (r"^decoder\.levels\.", "decoder.up."),
+    (r"\.blocks\.", ".block."), (r"\.attentions\.", ".attn."), (r"^(encoder.+)\.resize\.", r"\1.downsample."),
+    (r"^(decoder.+)\.resize\.", r"\1.upsample."), (r"\.middle\.0\.", ".mid.block_1."),
+    (r"\.middle\.1\.", ".mid.attn_1."), (r"\.middle\.2\.", ".mid.block_2."),
+)  # fmt: skip
+LLAMAGEN: Rules = (
+    (r"^autoencoder\.", ""), (r"\.levels\.", ".conv_blocks."), (r"\.blocks\.", ".res."), (r"\.attentions\.", ".attn."),
+    (r"^(encoder.+)\.resize\.", r"\1.downsample."), (r"^(decoder.+)\.resize\.", r"\1.upsample."),
+    (r"\.middle\.", ".mid."), (r"^quantizer\.codebook$", "quantize.embedding.weight"),
+)  # fmt: skip
+# Of residual blocks, attention, and both ends.
+SHARED: Rules = (
+    (r"\.norm_(\d)\.", r".norm\1."), (r"\.conv_(\d)\.", r".conv\1."), (r"\.shortcut\.", ".nin_shortcut."),
+    (r"\.query\.", ".q."), (r"\.key\.", ".k."), (r"\.value\.", ".v."), (r"\.output\.", ".proj_out."),
+    (r"^(..coder)\.stem\.", r"\1.conv_in."), (r"^(..coder)\.norm\.", r"\1.norm_out."),
+    (r"^(..coder)\.head\.", r"\1.conv_out."),
+)  # fmt: skip
+
+
+def taming_name(gumbel: bool) -> Callable[[str], str]:
+    """From a name of `ImageTokenizer` to taming-transformers'."""
+    codes = "quantize.embed.weight" if gumbel else "quantize.embedding.weight"
+    last = ((r"^quantizer\.codebook$", codes), (r"^quantizer\.proj\.", "quantize.proj."))
+    return lambda name: renamed(name, (*TAMING, *SHARED, *last))
+
+
+def llamagen_name(levels: int) -> Callable[[str], str]:
+    """From a name of `ImageTokenizer` to LlamaGen's, which counts the decoder's levels from the coarsest."""
+
+    def published(name: str) -> str:
+        return re.sub(r"^(decoder\.conv_blocks)\.(\d+)", lambda found: f"{found[1]}.{levels - 1 - int(found[2])}",
+                      renamed(name, (*LLAMAGEN, *SHARED)))
+
+    return published
+
+
+@dataclass
+class Layout:
+    """What the names in a file say: `published` leads from a name of ours to the file's; `blocks` are a level's in the
+    encoder; `quantizer` is how the codes are chosen."""
+
+    what: str
+    published: Callable[[str], str]
+    levels: int
+    blocks: int
+    attention_levels: tuple[int, ...]
+    quantizer: Literal["nearest", "normalised", "gumbel"]
+
+
+def _layout(names: Mapping[str, Any], system: str) -> Layout:
+    """Of a state dict without prefixes."""
+    llamagen = system == "llamagen"
+    encoder, decoder, block = (("encoder.conv_blocks.", "decoder.conv_blocks.", "res") if llamagen else
+                               ("encoder.down.", "decoder.up.", "block"))
+    levels = max(count(names, encoder), count(names, decoder))
+    blocks = [count(names, f"{encoder}{i}.{block}.") for i in range(levels)]
+    blocks += [count(names, f"{decoder}{i}.{block}.") - 1 for i in range(levels)]
+    attended = {i for i in range(levels) if count(names, f"{encoder}{i}.attn.")}
+    attended |= {levels - 1 - i if llamagen else i for i in range(levels) if count(names, f"{decoder}{i}.attn.")}
+    shape = levels, max(common(blocks) or 1, 1), tuple(sorted(attended))
+    if llamagen:
+        return Layout("VQ tokenizer of LlamaGen", llamagen_name(levels), *shape, "normalised")
+    gumbel = any(name.startswith(("quantize.embed.", "quantize.proj.")) for name in names)
+    return Layout(f"{'Gumbel ' if gumbel else ''}VQGAN of taming-transformers", taming_name(gumbel), *shape,
+                  "gumbel" if gumbel else "nearest")
+
+
+def _sizes(layout: Layout, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Each size as most of the tensors have it that speak of it, None where there is none; so a message names the
+    tensor that contradicts the others."""
+
+    def most(*places: tuple[str, int, int]) -> int | None:
+        return common(size(state, layout.published(name), dims, axis) for name, dims, axis in places)
+
+    def width(level: int) -> int | None:
+        names = [f"autoencoder.encoder.levels.{level}.blocks.{i}" for i in range(layout.blocks)]
+        names += [f"autoencoder.decoder.levels.{level}.blocks.{i}" for i in range(layout.blocks + 1)]
+        return most(*((f"{name}.conv_{k}.weight", 4, 0) for name in names for k in (1, 2)))
+
+    first = "autoencoder.encoder.levels.0.blocks.0"
+    channels = most(("autoencoder.encoder.stem.weight", 4, 0), ("autoencoder.encoder.stem.bias", 1, 0),
+                    (f"{first}.norm_1.weight", 1, 0), (f"{first}.conv_1.weight", 4, 1))
+    widths = [width(level) for level in range(layout.levels)]
+    known = channels is not None and None not in widths
+    return {
+        "channels": channels,
+        "multipliers": tuple(max(1, round((w or 1) / (channels or 1))) for w in widths) if known else None,
+        "z_channels": most(("autoencoder.encoder.head.weight", 4, 0), ("autoencoder.encoder.head.bias", 1, 0),
+                           ("autoencoder.decoder.stem.weight", 4, 1), ("quant_conv.weight", 4, 1),
+                           ("post_quant_conv.weight", 4, 0), ("post_quant_conv.bias", 1, 0)),
+        "dim": most(("quant_conv.weight", 4, 0), ("quant_conv.bias", 1, 0), ("post_quant_conv.weight", 4, 1),
+                    ("quantizer.codebook", 2, 1)),
+        "codebook_size": most(("quantizer.codebook", 2, 0), ("quantizer.proj.weight", 4, 0),
+                              ("quantizer.proj.bias", 1, 0)),
+    }
+
+
+def _likely_size(layout: Layout) -> int:
+    """The side of the pictures that the weights learned from, as far as names tell."""
+    factor = 2 ** (layout.levels - 1)
+    if layout.quantizer == "nearest" and layout.attention_levels:
+        return ATTENDED * 2 ** max(layout.attention_levels)
+    return PUBLISHED_SIZE if factor >= 8 else ATTENDED * factor
+
+
+def _node(layout: Layout, image_size: int, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """The config that builds the tokenizer."""
+    quantizer = {"_target_": f"t2i.quantizers.{'gumbel.Gumbel' if layout.quantizer == 'gumbel' else 'vq.VQ'}",
+                 "codebook_size": sizes["codebook_size"], "dim": sizes["dim"],
+                 **({"normalize": True} if layout.quantizer == "normalised" else {})}
+    return {
+        "_target_": "t2i.nets.tokenizer.ImageTokenizer",
+        "autoencoder": {
+            "_target_": "t2i.nets.autoencoder.Autoencoder", "channels": sizes["channels"],
+            "multipliers": list(sizes["multipliers"]), "num_res_blocks": layout.blocks,
+            "attention_levels": list(layout.attention_levels), "z_channels": sizes["z_channels"], "num_groups": 32,
+        },
+        "quantizer": quantizer, "image_size": image_size, "any_size": True,
+    }  # fmt: skip
+
+
+def _read(
+    state: Mapping[str, Any], system: str, source: str, image_size: int | None, prefix: str
+) -> ImageTokenizer:
+    """The frozen tokenizer of a state dict whose names had `prefix` in the file, with its `config`."""
+    layout = _layout(state, system)
+    pixels = _likely_size(layout) if image_size is None else image_size
+    config: dict[str, Any] = {}
+
+    def make(**sizes: Any) -> nn.Module:
+        config.update(_node(layout, pixels, sizes))
+        return building.build(config)
+
+    choices = {name: [value] for name, value in _sizes(layout, state).items()}
+    tokenizer: ImageTokenizer = fill(make, choices, state, layout.published, source, layout.what, prefix)
+    tokenizer.config = config
+    return tokenizer.eval().requires_grad_(False)
+
+
+def read_taming(path: Source, label: str | None = None, image_size: int | None = None) -> ImageTokenizer:
+    """taming-transformers' tokenizer of a file or of its content (`label` then names it in messages), frozen.
+
+    `image_size` is of the pictures it is to be used with; None: the size that it was likely trained with. ValueError
+    names what is missing, unexpected or of another shape, by the file's names.
+    """
+    held, source = opened(path, label)
+    inner = held["state_dict"] if isinstance(held, Mapping) and isinstance(held.get("state_dict"), Mapping) else held
+    state, prefix = bare(inner, source)
+    if any(name.startswith(STAGE) for name in state) and any(name.startswith(BESIDE) for name in state):
+        if strange := [name for name in state if not name.startswith((STAGE, *BESIDE, "loss."))]:
+            raise ValueError(f"{source}: beside {STAGE}… there is {', '.join(strange[:8])}; known are"
+                             f" {', '.join(f'{name}…' for name in BESIDE)} and loss.…")
+        state = {name.removeprefix(STAGE): value for name, value in state.items() if name.startswith(STAGE)}
+        prefix += STAGE
+    state = {name: value for name, value in state.items() if not name.startswith("loss.")}
+    return _read(state, "taming", source, image_size, prefix)
+
+
+def read_llamagen(path: Source, label: str | None = None, image_size: int | None = None) -> ImageTokenizer:
+    """LlamaGen's tokenizer, likewise."""
+    held, source = opened(path, label)
+    key = next((key for key in ("ema", "model") if isinstance(held, Mapping) and isinstance(held.get(key), Mapping)),
+               None)
+    state, prefix = bare(held if key is None else held[key], source if key is None else f"{source}: {key}")
+    state = {name: value for name, value in state.items() if name != "quantize.codebook_used"}
+    return _read(state, "llamagen", source, image_size, prefix)
+
+
+READERS: dict[str, Callable[..., ImageTokenizer]] = {"taming": read_taming, "llamagen": read_llamagen}
 
 
 def read_foreign(held: Any, path: str | Path, image_size: int | None = None) -> ImageTokenizer:
@@ -32,14 +217,6 @@ def read_foreign(held: Any, path: str | Path, image_size: int | None = None) -> 
     raise ValueError(f"{what} nor one that is read: {READ}. It holds {first(held)}")
 
 
-def _folder(path: Path) -> None:
-    """ValueError for a folder that is none of ours."""
-    if (path / "model_index.json").is_file() or (path / "diffusion_pytorch_model.safetensors").is_file():
-        raise ValueError(f"{path} is a Diffusers folder, which is not read: {READ}, each as one file")
-    raise ValueError(f"{path} is a folder without {safetensors_io.WEIGHTS}, which `python -m t2i export`"
-                         " writes")
-
-
 def load_tokenizer(path: str | Path, image_size: int | None = None) -> ImageTokenizer:
     """The frozen tokenizer of a file, with the `config` that builds it again.
 
@@ -48,7 +225,9 @@ def load_tokenizer(path: str | Path, image_size: int | None = None) -> ImageToke
     """
     found = safetensors_io.weights_file(path)
     if found.is_dir():
-        _folder(found)
+        if (found / "model_index.json").is_file() or (found / "diffusion_pytorch_model.safetensors").is_file():
+            raise ValueError(f"{found} is a Diffusers folder, which is not read: {READ}, each as one file")
+        raise ValueError(f"{found} is a folder without {safetensors_io.WEIGHTS}, which `python -m t2i export` writes")
     try:
         return vqgan.load_tokenizer(found, image_size)
     except ValueError:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from t2i.checkpoint.registry import register
+from t2i.config.messages import quoted
 from t2i.data.image_dataset import ImageDataset, Split, find_files
-from t2i.data.rows import Listing, ListingError, Row, is_text, quoted, read_key_pickle, read_text
+from t2i.data.rows import Listing, ListingError, Row, is_text, read_key_pickle, read_text
 
 YEARS = (2017, 2014)
 

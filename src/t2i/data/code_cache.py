@@ -8,16 +8,15 @@ cache that does not fit is refused, never used; an interrupted one is continued.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
+from t2i.checkpoint.weights_hash import weights_hash
 from t2i.data import cache
 from t2i.data.rows import JsonLines, encode_row
 from t2i.data.text_embedding_cache import TextEmbeddingCache
@@ -27,18 +26,8 @@ VERSION = 3  # of the cache and of the embedded scenes
 WHAT = "code cache"
 
 
-def weights_hash(weights: dict[str, Tensor]) -> str:
-    """Sixteen hex digits of a module's weights."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode())
-        digest.update(weights[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-                      if weights[name].ndim else str(weights[name].item()).encode())
-    return digest.hexdigest()[:16]
-
-
 def header(tokenizer: Any, data: dict[str, Any], split: str, size: int, views: int = 1) -> cache.Header:
-    return {"version": VERSION, "tokenizer": weights_hash(tokenizer.state_dict()), "grid": list(tokenizer.grid),
+    return {"version": VERSION, "tokenizer": weights_hash(tokenizer), "grid": list(tokenizer.grid),
             "codebook_size": tokenizer.codebook_size, "split": split, "data": data, "size": size, "views": views}
 
 

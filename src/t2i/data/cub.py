@@ -20,8 +20,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from t2i.checkpoint.registry import register
+from t2i.config.messages import quoted
 from t2i.data.image_dataset import Files, ImageDataset, find_files
-from t2i.data.rows import Row, quoted, read_key_pickle, read_text
+from t2i.data.rows import Row, read_key_pickle, read_text
 
 KEY = re.compile(r"[^/\\]+/[^/\\]+")
 VAL_CLASSES = 4  # where no pickles say otherwise, every class whose number this divides is for validation

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from t2i.checkpoint import building
-from t2i.checkpoint.file_checks import quoted
 from t2i.config.machine import cores
+from t2i.config.messages import quoted
 from t2i.data import code_cache, packed, text_embedding_cache
 from t2i.data.cache import Header
 from t2i.data.data_module import DataModule
@@ -92,8 +92,7 @@ def disjoint(made: dict[str, Any]) -> None:
 def caption_texts(made: Any, limit: int = 5000) -> Iterator[str]:
     """The captions of a data set's first pictures, for what must see text before training starts."""
     for index in range(min(len(made), limit)):
-        for caption in made.captions(index):
-            yield getattr(caption, "text", caption)
+        yield from made.captions(index)
 
 
 def data_settings(config: dict[str, Any], made: Any) -> dict[str, Any]:

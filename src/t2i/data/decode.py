@@ -6,11 +6,13 @@ Both hand their pixels to one antialiased bicubic filter, and give the same ones
 from __future__ import annotations
 
 import io
+import os
 import struct
+import threading
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,8 +21,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from t2i.data.stderr import capture_stderr
-
+T = TypeVar("T")
 MAX_ASPECT = 2  # what is longer than twice its width is cut about the centre before it is scaled
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # about Exif and sizes, without the name of the file
@@ -58,6 +59,94 @@ def _decode(data: bytes) -> UInt8[Tensor, "3 h w"]:
         if opened.format == "JPEG" and opened.mode in ("RGB", "L") and _decode_jpeg is not None:
             return _decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         return _by_pillow(opened)
+
+
+class _Stderr:
+    """What C libraries (libjpeg, libtiff) write past Python: file descriptor 2 leads into a pipe while anybody works
+    under `capture`.
+
+    Several threads may. Where something was written, each that worked meanwhile does its work once more alone, to know
+    who wrote it; what nobody's work writes again goes where it was meant to go.
+    """
+
+    def __init__(self) -> None:
+        self.condition = threading.Condition()
+        self.working = self.asking = self.count = 0
+        self.lines: list[bytes] = []
+        self.ends: tuple[int, int, int] | None = None  # of the pipe, and where descriptor 2 led before
+
+    def capture(self, work: Callable[[], T]) -> tuple[T, str]:
+        """What `work()` returns or raises, and what was written meanwhile."""
+        with self.condition:
+            self.working += 1
+            if self.working == 1:
+                self.redirect()
+            before = self.count
+        try:
+            result = work()
+        finally:
+            with self.condition:
+                self.listen()
+                asks = self.count > before
+                self.asking += asks
+                self.working -= 1
+                if not self.working:
+                    self.restore()
+                self.condition.notify_all()
+            words = self.alone(work) if asks else ""
+        return result, words
+
+    def alone(self, work: Callable[[], object]) -> str:
+        with self.condition:
+            self.condition.wait_for(lambda: not self.working)
+            shared, self.lines = self.lines, []
+            self.redirect()
+            try:
+                work()
+            except Exception:  # it raised the first time too, and that is on its way
+                pass
+            finally:
+                self.listen()
+                self.restore()
+            own, self.lines = self.lines, shared
+            for line in own:
+                if line in self.lines:
+                    self.lines.remove(line)
+            self.asking -= 1
+            if not self.asking and self.lines:
+                os.write(2, b"\n".join(self.lines) + b"\n")
+                self.lines = []
+        return b"; ".join(own).decode("utf-8", "replace")
+
+    def redirect(self) -> None:
+        try:
+            before = os.dup(2)
+        except OSError:  # it is closed: there is nothing to capture
+            return
+        read, write = os.pipe()
+        for end in (read, write):
+            os.set_blocking(end, False)
+        os.dup2(write, 2)
+        self.ends = read, write, before
+
+    def listen(self) -> None:
+        while self.ends is not None:
+            try:
+                lines = os.read(self.ends[0], 65536).splitlines()
+            except BlockingIOError:
+                return
+            self.lines += lines
+            self.count += len(lines)
+
+    def restore(self) -> None:
+        if self.ends is not None:
+            os.dup2(self.ends[2], 2)
+            for end in self.ends:
+                os.close(end)
+            self.ends = None
+
+
+capture_stderr = _Stderr().capture
 
 
 def read_pixels(data: bytes, name: Any, damaged: list[str] | None = None) -> UInt8[Tensor, "3 h w"]:

@@ -24,8 +24,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from t2i.checkpoint.registry import register
+from t2i.config.messages import quoted
 from t2i.data.image_dataset import SPLIT_NAMES, Files, ImageDataset, Split, assign_splits, find_files, is_image
-from t2i.data.rows import Listing, Row, is_text, quoted, read_text
+from t2i.data.rows import Listing, Row, is_text, read_text
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 CAPTIONS = ("captions.csv", "captions.txt")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from t2i.checkpoint.plain_files import read_pickle
-from t2i.config.messages import shown
+from t2i.config.messages import quoted, shown
 
 MAX_FAULTS = 3  # that a message shows
 MAX_LINE = 400  # characters of one of them
@@ -119,14 +119,6 @@ def is_text(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def quoted(value: Any, most: int = 60) -> str:
-    """A value out of a file, for a message: as Python writes it, cut."""
-    if isinstance(value, str) and len(value) > most:
-        return f"{value[:most]!r}… ({len(value):,} characters)"
-    text = repr(value)
-    return text if len(text) <= most + 2 else f"{text[:most]}…"
 
 
 def one_line(text: object) -> str:

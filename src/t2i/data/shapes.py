@@ -33,7 +33,6 @@ import numpy as np
 import torch
 
 from t2i.checkpoint.registry import register
-from t2i.data.phrases import describe, pick
 from t2i.data.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -49,6 +48,8 @@ from t2i.data.scenes import (
     Scene,
     Task,
     Thing,
+    describe,
+    pick,
     relations,
     render,
 )  # fmt: skip
@@ -256,7 +257,10 @@ class Shapes:
         kind = min(int(np.searchsorted(self._bounds, rng.random(), "right")), len(self._kinds) - 1)
         return _scene_of(rng, self._kinds[kind], self.split, self.world)
 
-    def captions(self, index: int, scene: Scene | None = None) -> list[Caption]:
+    def captions(self, index: int) -> tuple[str, ...]:
+        return tuple(caption.text for caption in self.describe(index))
+
+    def describe(self, index: int, scene: Scene | None = None) -> list[Caption]:
         """Several phrasings, each true of the scene (computed anew unless given), no text twice."""
         scene = self.scene(index) if scene is None else scene
         rng = _random("captions", self.seed, self.split, index)
@@ -266,7 +270,7 @@ class Shapes:
         index, _ = item
         scene = self.scene(index)
         image = torch.from_numpy(np.ascontiguousarray(render(scene, self.image_size).transpose(2, 0, 1)))
-        captions = tuple(caption.text for caption in self.captions(index, scene))
+        captions = tuple(caption.text for caption in self.describe(index, scene))
         return Example(image=image, captions=captions, key=f"shapes/{self.seed}/{self.split}/{index}")
 
 

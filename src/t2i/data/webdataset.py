@@ -17,8 +17,9 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from t2i.checkpoint.registry import register
+from t2i.config.messages import quoted
 from t2i.data.image_dataset import EXTENSIONS, SPLIT_NAMES, ImageDataset, assign_splits, find_files, is_image
-from t2i.data.rows import JsonLines, ListingError, Row, is_text, one_line, quoted
+from t2i.data.rows import JsonLines, ListingError, Row, is_text, one_line
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # of the same

@@ -122,14 +122,17 @@ class Evaluation:
                 self.changed.append(f"no truncation instead of {wanted}: a {self.model.kind} has no noise to truncate")
                 wanted = None
             self.options = options_of({**config, "truncation": wanted}, self.model)
-        if "guide" in config:
-            from t2i.generation.clip_guided.settings import Drawer, settings_of
+        if "clip_guided" in config:
+            from t2i.generation.clip_guided.generator import ClipGuidedGenerator
+            from t2i.generation.clip_guided.settings import settings_of
 
             if not hasattr(self.model, "codes"):
-                raise ValueError(f"guide= refines a prior's samples; {config['ckpt']} holds a {self.model.kind}")
-            self.generator = Drawer(settings_of(config["guide"]), self.model, self.device, self.options)
+                raise ValueError(f"method=clip_guided refines a prior's samples; {config['ckpt']} holds a"
+                                 f" {self.model.kind}")
+            self.generator = ClipGuidedGenerator(settings_of(config["clip_guided"]), self.model, self.device,
+                                                 self.options)
             if self.generator.start != "prior":
-                raise ValueError(f"guide.start={self.generator.start}: evaluate.py compares with the prior's own"
+                raise ValueError(f"clip_guided.start={self.generator.start}: evaluate.py compares with the prior's own"
                                  " samples; leave it out")
 
     def _check(self) -> None:
@@ -168,7 +171,7 @@ class Evaluation:
     def draw(self, what: str, text: list[str], guided: bool) -> GeneratedImages:
         """Pictures for these captions, drawn now or before."""
         request = {"what": what, "hash": self.hash, "sampler": self.options, "seed": self.seed,
-                   **({"guide": self.config["guide"]} if guided else {})}
+                   **({"clip_guided": self.config["clip_guided"]} if guided else {})}
         images = GeneratedImages.for_captions(self.out / "drawn", request, text)
         rank, ranks = rank_and_world_size()
         barrier()
@@ -198,7 +201,7 @@ class Evaluation:
             return composed(lambda split, text: self.draw(f"composition, {split}", text, guided).all(),
                             self.image_size, getattr(self.model, "tokenizer", None), n_per_task, self.seed, world)
 
-        return refined(found(False), found(True)) if "guide" in self.config else found(False)
+        return refined(found(False), found(True)) if "clip_guided" in self.config else found(False)
 
     @property
     def image_size(self) -> int:
@@ -209,7 +212,8 @@ class Evaluation:
     def base(self) -> dict[str, Any]:
         """What goes into every score's protocol."""
         return {"protocol": self.protocol.name, "changed": self.changed, "seed": self.seed, "t2i": version(),
-                "sampler": self.options, **({"guide": self.config["guide"]} if "guide" in self.config else {})}
+                "sampler": self.options,
+                **({"clip_guided": self.config["clip_guided"]} if "clip_guided" in self.config else {})}
 
     def measure(self) -> None:
         """Draws and measures."""
@@ -240,7 +244,7 @@ class Evaluation:
         images = self.images
         if images is None:
             assert self.reference is not None
-            images = self.draw("captions", self.reference.text, "guide" in self.config)
+            images = self.draw("captions", self.reference.text, "clip_guided" in self.config)
         involved = None if self.clip is None else involvement(
             self.clip, self.generator if self.model is not None else None, images.guides)
         text = images.captions() if {"clip_score", "r_precision"} & set(metrics) else None

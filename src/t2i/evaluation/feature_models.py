@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import torch
 
-from t2i.checkpoint.file_checks import quoted
 from t2i.checkpoint.registry import is_trusted_place
+from t2i.config.messages import quoted
 from t2i.evaluation.protocols import NEEDS_CLIP, NEEDS_INCEPTION, Protocol
-from t2i.generation.clip_guided.clip_models.identity import same_weights
+from t2i.generation.clip_guided.clip_models.base import same_weights
 from t2i.metrics.clip_score import CLIPScorer, text_hash
 from t2i.metrics.inception import Inception, Resize
 
@@ -30,7 +30,7 @@ def involvement(clip: CLIPScorer, model: Any = None, guide_hashes: Sequence[str]
 
     `guide_hashes`: of the CLIPs that a drawing.json says guided them.
     """
-    if any(same_weights(guide, clip) for guide in getattr(model, "guides", ())):
+    if any(same_weights(guide, clip) for guide in getattr(model, "clip_models", ())):
         return "guided"
     if any(clip.id[: len(h)] == h[: len(clip.id)] for h in guide_hashes):
         return "guided"

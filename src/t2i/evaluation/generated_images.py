@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from t2i.checkpoint import atomic
-from t2i.checkpoint.file_checks import quoted
 from t2i.checkpoint.plain_files import read_json
+from t2i.config.messages import quoted
 from t2i.data.decode import fit, read_pixels
 from t2i.data.folder import read_folder
 from t2i.data.seeds import derive_seed
@@ -54,7 +54,7 @@ def draw(
         while at < len(todo):
             some = todo[at : at + batch]
             try:
-                with torch.set_grad_enabled(hasattr(model, "guides")):  # guided drawing goes by gradients
+                with torch.set_grad_enabled(hasattr(model, "clip_models")):  # guided drawing goes by gradients
                     images = model.sample([text[i] for i in some], seeds=[derive_seed(seed, purpose, i) for i in some],
                                           **options)
             except torch.OutOfMemoryError:

@@ -114,11 +114,7 @@ class Reference:
 
     @property
     def text(self) -> list[str]:
-        found = []
-        for i, k in self.picked:
-            caption = self.data.captions(i)[k]
-            found.append(getattr(caption, "text", caption))
-        return found
+        return [self.data.captions(i)[k] for i, k in self.picked]
 
     @property
     def numbers(self) -> range:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-import time
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,11 @@ from t2i.checkpoint.registry import trust
 from t2i.config.messages import shown
 from t2i.convert.reader import open_model, text_encoder_hashes
 from t2i.data.seeds import derive_seed
-from t2i.generation.output_folder import DrawingFolder
+from t2i.generation.output_folder import OutputFolder
+from t2i.generation.pictures import read_square
+from t2i.metrics.clip_score import CLIPScorer
 from t2i.metrics.nearest_neighbours import beside, training_data
-from t2i.version import version
+from t2i.models.prior import Prior
 from t2i.viz import grids
 
 KINDS = ("prior", "dfgan", "stackgan1", "stackgan2")
@@ -64,24 +65,43 @@ def draw(
         yield model.sample(text, seeds=list(seeds[start : start + batch_size]), **extra, **options).float().cpu()
 
 
+def best_pictures(
+    batches: Iterable[Tensor], captions: Sequence[str], seeds: Sequence[int], best_of: int, scorer: CLIPScorer | None
+) -> Iterator[tuple[Tensor, str, int, float | None]]:
+    """Pictures (3, h, w) with caption, seed and score: of every `best_of` candidates, which stand side by side, the one
+    that `scorer` likes best."""
+    best: tuple[Tensor, int, float | None] | None = None
+    at = 0
+    for batch in batches:
+        scores = None if scorer is None else scorer.score(batch, list(captions[at : at + len(batch)])).tolist()
+        for k, image in enumerate(batch):
+            score = None if scores is None else scores[k]
+            if best is None or (score is not None and best[2] is not None and score > best[2]):
+                best = image, seeds[at], score
+            at += 1
+            if at % best_of == 0:
+                yield best[0], captions[at - 1], best[1], best[2]
+                best = None
+
+
 def read_prompts(cfg: dict[str, Any]) -> list[str]:
     """The captions that `prompt`, `prompts` and `unconditional` ask for, in order."""
-    asked = [name for name in ("prompt", "prompts") if cfg[name] is not None]
+    given = [name for name in ("prompt", "prompts") if cfg[name] is not None]
     if cfg["unconditional"]:
-        if asked:
-            raise ValueError(f"unconditional=true draws without a caption, but {asked[0]}= is given too; choose one")
+        if given:
+            raise ValueError(f"unconditional=true draws without a caption, but {given[0]}= is given too; choose one")
         return [""]
-    if len(asked) != 1:
+    if len(given) != 1:
         raise ValueError("give prompt=\"…\" or prompts=FILE (one caption a line), one of the two;"
                          " unconditional=true draws without a caption")
-    if asked == ["prompt"]:
-        found = [str(cfg["prompt"]).strip()]
-        if not found[0]:
-            raise ValueError('prompt="" is empty: write what to draw, or unconditional=true to draw without a caption')
-        if (wrong := re.search("[\ud800-\udfff]", found[0])) is not None:
-            raise ValueError(f"prompt={shown(found[0])} is not in UTF-8 at letter {wrong.start() + 1}")
-        return found
-    return read_lines(cfg["prompts"], "prompts")
+    if given == ["prompts"]:
+        return read_lines(cfg["prompts"], "prompts")
+    prompt = str(cfg["prompt"]).strip()
+    if not prompt:
+        raise ValueError('prompt="" is empty: write what to draw, or unconditional=true to draw without a caption')
+    if (wrong := re.search("[\ud800-\udfff]", prompt)) is not None:
+        raise ValueError(f"prompt={shown(prompt)} is not in UTF-8 at letter {wrong.start() + 1}")
+    return [prompt]
 
 
 def read_lines(path: str | Path, key: str) -> list[str]:
@@ -103,6 +123,8 @@ def faults_of(cfg: dict[str, Any]) -> list[str]:
     if isinstance(cfg["best_of"], int) and cfg["best_of"] > 1 and not cfg["scorer"]:
         faults.append(f"best_of={cfg['best_of']} needs scorer=, a CLIP folder or hub name that chooses"
                       " (the checkpoint carries only CLIP's text half)")
+    if isinstance(cfg["best_of"], int) and cfg["best_of"] > 1 and cfg["unconditional"]:
+        faults.append(f"best_of={cfg['best_of']} compares with the caption; unconditional=true has none")
     image, rows = cfg["completion"]["image"], cfg["completion"]["rows"]
     if (image is None) != (rows is None):
         faults.append(f"completion.image={image} and completion.rows={rows}: give both or none")
@@ -114,10 +136,11 @@ def faults_of(cfg: dict[str, Any]) -> list[str]:
 def options_of(cfg: dict[str, Any], model: Any) -> dict[str, Any]:
     """The options for `model.sample`: the model's own where the config says null; all checked."""
     given = {name: cfg[name] for name in OPTIONS if cfg[name] is not None}
-    if wrong := [name for name, value in given.items() if type(value) not in (int, float)]:
-        raise ValueError(f"{wrong[0]}={given[wrong[0]]!r}: allowed are numbers, or null")
-    if infinite := [name for name, value in given.items() if not math.isfinite(value)]:
-        raise ValueError(f"{infinite[0]}={given[infinite[0]]}: allowed are finite numbers")
+    for name, value in given.items():
+        if type(value) not in (int, float):
+            raise ValueError(f"{name}={value!r}: allowed are numbers, or null")
+        if not math.isfinite(value):
+            raise ValueError(f"{name}={value}: allowed are finite numbers")
     given |= {"unconditional": True} if cfg.get("unconditional") else {}
     if strange := [name for name in given if name not in model.options]:
         raise ValueError(f"{strange[0]}={given[strange[0]]}: a {model.kind} has no such option; it has"
@@ -129,22 +152,12 @@ def options_of(cfg: dict[str, Any], model: Any) -> dict[str, Any]:
 
 def first_codes(model: Any, image: str | Path, rows: Any) -> Tensor:
     """The codes of the first `rows` rows of a picture, cut to a square from its middle and resized."""
-    if not hasattr(model, "tokenizer"):
+    if model.kind != "prior":
         raise ValueError(f"completion.image={image}: a {model.kind} has no codes to begin with; a prior has")
     height, width = model.tokenizer.grid
     if not isinstance(rows, int) or not 1 <= rows <= height:
         raise ValueError(f"completion.rows={rows}: allowed are 1 to {height}, the rows of the tokenizer's grid")
-    size = model.tokenizer.image_size
-    try:
-        with Image.open(image) as opened:
-            held = opened.convert("RGBA")  # transparent places become white
-    except OSError as error:
-        raise ValueError(f"completion.image={image} is not a picture that can be read: {error}") from error
-    picture = Image.alpha_composite(Image.new("RGBA", held.size, "white"), held).convert("RGB")
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    square = picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1)[None].float().div(127.5).sub(1)
+    pixels = read_square(image, "completion.image", model.tokenizer.image_size)
     return model.tokenizer.encode(pixels.to(model.device))[:, : rows * width].clone()
 
 
@@ -160,13 +173,6 @@ def device_of(wanted: str) -> torch.device:
     return device
 
 
-def jobs(texts: Sequence[str], n: int, best_of: int, seed: int) -> tuple[list[tuple[int, int]], list[str], list[int]]:
-    """(prompt, picture), caption and seed of everything to draw; a picture's candidates stand side by side."""
-    places = [(j, i, c) for j in range(len(texts)) for i in range(n) for c in range(best_of)]
-    return ([(j, i) for j, i, _ in places], [texts[j] for j, _, _ in places],
-            [picture_seed(seed, j, i, c) for j, i, c in places])
-
-
 def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str, Any]:
     """Draws what `conf/sample.yaml` describes and returns what it writes to `drawing.json`, with `files` and `out`.
 
@@ -174,76 +180,51 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
     `ckpt` and `scorer` name, for use from Python.
     """
     cfg = {**cfg, "n": PICTURES if cfg["n"] is None else cfg["n"]}
+    n, best_of, seed = cfg["n"], cfg["best_of"], cfg["seed"]
     trust(cfg["trust"])
     texts = read_prompts(cfg)
-    faults = faults_of(cfg)
-    if faults:
+    if faults := faults_of(cfg):
         raise ValueError("; ".join(faults))
     device = device_of(cfg["device"])
-    if model is None:
-        model = open_model(cfg, KINDS)
+    model = open_model(cfg, KINDS) if model is None else model
     model.to(device).eval()
-    if hasattr(model, "place"):
+    if isinstance(model, Prior):
         model.place()
-    options = options_of(cfg, model)
-    given = None
-    if cfg["completion"]["image"] is not None:
-        given = first_codes(model, cfg["completion"]["image"], cfg["completion"]["rows"])
-    if cfg["best_of"] > 1 and cfg["unconditional"]:
-        raise ValueError(f"best_of={cfg['best_of']} compares with the caption; unconditional=true has none")
-    if cfg["best_of"] > 1 and scorer is None:
-        from t2i.metrics.clip_score import CLIPScorer
-
+    options, completion = options_of(cfg, model), cfg["completion"]
+    given = None if completion["image"] is None else first_codes(model, completion["image"], completion["rows"])
+    if best_of > 1 and scorer is None:
         scorer = CLIPScorer(cfg["scorer"]).to(device)
     request = {
-        "prompts": texts, "n": cfg["n"], "seed": cfg["seed"], "options": options, "best_of": cfg["best_of"],
-        "scorer": str(cfg["scorer"]) if cfg["best_of"] > 1 else None,
-        "completion": {key: None if value is None else str(value) for key, value in cfg["completion"].items()},
+        "prompts": texts, "n": n, "seed": seed, "options": options, "best_of": best_of,
+        "scorer": str(cfg["scorer"]) if best_of > 1 else None,
+        "completion": {key: None if value is None else str(value) for key, value in completion.items()},
         "checkpoint": str(cfg["ckpt"]), "hash": file_format.file_hash(cfg["ckpt"]) if cfg["ckpt"] else None,
         **({"text_encoder": hashes} if (hashes := text_encoder_hashes(cfg)) else {}),
     }
     data = training_data(cfg)
-    record: dict[str, Any] = {"request": request, "t2i": version(), "torch": torch.__version__,
-                              "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "pictures": []}
     gridded: list[np.ndarray] = []
 
     def grid() -> Image.Image | None:
-        under = [entry["prompt"] or "(no caption)" for entry in record["pictures"][: len(gridded)]]
-        columns = cfg["n"] if 1 < cfg["n"] <= 12 and len(texts) > 1 else None
-        return grids.grid(np.concatenate(gridded), under, columns) if gridded else None
+        under = [entry["prompt"] or "(no caption)" for entry in folder.entries[: len(gridded)]]
+        columns = n if 1 < n <= 12 and len(texts) > 1 else None
+        return grids.grid(np.stack(gridded), under, columns) if gridded else None
 
-    places, captions, seeds = jobs(texts, cfg["n"], cfg["best_of"], cfg["seed"])
-    best: dict[str, Any] = {}
-    at, started = 0, time.monotonic()
-    with DrawingFolder(cfg["out"], record, [text for text in texts for _ in range(cfg["n"])], grid) as folder:
-        try:
-            for batch in draw(model, captions, seeds, cfg["batch_size"], given, **options):
-                scores = scorer.score(batch, captions[at : at + len(batch)]).tolist() if cfg["best_of"] > 1 else None
-                for k, image in enumerate(batch):
-                    prompt, i = places[at + k]
-                    score = scores[k] if scores is not None else None
-                    if not best or (score is not None and score > best["score"]):
-                        best = {"image": image, "score": score, "seed": seeds[at + k]}
-                    if at + k + 1 < len(places) and places[at + k + 1] == (prompt, i):
-                        continue  # more candidates of this picture to come
-                    pixels = grids.to_uint8(best["image"][None])
-                    name = f"{prompt:03}-{slug(texts[prompt] or 'unconditional')}-{i}.png"
-                    path = folder.save(Image.fromarray(pixels[0]), name)
-                    folder.done += 1
-                    entry = {"file": path.name, "prompt": texts[prompt], "seed": best["seed"]}
-                    record["pictures"].append(entry if score is None else {**entry, "score": round(best["score"], 5)})
-                    if len(gridded) < GRID_LIMIT:
-                        gridded.append(pixels)
-                    print(shown(path, 1000))
-                    best = {}
-                at += len(batch)
-        finally:  # also when stopped in between: what is drawn stays and is listed
-            record["seconds"] = round(time.monotonic() - started, 2)
-    out = folder.path
+    places = [(j, i, c) for j in range(len(texts)) for i in range(n) for c in range(best_of)]
+    captions, seeds = [texts[j] for j, _, _ in places], [picture_seed(seed, *place) for place in places]
+    batches = draw(model, captions, seeds, cfg["batch_size"], given, **options)
+    with OutputFolder(cfg["out"], request, captions[::best_of], grid) as folder:
+        for (j, i, _), (image, text, own_seed, score) in zip(
+                places[::best_of], best_pictures(batches, captions, seeds, best_of, scorer if best_of > 1 else None),
+                strict=True):
+            pixels = grids.to_uint8(image[None])[0]
+            path = folder.save(pixels, f"{j:03}-{slug(text or 'unconditional')}-{i}.png")
+            entry = {"file": path.name, "prompt": text, "seed": own_seed}
+            folder.entries.append(entry if score is None else {**entry, "score": round(score, 5)})
+            if len(gridded) < GRID_LIMIT:
+                gridded.append(pixels)
+            print(shown(path, 1000))
     if data is not None:
-        beside(data, out, np.concatenate(gridded), record["pictures"])
-    if len(record["pictures"]) > GRID_LIMIT:
-        print(f"grid.png shows the first {GRID_LIMIT} of {len(record['pictures'])} pictures")
-    print(*(shown(out / name, 1000) for name in ("grid.png", "drawing.json")), sep="\n")
-    return {**record, "out": str(out), "grid": str(out / "grid.png"),
-            "files": [str(out / entry["file"]) for entry in record["pictures"]]}
+        beside(data, folder.path, np.stack(gridded), folder.entries)
+    if len(folder.entries) > GRID_LIMIT:
+        print(f"grid.png shows the first {GRID_LIMIT} of {len(folder.entries)} pictures")
+    return folder.result()

@@ -1,4 +1,4 @@
-"""CutMix for a discriminator that judges pixels: pictures with a generated box in a real surrounding.
+"""CutMix for a discriminator with a logit a pixel: pictures with a generated box in a real surrounding.
 
 Paper: A U-Net Based Discriminator for Generative Adversarial Networks, arXiv 2002.12655, section 3.2; boxes after
 CutMix (arXiv 1905.04899). A mixed picture counts as fake as a whole (the global logit's target is fake), and pixel by
@@ -27,13 +27,6 @@ def cutmix_masks(
     uniform: the square's (row, column) among the places where it fits. Its side is rounded to whole pixels, at least
     one, since a picture without a generated pixel would be real as a whole.
     """
-    if size < 1:
-        raise ValueError(f"size={size}: at least 1 is needed")
-    if shares.ndim != 1 or corners.shape != (len(shares), 2):
-        raise ValueError(
-            f"shares of shape {tuple(shares.shape)} and corners of shape {tuple(corners.shape)}: "
-            "(b,) and (b, 2) are needed"
-        )
     side = (size * (1 - shares.float()).sqrt()).round().clamp(min=1)[:, None]  # (b, 1)
     # The product of a number just below 1 may round up to one place too many.
     start = (corners.float() * (size - side + 1)).floor().minimum(size - side)  # (b, 2)
@@ -58,7 +51,7 @@ def consistency(
 ) -> Float[Tensor, ""]:
     """Mean squared difference between the logits of mixed pictures and the mixed logits of their two sources.
 
-    The gradient reaches all three; 0 for a judge that looks at each pixel alone.
+    The gradient reaches all three; 0 for a discriminator that looks at each pixel alone.
     """
     return F.mse_loss(mixed_pixels.float(), mix(mask, real_pixels.float(), fake_pixels.float()))
 
@@ -71,17 +64,9 @@ def pixel_loss_by_mask(
     1 (hinge) or log 2 (bce) at logits 0, on the scale of `hinge_d` and `vanilla_d`.
     """
     signed = torch.where(mask.bool(), pixels.float(), -pixels.float())
-    if kind == "hinge":
-        return F.relu(1 - signed).mean()
-    if kind == "bce":
-        return F.softplus(-signed).mean()
-    raise ValueError(f"kind={kind!r}: one of hinge, bce is needed")
+    return (F.relu(1 - signed) if kind == "hinge" else F.softplus(-signed)).mean()
 
 
 def ramp(step: int, warmup_steps: int, most: float = 0.5) -> float:
     """Probability that a step mixes its batch: from 0 linearly to `most` at `warmup_steps`, `most` from there on."""
-    if warmup_steps < 0:
-        raise ValueError(f"warmup_steps={warmup_steps}: at least 0 is needed")
-    if not 0 <= most <= 1:
-        raise ValueError(f"most={most}: a probability from 0 to 1 is needed")
     return most if step >= warmup_steps else most * max(step, 0) / warmup_steps

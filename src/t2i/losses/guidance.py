@@ -1,4 +1,4 @@
-"""What CLIP-guided drawing minimises: how far the views of a picture are from what is asked for, in a CLIP's space.
+"""What CLIP-guided generation minimises: how far the cutouts of a picture are from its prompts, in a CLIP's space.
 
 Cosine: Radford et al. 2021, arXiv 2103.00020. Spherical, 2 arcsin(|a - b| / 2)^2 (half the squared angle), with prompts
 of weights and stops: VQGAN-CLIP, Crowson et al. 2022, arXiv 2204.08583. Deviation: embeddings are made unit vectors
@@ -20,18 +20,15 @@ NEAR = 1e-12  # of a squared chord in [0, 4]: nearer to either end the gradient 
 
 
 def target(
-    prompts: Float[Tensor, "p d"],
-    extras: Float[Tensor, "e d"] | None = None,
-    w1: float = 1.0,
-    w2: float = 0.1,
-    weights: Float[Tensor, " e"] | None = None,
+    prompts: Float[Tensor, "p d"], extras: Float[Tensor, "e d"] | None = None, prompt_share: float = 1.0,
+    extra_share: float = 0.1, weights: Float[Tensor, " e"] | None = None,
 ) -> Float[Tensor, "p d"]:
-    """normalise(w1 E(prompt) + w2 sum_e weight_e E(extra_e)) for every prompt; embeddings of any length, weights of 1.
-    """
-    found = w1 * F.normalize(prompts.float(), dim=-1)
+    """normalise(prompt_share E(prompt) + extra_share sum_e weight_e E(extra_e)) for every prompt; embeddings of any
+    length, weights of 1."""
+    found = prompt_share * F.normalize(prompts.float(), dim=-1)
     if extras is not None and len(extras):
         each = F.normalize(extras.float(), dim=-1)
-        found = found + w2 * (each if weights is None else each * weights.to(each)[:, None]).sum(0)
+        found = found + extra_share * (each if weights is None else each * weights.to(each)[:, None]).sum(0)
     return F.normalize(found, dim=-1)
 
 
@@ -54,19 +51,20 @@ def guidance(
     excluded: Float[Tensor, "e d"] | None = None,
     excluded_weights: Float[Tensor, " e"] | None = None,
     stops: Float[Tensor, " p"] | None = None,
-    alpha: float = 1.0,
-    beta: float = 0.5,
+    text_weight: float = 1.0,
+    negative_weight: float = 0.5,
     distance: Distance = cosine,
 ) -> Float[Tensor, ""]:
-    """alpha sum_p weight_p d(target_p, view) - beta sum_e weight_e d(excluded_e, view), the mean over the views.
+    """text_weight sum_p weight_p d(target_p, view) - negative_weight sum_e weight_e d(excluded_e, view), the mean over
+    the views; weights are 1 where none are given.
 
-    With `cosine` that is -alpha cos(target, view) + beta cos(excluded, view). A negative weight pushes away. A target
-    whose distance (with the sign of its weight) is below its stop in a view has no gradient there. Weights of 1.
+    With `cosine`: -text_weight cos(target, view) + negative_weight cos(excluded, view). A negative weight pushes away.
+    A target whose distance (with the sign of its weight) is below its stop in a view has no gradient there.
     """
     with torch.autocast(views.device.type, enabled=False):
-        loss = _weighed(views, targets, weights, stops, distance) * alpha
+        loss = _weighed(views, targets, weights, stops, distance) * text_weight
         if excluded is not None and len(excluded):
-            loss = loss - _weighed(views, excluded, excluded_weights, None, distance) * beta
+            loss = loss - _weighed(views, excluded, excluded_weights, None, distance) * negative_weight
         return loss
 
 

@@ -18,41 +18,30 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from t2i.checkpoint import file_checks
+from t2i.checkpoint import building, file_checks
 
 _VGG_FILE = "vgg16-397923af.pth"
 _OFF = "(or train without it: model.perceptual=null)"
-# Convolution widths of VGG16 and the pools between them, and after which ReLU the five features are taken.
-_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+_TAPS = {3: 64, 8: 128, 15: 256, 22: 512, 29: 512}  # the last ReLU before each pool, and its channels
 # Constants of LPIPS: ImageNet's mean and deviation, moved to pictures in [-1, 1].
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 
 
 class VGG16Features(nn.Module):
-    """The convolutions of VGG16 (arXiv 1409.1556) under torchvision's names; gives the last ReLU of each
-    stage.
-    """
+    """torchvision's convolutions of VGG16 (arXiv 1409.1556); gives the last ReLU of each stage."""
 
     def __init__(self) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        self.taps: list[int] = []
-        current = 3
-        for widths in _STAGES:
-            if layers:
-                layers.append(nn.MaxPool2d(2))
-            for width in widths:
-                layers += [nn.Conv2d(current, width, 3, padding=1), nn.ReLU()]
-                current = width
-            self.taps.append(len(layers) - 1)
-        self.features = nn.Sequential(*layers)
+        from torchvision.models.vgg import cfgs, make_layers  # slow to import
+
+        self.features = make_layers(cfgs["D"])[:-1]
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         found = []
         for i, layer in enumerate(self.features):
             x = layer(x)
-            if i in self.taps:
+            if i in _TAPS:
                 found.append(x)
         return found
 
@@ -60,10 +49,12 @@ class VGG16Features(nn.Module):
 class LPIPS(nn.Module):
     """Distance of two pictures in [-1, 1], one number a picture: 0 for equal ones.
 
-    vgg_path: VGG16's weights as torchvision saves them; by default the torch hub cache. heads_path: the
-    linear heads as `lpips` ships them (v0.1/vgg.pth); by default those of the installed package. Frozen and
-    computed in float32. The owner must hold it outside its own modules (a plain list or dict), so that 58
+    Frozen and computed in float32. The owner must hold it outside its own modules (a plain list or dict), so that 58
     MB of public weights do not enter its checkpoints, its optimiser and its DDP buckets.
+
+    Args:
+        vgg_path: VGG16's weights as torchvision saves them; by default in the torch hub cache.
+        heads_path: the linear heads as `lpips` ships them (v0.1/vgg.pth); by default those of the installed package.
     """
 
     shift: Tensor
@@ -72,7 +63,9 @@ class LPIPS(nn.Module):
     def __init__(self, vgg_path: str | None = None, heads_path: str | None = None) -> None:
         super().__init__()
         self.vgg = VGG16Features()
-        self.vgg.load_state_dict(_vgg_weights(_find_vgg(vgg_path)))
+        path = _find_vgg(vgg_path)
+        weights = {name: value for name, value in _load(path).items() if not name.startswith("classifier.")}
+        building.load_weights(self.vgg, weights, path)
         self.heads = nn.ParameterList(_heads(_find_heads(heads_path)))
         self.register_buffer("shift", torch.tensor(_SHIFT).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1))
@@ -98,30 +91,23 @@ class LPIPS(nn.Module):
 
 
 def _find_vgg(path: str | None) -> Path:
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / _VGG_FILE
-    found = cached if path is None else Path(path)
+    found = Path(path or Path(torch.hub.get_dir()) / "checkpoints" / _VGG_FILE)
     if not found.is_file():
         where = "the torch hub cache" if path is None else f"vgg_path={path}"
-        raise ValueError(
-            f"LPIPS needs VGG16's weights; there is no file {found} ({where}). "
-            f"Put torchvision's {_VGG_FILE} there, or give its place as vgg_path {_OFF}"
-        )
+        raise ValueError(f"LPIPS needs VGG16's weights; there is no file {found} ({where}). Put torchvision's"
+                         f" {_VGG_FILE} there, or give its place as vgg_path {_OFF}")
     return found
 
 
 def _find_heads(path: str | None) -> Path:
-    if path is not None:
-        if not Path(path).is_file():
-            raise ValueError(f"heads_path={path}: no such file {_OFF}")
-        return Path(path)
-    # Only the package's data file is wanted; importing it would import torchvision's models.
-    spec = importlib.util.find_spec("lpips")
-    if spec is None or spec.origin is None:
-        raise ValueError(f"LPIPS needs its linear heads: pip install lpips, or give heads_path {_OFF}")
-    found = Path(spec.origin).parent / "weights" / "v0.1" / "vgg.pth"
-    if not found.is_file():
-        raise ValueError(f"the installed lpips package has no {found}: reinstall it, or give heads_path {_OFF}")
-    return found
+    if path is None:
+        spec = importlib.util.find_spec("lpips")  # its data file alone: importing it costs seconds
+        if spec is None or spec.origin is None:
+            raise ValueError(f"LPIPS needs its linear heads: pip install lpips, or give heads_path {_OFF}")
+        path = str(Path(spec.origin).parent / "weights" / "v0.1" / "vgg.pth")
+    if not Path(path).is_file():
+        raise ValueError(f"heads_path={path}: no such file {_OFF}")
+    return Path(path)
 
 
 def _load(path: Path) -> Mapping[str, Tensor]:
@@ -131,26 +117,9 @@ def _load(path: Path) -> Mapping[str, Tensor]:
     return loaded
 
 
-def _vgg_weights(path: Path) -> dict[str, Tensor]:
-    loaded = _load(path)
-    classifier = {f"classifier.{i}.{kind}" for i in (0, 3, 6) for kind in ("weight", "bias")}
-    kept = {key: value for key, value in loaded.items() if key not in classifier}
-    wanted = VGG16Features().state_dict()
-    faults = [f"missing {key}" for key in wanted if key not in kept]
-    faults += [f"unknown {key}" for key in kept if key not in wanted]
-    faults += [
-        f"{key} has shape {tuple(kept[key].shape)}, not {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in kept and kept[key].shape != value.shape
-    ]
-    if faults:
-        raise ValueError(f"{path} is not torchvision's VGG16: {'; '.join(faults[:4])} ({len(faults)} faults)")
-    return kept
-
-
 def _heads(path: Path) -> list[Float[Tensor, "1 c 1 1"]]:
     loaded = _load(path)
-    wanted = {f"lin{i}.model.1.weight": (1, widths[-1], 1, 1) for i, widths in enumerate(_STAGES)}
+    wanted = {f"lin{i}.model.1.weight": (1, channels, 1, 1) for i, channels in enumerate(_TAPS.values())}
     shapes = {key: tuple(value.shape) for key, value in loaded.items()}
     if shapes != wanted:
         raise ValueError(f"{path} does not hold the LPIPS heads for VGG16: has {shapes}, needs {wanted}")

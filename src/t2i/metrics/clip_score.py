@@ -17,11 +17,10 @@ import torch.nn.functional as F
 import transformers
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from transformers import CLIPModel
 
 from t2i.checkpoint.weights_hash import weights_hash
 from t2i.metrics.features import checked
-from t2i.text_encoders.clip_folder import CaptionTokenizer, image_normalisation, image_size, load_clip, preprocess
+from t2i.text_encoders.clip_folder import image_normalisation, image_size, load_clip, preprocess
 
 ROWS = 256
 FEATURES = "projected CLIP image embeddings, not normalised, float32"
@@ -40,23 +39,10 @@ class CLIPScorer:
     name = "clip"
 
     def __init__(self, path: str, allow_download: bool = False, prefix: str = "") -> None:
-        self._set(*load_clip(path, allow_download), *image_normalisation(path, allow_download), path, prefix)
-
-    @classmethod
-    def from_model(
-        cls, model: CLIPModel, tokenizer: CaptionTokenizer, mean: tuple[float, ...], std: tuple[float, ...],
-        prefix: str = "",
-    ) -> CLIPScorer:
-        """Around a model already at hand (shared, not copied; call it in eval mode)."""
-        scorer = cls.__new__(cls)
-        scorer._set(model, tokenizer, mean, std, None, prefix)
-        return scorer
-
-    def _set(self, model: CLIPModel, tokenizer: CaptionTokenizer, mean: tuple[float, ...], std: tuple[float, ...],
-             path: str | None, prefix: str) -> None:
-        self.model, self.tokenizer, self.mean, self.std, self.path, self.prefix = (
-            model, tokenizer, mean, std, path, prefix)
-        self.size, self.dim = image_size(model), int(model.visual_projection.out_features)
+        self.model, self.tokenizer = load_clip(path, allow_download)
+        self.mean, self.std = image_normalisation(path, allow_download)
+        self.path, self.prefix, self.size = path, prefix, image_size(self.model)
+        self.dim = int(self.model.visual_projection.out_features)
 
     @cached_property
     def id(self) -> str:
@@ -114,7 +100,5 @@ class CLIPScorer:
     def score(self, images: Float[Tensor, "b 3 h w"], text: list[str]) -> Float[Tensor, " b"]:
         """Raw cosine of picture i with caption i."""
         if len(images) != len(text) or not text:
-            raise ValueError(
-                f"score takes one caption a picture, at least one: {len(images)} pictures, {len(text)} texts"
-            )
+            raise ValueError(f"{len(images)} pictures, {len(text)} texts: score takes one text a picture, at least one")
         return (self.image_features(images) * self.text_features(text)).sum(-1)

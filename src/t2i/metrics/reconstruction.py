@@ -55,10 +55,6 @@ class CodebookUsage:
         for i, factor in enumerate(self.factors):
             self.counts[i] = self.counts[i].to(ids.device) + torch.bincount(each[:, i], minlength=factor)
 
-    def reset(self) -> None:
-        for counts in self.counts:
-            counts.zero_()
-
     def compute(self) -> dict[str, float]:
         """`usage` and `perplexity` over all ranks (every rank must call it); zeros if nothing was counted."""
         found: dict[str, float] = {}

@@ -197,7 +197,7 @@ class Prior(BaseModule):
         self.check_options(temperature, top_k, top_p, guidance)
         with self.sampling(text, seeds):
             embedding = self.text_encoder(text)
-            uniform = uniforms(seeds, self.gpt.num_codes * len(self.gpt.factors), self.device)
+            uniform = uniforms(seeds, self.gpt.num_codes * len(self.gpt.factors)).to(self.device)
             return generate(self.gpt, embedding.states, embedding.mask, uniform, unconditional=unconditional,
                             temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, given=given)
 

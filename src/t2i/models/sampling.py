@@ -9,27 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from t2i.nets.gpt import GPT
 from t2i.types import ravel_index
-
-
-class CachedModel(Protocol):
-    """What the loop needs of a prior; `t2i.nets.gpt.GPT` is one."""
-
-    codebook_size: int
-    factors: tuple[int, ...]
-    num_codes: int
-
-    def prefill(self, states: Tensor, mask: Tensor, null: Tensor, given: Tensor) -> tuple[Tensor, Any]: ...
-
-    def logits(self, x: Tensor, known: Tensor, cache: Any) -> Tensor: ...
-
-    def step(self, each: Tensor, cache: Any) -> Tensor: ...
 
 
 def check_options(
@@ -67,7 +53,7 @@ def filter_logits(
     return logits
 
 
-def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+def apply_guidance(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     """Classifier-free guidance on logits (arXiv 2207.12598): scale 1 is the conditional model, 0 the other."""
     return unconditional + scale * (conditional - unconditional)
 
@@ -79,15 +65,14 @@ def choose(logits: Float[Tensor, "b k"], uniform: Float[Tensor, " b"]) -> Int[Te
     return torch.searchsorted(cumulative, target[:, None], right=True).clamp_max(logits.shape[-1] - 1)[:, 0]
 
 
-def uniforms(seeds: list[int], n: int, device: torch.device | str = "cpu") -> Float[Tensor, "b n"]:
+def uniforms(seeds: Sequence[int], n: int) -> Float[Tensor, "b n"]:
     """n uniform numbers in [0, 1) a seed, made on the CPU so that every device draws the same picture."""
-    rows = [torch.rand(n, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(rows).to(device)
+    return torch.stack([torch.rand(n, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 @torch.inference_mode()
 def generate(
-    model: CachedModel,
+    model: GPT,
     states: Float[Tensor, "b t d"],
     mask: Bool[Tensor, "b t"],
     uniform: Float[Tensor, "b u"],
@@ -113,7 +98,7 @@ def generate(
     check_options(model.factors, temperature, top_k, top_p, guidance)
     b, device = states.shape[0], states.device
     given = torch.zeros(b, 0, dtype=torch.long, device=device) if given is None else given
-    m = given.shape[1]
+    m, parts = given.shape[1], len(model.factors)
     if given.shape[0] != b or m > model.num_codes:
         raise ValueError(f"given codes have shape {tuple(given.shape)};"
                          f" allowed are ({b}, m), m up to {model.num_codes}")
@@ -130,13 +115,12 @@ def generate(
         states, mask, given = (torch.cat([x, x]) for x in (states, mask, given))
         null = torch.cat([null, ~null])
     x, cache = model.prefill(states, mask, null, given)
-    parts = len(model.factors)
     for i in range(m, model.num_codes):
         each = torch.empty(len(x), 0, dtype=torch.long, device=device)
         for part in range(parts):
             logits = model.logits(x, each, cache)
             if guided:
-                logits = guide(logits[:b].float(), logits[b:].float(), guidance)
+                logits = apply_guidance(logits[:b].float(), logits[b:].float(), guidance)
             if temperature == 0:
                 chosen = logits.argmax(-1)
             else:
@@ -153,12 +137,12 @@ def check_truncation(truncation: float | None) -> None:
         raise ValueError(f"truncation={truncation}: allowed are numbers from 0 to 1, or null")
 
 
-def normals(seeds: Sequence[int], size: int, truncation: float | None = None) -> Float[Tensor, "b n"]:
-    """Standard normal numbers, each row from its own seed. With `truncation` t: t times numbers drawn from the normal
+def normals(seeds: Sequence[int], n: int, truncation: float | None = None) -> Float[Tensor, "b n"]:
+    """n standard normal numbers a seed, made on the CPU. With `truncation` t: t times numbers drawn from the normal
     distribution within [-2, 2] (BigGAN's truncation trick, arXiv 1809.11096; DF-GAN samples with t = 0.88)."""
-    rows = [torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    normal = torch.stack([torch.randn(n, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     if truncation is None:
-        return torch.stack(rows)
-    uniform = torch.special.ndtr(torch.stack(rows).double())
+        return normal
+    uniform = torch.special.ndtr(normal.double())
     low, high = torch.special.ndtr(torch.tensor([-2.0, 2.0], dtype=torch.float64))
     return (truncation * torch.special.ndtri(low + uniform * (high - low))).float()

@@ -78,7 +78,7 @@ class TextGAN(GANModule):
         if gan_loss not in ("hinge", "bce"):
             raise ValueError(f"gan_loss={gan_loss!r}: one of hinge, bce is needed")
         for name, value, least in (("halve_every", halve_every, 1), ("penalty_every", penalty_every, 1),
-                                   ("max_skipped", max_skipped, 0)):
+                                   ("cutmix_steps", cutmix_steps, 0), ("max_skipped", max_skipped, 0)):
             if value is not None and value < least:
                 raise ValueError(f"{name}={value}: a whole number from {least} is needed")
         if generator.image_size != discriminator.image_size:

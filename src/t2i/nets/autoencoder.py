@@ -23,34 +23,35 @@ from t2i.checkpoint.registry import register
 from t2i.nets.resnet_blocks import Downsample, Level, Middle, Upsample, norm_of
 
 
+def check_positive(**sizes: int) -> None:
+    """ValueError naming the first argument below 1."""
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name}={value}: at least 1 is needed")
+
+
+def check_sides(image: Float[Tensor, "b c h w"], factor: int) -> None:
+    height, width = image.shape[-2:]
+    if height % factor or width % factor:
+        raise ValueError(f"image of {height}x{width} (h x w): both sides must be multiples of the encoder's factor"
+                         f" {factor}")
+
+
 class _Pyramid(nn.Module):
     """What encoder and decoder have in common: the sizes, checked. Level 0 is the finest in both."""
 
     def __init__(
-        self,
-        channels: int,
-        multipliers: Sequence[int],
-        num_res_blocks: int,
-        attention_levels: Sequence[int],
-        patch_size: int,
+        self, channels: int, multipliers: Sequence[int], num_res_blocks: int, attention_levels: Sequence[int],
+        z_channels: int, patch_size: int,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("channels", channels),
-            ("num_res_blocks", num_res_blocks),
-            ("patch_size", patch_size),
-        ):
-            if value < 1:
-                raise ValueError(f"{name}={value}: at least 1 is needed")
+        check_positive(channels=channels, num_res_blocks=num_res_blocks, patch_size=patch_size)
         if len(multipliers) == 0 or min(multipliers) < 1:
             raise ValueError(f"multipliers={list(multipliers)}: one whole number >= 1 for each level is needed")
-        wrong = [level for level in attention_levels if not 0 <= level < len(multipliers)]
-        if wrong:
-            raise ValueError(
-                f"attention_levels={list(attention_levels)}: {wrong} not among the levels "
-                f"0..{len(multipliers) - 1} (0 is the finest; there is one for each of multipliers)"
-            )
-        self.patch_size = patch_size
+        if wrong := [level for level in attention_levels if not 0 <= level < len(multipliers)]:
+            raise ValueError(f"attention_levels={list(attention_levels)}: {wrong} not among the levels"
+                             f" 0..{len(multipliers) - 1} (0 is the finest; there is one for each of multipliers)")
+        self.patch_size, self.z_channels = patch_size, z_channels
         self.widths = [channels * multiplier for multiplier in multipliers]
         self.factor = patch_size * 2 ** (len(multipliers) - 1)
 
@@ -72,41 +73,29 @@ class Encoder(_Pyramid):
         local: bool = False,
         attention_heads: int = 1,
     ) -> None:
-        super().__init__(channels, multipliers, num_res_blocks, attention_levels, patch_size)
+        super().__init__(channels, multipliers, num_res_blocks, attention_levels, z_channels, patch_size)
         if local and (len(multipliers) > 1 or len(attention_levels) > 0 or mid_attention or num_groups):
-            raise ValueError(
-                "local_encoder=true sees one patch at a time: it goes with multipliers of one level (patch_size is the"
-                " factor), attention_levels=[], mid_attention=false and num_groups=0"
-            )
+            raise ValueError("local_encoder=true sees one patch at a time: it goes with multipliers of one level"
+                             " (patch_size is the factor), attention_levels=[], mid_attention=false and num_groups=0")
         kernel_size = 1 if local else 3
-        self.z_channels = z_channels
-        padding = kernel_size // 2
-        self.stem = nn.Conv2d(in_channels * patch_size**2, channels, kernel_size, padding=padding)
+        self.stem = nn.Conv2d(in_channels * patch_size**2, channels, kernel_size, padding=kernel_size // 2)
         self.levels = nn.ModuleList()
         current = channels
         for i, width in enumerate(self.widths):
             resize = Downsample(width) if i < len(self.widths) - 1 else None
-            attention = i in attention_levels
-            self.levels.append(
-                Level(current, width, num_res_blocks, num_groups, attention, resize, kernel_size, attention_heads)
-            )
+            self.levels.append(Level(current, width, num_res_blocks, num_groups, i in attention_levels, resize,
+                                     kernel_size, attention_heads))
             current = width
         self.middle = Middle(current, num_groups, mid_attention, kernel_size, attention_heads)
         self.norm = norm_of(current, num_groups)
-        self.head = nn.Conv2d(current, z_channels, kernel_size, padding=padding)
+        self.head = nn.Conv2d(current, z_channels, kernel_size, padding=kernel_size // 2)
 
     def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b z gh gw"]:
-        height, width = image.shape[-2:]
-        if height % self.factor or width % self.factor:
-            raise ValueError(
-                f"image of {height}x{width} (h x w): both sides must be multiples of the encoder's factor {self.factor}"
-            )
-        h = F.pixel_unshuffle(image, self.patch_size) if self.patch_size > 1 else image
-        h = self.stem(h)
+        check_sides(image, self.factor)
+        h = self.stem(F.pixel_unshuffle(image, self.patch_size) if self.patch_size > 1 else image)
         for level in self.levels:
             h = level(h)
-        h = self.middle(h)
-        return self.head(F.silu(self.norm(h)))
+        return self.head(F.silu(self.norm(self.middle(h))))
 
 
 class Decoder(_Pyramid):
@@ -129,18 +118,15 @@ class Decoder(_Pyramid):
         mid_attention: bool = True,
         attention_heads: int = 1,
     ) -> None:
-        super().__init__(channels, multipliers, num_res_blocks, attention_levels, patch_size)
-        self.z_channels = z_channels
+        super().__init__(channels, multipliers, num_res_blocks, attention_levels, z_channels, patch_size)
         current = self.widths[-1]
         self.stem = nn.Conv2d(z_channels, current, 3, padding=1)
         self.middle = Middle(current, num_groups, mid_attention, num_heads=attention_heads)
         levels: list[Level] = []
         for i, width in reversed(list(enumerate(self.widths))):
             resize = Upsample(width) if i > 0 else None
-            attention = i in attention_levels
-            levels.append(
-                Level(current, width, num_res_blocks + 1, num_groups, attention, resize, num_heads=attention_heads)
-            )
+            levels.append(Level(current, width, num_res_blocks + 1, num_groups, i in attention_levels, resize,
+                                num_heads=attention_heads))
             current = width
         self.levels = nn.ModuleList(reversed(levels))
         self.norm = norm_of(current, num_groups)
@@ -159,8 +145,24 @@ class Decoder(_Pyramid):
         return F.pixel_shuffle(h, self.patch_size) if self.patch_size > 1 else h
 
 
+class TwoHalves(nn.Module):
+    """A `t2i.types.Autoencoder` of an encoder and a decoder."""
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, z_channels: int, factor: int, parts: int) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+        self.z_channels, self.factor, self.parts = z_channels, factor, parts
+
+    @property
+    def last_layer(self) -> Tensor:
+        return self.decoder.last_layer  # type: ignore[return-value]  # torch's own type forgets what a module has
+
+    def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return self.decoder(self.encoder(image))
+
+
 @register("autoencoder")
-class Autoencoder(nn.Module):
+class Autoencoder(TwoHalves):
     """An encoder and the decoder that mirrors it, from one list of arguments.
 
     `attention_levels` are indices into `multipliers`, 0 the finest; `factor` is how many pixels a side one
@@ -184,22 +186,7 @@ class Autoencoder(nn.Module):
         local_encoder: bool = False,
         attention_heads: int = 1,
     ) -> None:
-        super().__init__()
-        shared = (channels, multipliers, num_res_blocks, attention_levels, z_channels, image_channels)
-        self.encoder = Encoder(*shared, num_groups, patch_size, mid_attention, local_encoder, attention_heads)
-        self.decoder = Decoder(*shared, num_groups, patch_size, mid_attention, attention_heads)
-        self.z_channels, self.parts = z_channels, 1
-        self.factor = self.encoder.factor
-
-    @property
-    def last_layer(self) -> Tensor:
-        return self.decoder.last_layer
-
-    def encode(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b z gh gw"]:
-        return self.encoder(image)
-
-    def decode(self, z: Float[Tensor, "b z gh gw"]) -> Float[Tensor, "b c h w"]:
-        return self.decoder(z)
-
-    def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        return self.decoder(self.encoder(image))
+        shared = (channels, multipliers, num_res_blocks, attention_levels, z_channels, image_channels, num_groups,
+                  patch_size, mid_attention)
+        encoder = Encoder(*shared, local_encoder, attention_heads)
+        super().__init__(encoder, Decoder(*shared, attention_heads), z_channels, encoder.factor, parts=1)

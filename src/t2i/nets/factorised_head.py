@@ -1,12 +1,12 @@
-"""How a transformer writes codes that have parts (several numbers a place, as `quantizers/product.py` makes).
+"""How a transformer predicts codes that have parts (several numbers a place, as `quantizers/product.py` makes).
 
 A code is predicted part by part, each under those before it, as the depth transformer of RQ-Transformer does (arXiv
-2203.01941). The first part is an ordinary linear head, and the only one that the transformer sees. The others are
-*read*: the transformer's output only says where to look, among the words of the caption, the codes of the places around
-and a few constants, and what is seen there decides. So a colour is the one that its word names, or the one next to it,
-and that a shape never had it in training is no reason against it (docs/log.md has the gains). Pointer networks (arXiv
-1506.03134) and copying (arXiv 1603.06393) are the ancestors; here values are mixed, not probabilities, which learns far
-more quickly.
+2203.01941). The first part is an ordinary linear head, and the only one that the transformer sees. The others are read
+by pointers: the transformer's output only says where to look, among the words of the caption, the codes of the places
+around and a few constants, and what is seen there decides. So a colour is the one that its word names, or the one next
+to it, and that a shape never had it in training is no reason against it (docs/log.md has the gains). Pointer networks
+(arXiv 1506.03134) and copying (arXiv 1603.06393) are the ancestors; here values are mixed, not probabilities, which
+learns far more quickly.
 
 Codes of one part are the ordinary case: one norm, one matrix.
 """
@@ -24,16 +24,16 @@ from torch import Tensor, nn
 
 from t2i.nets.transformer import squared_relu
 
-HEADS = 4  # with which a reader looks at words
-CONSTANTS = 2  # what it may see beside words and neighbours
-SUMMARY = 2  # numbers in which the first part is told to the others: which way round, flat or not; not what it shows
-NOISE = 0.3  # added to these numbers in training, so that they cannot tell more after all
+HEADS = 4  # of the attention to words
+CONSTANTS = 2  # values beside words and neighbours
+SUMMARY = 2  # numbers in which the others see the first part: which way round, flat or not; not what it shows
+NOISE = 0.3  # added to these numbers in training, so that they cannot carry more after all
 AROUND = 3  # places whose codes are seen: left, above, above to the right
 
 
 @dataclass
 class Words:
-    """A caption as a reader sees it: keys and values (b, heads, t, head_dim), and which words are real (b, t)."""
+    """A caption as a pointer head sees it: keys and values (b, heads, t, head_dim), and which words are real (b, t)."""
 
     key: Tensor
     value: Tensor
@@ -50,7 +50,7 @@ def around(each: Int[Tensor, "b n f"], columns: int) -> Int[Tensor, "b n 3 f"]:
     return torch.stack([left, before[:, 1 : 1 + n], right], 2)
 
 
-class Reader(nn.Module):
+class PointerHead(nn.Module):
     """p(part | what is seen where x looks), as logits.
 
     Args:
@@ -106,18 +106,18 @@ class Reader(nn.Module):
         return self.head(self.norm_out(y + self.mlp_out(squared_relu(self.mlp_in(self.norm_mlp(y))))))
 
 
-class CodeHead(nn.Module):
+class FactorisedHead(nn.Module):
     """p(part i | the transformer's output, parts before i), as logits."""
 
     def __init__(self, factors: tuple[int, ...], width: int, text_dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, bias=False)
         self.first = nn.Linear(width, factors[0], bias=False)
-        readers = nn.ModuleList(Reader(factors, i, width, text_dim) for i in range(1, len(factors)))
-        self.readers = cast(Sequence[Reader], readers)  # torch's own type forgets what it holds
+        readers = nn.ModuleList(PointerHead(factors, i, width, text_dim) for i in range(1, len(factors)))
+        self.readers = cast(Sequence[PointerHead], readers)  # torch's own type forgets what it holds
 
     def words(self, states: Tensor, triples: Tensor, mask: Tensor) -> list[Words]:
-        """The caption as each reader sees it, once a caption."""
+        """The caption as each pointer head sees it, once a caption."""
         return [reader.words(states, triples, mask) for reader in self.readers]
 
     def forward(

@@ -8,8 +8,9 @@ attention has learned to look there. Positions are learned, as the sum of a row,
 position's input names not only the code before it but also those above and above to the right of the cell that it
 predicts (gated copies of one embedding), which attention would first have to find; and, since softmax attention
 averages where counting needs a sum, running sums over all codes before it of a few learned numbers a code. The gains
-are in docs/log.md. Codes are written part by part (`nets/codes.py`); where they have parts, the blocks see the first
-alone, so that what is drawn cannot come to depend on its colour. Embedding and head may start from the codebook.
+are in docs/log.md. Codes are predicted part by part
+(`nets/factorised_head.py`); where they have parts, the blocks see the first alone, so that what is drawn cannot come to
+depend on its colour. Embedding and head may start from the codebook.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from t2i.nets.factorised_head import HEADS as READER_HEADS
-from t2i.nets.factorised_head import CodeHead, Words, around
+from t2i.nets.factorised_head import HEADS as POINTER_HEADS
+from t2i.nets.factorised_head import FactorisedHead, Words, around
 from t2i.nets.transformer import Block, attend, matrix_vector
 from t2i.types import unravel_index
 
-RUNNING_SUMS = 16  # running sums over the codes so far
+RUNNING_SUMS = 16  # over the codes so far
 
 
 @dataclass
@@ -37,8 +38,8 @@ class Cache:
     """Keys and values of every layer, allocated once: (layers, b, heads, prefix + codes, head_dim).
 
     In float32 on a CPU (see `attend`), elsewhere in the precision of the net. `mask` is additive, (b, 1, 1, prefix +
-    codes), over positions to come too; `tallies` are the running sums so far, `words` what readers
-    see of the captions; `length` positions are filled.
+    codes), over positions to come too; `running_sums` are those so far, `words` what
+    pointer heads see of the captions; `length` positions are filled.
     """
 
     keys: Tensor
@@ -62,31 +63,23 @@ class GPT(nn.Module):
         text_length: the longest prefix, in text tokens.
         width, num_layers, num_heads: the transformer; `width` must be divisible by `num_heads`.
         dropout: on both residual branches, in training.
-        text_noise: standard deviation of noise on the normalised caption states that the blocks (not the readers) see
-            in training. Words of one kind lie far apart and stay clear, faint evidence ("green things are no circles")
-            does not. The recipes take 0.3 for word embeddings; 1.0 slowed counting and positions (docs/log.md). 0 for
-            states whose nuances count.
+        text_noise: standard deviation of noise on the normalised caption states that the blocks (not the pointer heads)
+            see in training. Words of one kind lie far apart and stay clear, faint evidence ("green things are no
+            circles") does not. The recipes take 0.3 for word embeddings; 1.0 slowed counting and positions
+            (docs/log.md). 0 for states whose nuances count.
     """
 
     def __init__(
-        self,
-        factors: Sequence[int],
-        grid: tuple[int, int],
-        text_dim: int,
-        text_length: int,
-        width: int = 256,
-        num_layers: int = 6,
-        num_heads: int = 4,
-        dropout: float = 0.0,
-        text_noise: float = 0.0,
+        self, factors: Sequence[int], grid: tuple[int, int], text_dim: int, text_length: int, width: int = 256,
+        num_layers: int = 6, num_heads: int = 4, dropout: float = 0.0, text_noise: float = 0.0,
     ) -> None:
         super().__init__()
         if num_heads < 1 or num_layers < 1:
             raise ValueError(f"num_heads={num_heads} and num_layers={num_layers} must be at least 1")
         if width % num_heads:
             raise ValueError(f"width={width} is not divisible by num_heads={num_heads}")
-        if len(factors) > 1 and width % READER_HEADS:
-            raise ValueError(f"width={width} is not divisible by {READER_HEADS}, as codes of several parts need")
+        if len(factors) > 1 and width % POINTER_HEADS:
+            raise ValueError(f"width={width} is not divisible by {POINTER_HEADS}, as codes of several parts need")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout={dropout} is outside [0, 1)")
         if text_noise < 0:
@@ -110,7 +103,7 @@ class GPT(nn.Module):
         self.null = nn.Parameter(torch.zeros(width))  # the caption that says nothing: learned, one position
         blocks = nn.ModuleList(Block(width, num_heads, dropout) for _ in range(num_layers))
         self.blocks = cast(Sequence[Block], blocks)  # torch's own type forgets what it holds
-        self.predict = CodeHead(self.factors, width, text_dim)
+        self.predict = FactorisedHead(self.factors, width, text_dim)
         self.initialise()
 
     def initialise(self) -> None:
@@ -133,7 +126,7 @@ class GPT(nn.Module):
     def prefix(
         self, states: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"], null: Bool[Tensor, " b"]
     ) -> tuple[Tensor, Tensor, list[Words]]:
-        """Projects caption states, for the blocks and for the readers of `nets/codes.py`; where `null`, the caption
+        """Projects caption states, for the blocks and for `nets/factorised_head.py`; where `null`, the caption
         gives way to the learned null prefix. The mask that comes back is the prefix's."""
         if states.shape[1] > self.text_length:
             raise ValueError(f"the prefix has {states.shape[1]} text tokens; at most {self.text_length} are allowed")
@@ -148,17 +141,17 @@ class GPT(nn.Module):
         x = torch.where(shown, x, self.null.to(x.dtype))
         return x, mask, self.predict.words(states * shown, triples * shown, mask)
 
-    def told(self, so_far: Float[Tensor, "... tallies"]) -> Tensor:
+    def running_sum_input(self, sums: Float[Tensor, "... sums"]) -> Tensor:
         """Running sums (float32: bf16 cannot count beyond 256) as part of an input."""
-        return self.tally_in((so_far * self.num_codes**-0.5).to(self.tally_in.weight.dtype))
+        return self.tally_in((sums * self.num_codes**-0.5).to(self.tally_in.weight.dtype))
 
     def embed(self, each: Int[Tensor, "b m f"]) -> Tensor:
         """The start token and m codes, each with what is known around the code that it predicts: (b, m + 1, width)."""
         (b, m), columns = each.shape[:2], self.grid[1]
         position = (self.row + self.column + self.cell).flatten(0, 1)
         codes = self.codes(each[..., 0])
-        told = codes + self.told(self.tally(each[..., 0]).float().cumsum(1))
-        tokens = torch.cat([self.start.expand(b, 1, -1), told], 1)[:, : self.num_codes] + position[: m + 1]
+        tokens = codes + self.running_sum_input(self.tally(each[..., 0]).float().cumsum(1))
+        tokens = torch.cat([self.start.expand(b, 1, -1), tokens], 1)[:, : self.num_codes] + position[: m + 1]
         if m < columns:
             return tokens
         count = tokens.shape[1] - columns  # cells below the first row
@@ -191,10 +184,7 @@ class GPT(nn.Module):
         return torch.zeros(b, 1, size, size, dtype=dtype, device=text.device).masked_fill_(~allowed[:, None], -1e4)
 
     def forward(
-        self,
-        ids: Int[Tensor, "b n"],
-        states: Float[Tensor, "b t d"],
-        mask: Bool[Tensor, "b t"],
+        self, ids: Int[Tensor, "b n"], states: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"],
         null: Bool[Tensor, " b"],
     ) -> list[Float[Tensor, "b n k"]]:
         """Logits of every code given those before it, a list for each of `factors`; `null` marks pictures whose
@@ -211,10 +201,7 @@ class GPT(nn.Module):
         return [self.predict(x, each[..., :i], near, words) for i in range(len(self.factors))]
 
     def prefill(
-        self,
-        states: Float[Tensor, "b t d"],
-        mask: Bool[Tensor, "b t"],
-        null: Bool[Tensor, " b"],
+        self, states: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"], null: Bool[Tensor, " b"],
         given: Int[Tensor, "b m"],
     ) -> tuple[Float[Tensor, "b width"], Cache]:
         """Runs the prefix, the start token and `given` codes once; returns what `logits` takes, and the cache."""
@@ -232,8 +219,8 @@ class GPT(nn.Module):
                 after = F.pad(additive[:, :, -1:, :t], (0, self.num_codes)).to(dtype)
                 ids = torch.zeros(b, self.num_codes, len(self.factors), dtype=torch.long, device=x.device)
                 ids[:, : each.shape[1]] = each
-                empty, so_far = k.new_zeros(size, dtype=dtype), self.tally(each[..., 0]).float().sum(1)
-                cache = Cache(empty, torch.zeros_like(empty), after, ids, so_far, words, t, x.shape[1])
+                empty, sums = k.new_zeros(size, dtype=dtype), self.tally(each[..., 0]).float().sum(1)
+                cache = Cache(empty, torch.zeros_like(empty), after, ids, sums, words, t, x.shape[1])
             cache.keys[layer, :, :, : x.shape[1]] = k
             cache.values[layer, :, :, : x.shape[1]] = v
             x = block.finish(x, attend(q, k, v, additive))
@@ -253,7 +240,7 @@ class GPT(nn.Module):
         row, column = divmod(index, self.grid[1])
         cache.ids[:, index - 1] = each
         cache.running_sums += self.tally(each[..., 0]).float()
-        x = self.codes(each[..., 0]) + self.told(cache.running_sums)
+        x = self.codes(each[..., 0]) + self.running_sum_input(cache.running_sums)
         x = x + (self.row[row, 0] + self.column[0, column] + self.cell[row, column])
         if row:
             x = x + self.above * self.codes(cache.ids[:, index - self.grid[1], 0])

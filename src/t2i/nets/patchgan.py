@@ -26,10 +26,7 @@ class PatchGAN(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int = 3,
-        channels: int = 64,
-        num_layers: int = 3,
+        self, in_channels: int = 3, channels: int = 64, num_layers: int = 3,
         norm: Literal["batch", "spectral", "none"] = "batch",
     ) -> None:
         super().__init__()
@@ -50,28 +47,20 @@ class PatchGAN(nn.Module):
             self.norms.append(nn.BatchNorm2d(width) if norm == "batch" else nn.Identity())
             current = width
         self.head = nn.Conv2d(current, 1, 4, stride=1, padding=1)
-        self._init_weights()
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.normal_(parameter, 1.0 if name.startswith("norms.") else 0.0, 0.02)
         if norm == "spectral":
             for conv in (self.stem, *self.convs, self.head):
                 spectral_norm(conv)
 
-    def _init_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, 0.0, 0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.BatchNorm2d):
-                nn.init.normal_(module.weight, 1.0, 0.02)
-                nn.init.zeros_(module.bias)
-
     def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 ph pw"]:
         height, width = image.shape[-2:]
         if min(height, width) < self.smallest_side:
-            raise ValueError(
-                f"image of {height}x{width} (h x w) is too small for num_layers={len(self.convs)}: "
-                f"at least {self.smallest_side} pixels a side are needed"
-            )
+            raise ValueError(f"image of {height}x{width} (h x w) is too small for num_layers={len(self.convs)}: at"
+                             f" least {self.smallest_side} pixels a side are needed")
         h = F.leaky_relu(self.stem(image), 0.2)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             h = F.leaky_relu(norm(conv(h)), 0.2)

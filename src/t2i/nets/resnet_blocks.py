@@ -48,15 +48,11 @@ class Attention(Recomputed):
     def __init__(self, channels: int, num_groups: int, num_heads: int = 1) -> None:
         super().__init__()
         if num_heads < 1 or channels % num_heads:
-            raise ValueError(
-                f"attention_heads={num_heads}: at least 1 that divides the {channels} channels of the level is needed"
-            )
+            raise ValueError(f"attention_heads={num_heads}: at least 1 that divides the {channels} channels of the"
+                             " level is needed")
         self.num_heads = num_heads
         self.norm = norm_of(channels, num_groups)
-        self.query = nn.Conv2d(channels, channels, 1)
-        self.key = nn.Conv2d(channels, channels, 1)
-        self.value = nn.Conv2d(channels, channels, 1)
-        self.output = nn.Conv2d(channels, channels, 1)
+        self.query, self.key, self.value, self.output = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def heads(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
@@ -97,15 +93,8 @@ class Level(nn.Module):
     """Residual blocks at one resolution, each followed by attention where asked, then the change of size."""
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        num_blocks: int,
-        num_groups: int,
-        attention: bool,
-        resize: nn.Module | None,
-        kernel_size: int = 3,
-        num_heads: int = 1,
+        self, in_channels: int, out_channels: int, num_blocks: int, num_groups: int, attention: bool,
+        resize: nn.Module | None, kernel_size: int = 3, num_heads: int = 1,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(

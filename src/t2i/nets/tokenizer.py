@@ -36,9 +36,8 @@ class ImageTokenizer(nn.Module):
     ) -> None:
         super().__init__()
         if image_size < 1 or image_size % autoencoder.factor:
-            raise ValueError(
-                f"image_size={image_size} is not divisible by the autoencoder's factor {autoencoder.factor}"
-            )
+            raise ValueError(f"image_size={image_size} is not divisible by the autoencoder's factor"
+                             f" {autoencoder.factor}")
         self.autoencoder, self.quantizer, self.image_size, self.any_size = autoencoder, quantizer, image_size, any_size
         parts, latents = len(quantizer.factors), autoencoder.parts
         if parts > 1 and latents > 1 and parts != latents:
@@ -64,7 +63,7 @@ class ImageTokenizer(nn.Module):
         return self.autoencoder.decoder(self.post_quant_conv(z_q))
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b 3 h w"], Quantized]:
-        """The reconstruction (not clamped) and what the quantiser said."""
+        """The reconstruction (not clamped) and the quantiser's result."""
         quantized = self.quantize(image)
         return self.decode(quantized.z_q), quantized
 

@@ -82,9 +82,7 @@ class Block(Recomputed):
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (b, s, width) -> q, k, v, each (b, heads, s, head_dim), q and k normalised."""
         b, s, width = x.shape
-        q, k, v = (
-            self.qkv(self.norm_attention(x)).view(b, s, 3, self.num_heads, width // self.num_heads).unbind(2)
-        )
+        q, k, v = self.qkv(self.norm_attention(x)).view(b, s, 3, self.num_heads, width // self.num_heads).unbind(2)
         q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 

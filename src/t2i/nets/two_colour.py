@@ -1,4 +1,4 @@
-"""An autoencoder whose latent tells colour from form: each patch as two colours, and where which of them is.
+"""An autoencoder whose latent separates colour from form: each patch as two colours, and where which of them is.
 
 As in block truncation coding (Delp and Mitchell 1979, doi 10.1109/TCOM.1979.1094560) and the texture formats after
 it, the pixels of a patch are laid on the line through RGB along which they differ most: its two ends are the colours,
@@ -19,9 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from t2i.checkpoint.registry import register
-from t2i.nets.autoencoder import Decoder
+from t2i.nets.autoencoder import Decoder, TwoHalves, check_positive, check_sides
 
-LEAST_RANGE = 0.25  # of two ends in RGB of [-1, 1]: a form of less contrast is told fainter, not stretched to noise
+LEAST_RANGE = 0.25  # of two ends in RGB of [-1, 1]: a form of less contrast is left fainter, not stretched to noise
 POWER_STEPS = 8
 
 
@@ -56,8 +56,7 @@ def two_colours(
     return torch.cat([mean[:, :, 0] + axis * low, mean[:, :, 0] + axis * high], 1), form
 
 
-def _net(inputs: int, channels: int, outputs: int) -> nn.Sequential:
-    """Of one place alone."""
+def _pointwise_net(inputs: int, channels: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, channels, 1), nn.SiLU(), nn.Conv2d(channels, channels, 1), nn.SiLU(),
                          nn.Conv2d(channels, outputs, 1))  # fmt: skip
 
@@ -68,22 +67,15 @@ class TwoColourEncoder(nn.Module):
 
     def __init__(self, channels: int = 64, z_channels: int = 48, patch_size: int = 8) -> None:
         super().__init__()
-        for name, value in (("channels", channels), ("patch_size", patch_size)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: at least 1 is needed")
+        check_positive(channels=channels, patch_size=patch_size)
         if z_channels < 3 or z_channels % 3:
             raise ValueError(f"z_channels={z_channels}: a multiple of 3 is needed: form, first and second colour")
         self.factor, self.z_channels = patch_size, z_channels
-
-        self.form_stem = _net(patch_size**2, channels, z_channels // 3)
-        self.colour_stem = _net(3, channels, z_channels // 3)
+        self.form_stem = _pointwise_net(patch_size**2, channels, z_channels // 3)
+        self.colour_stem = _pointwise_net(3, channels, z_channels // 3)
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b z gh gw"]:
-        height, width = image.shape[-2:]
-        if height % self.factor or width % self.factor:
-            raise ValueError(
-                f"image of {height}x{width} (h x w): both sides must be multiples of the encoder's factor {self.factor}"
-            )
+        check_sides(image, self.factor)
         with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
             colours, form = two_colours(image.float(), self.factor)
         first, second = colours.split(3, 1)
@@ -96,8 +88,8 @@ class TwoColourDecoder(nn.Module):
     def __init__(self, channels: int = 64, num_res_blocks: int = 1, z_channels: int = 48, patch_size: int = 8) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.form_out = _net(z_channels // 3, channels, patch_size**2)
-        self.colour_out = _net(z_channels // 3, channels, 3)
+        self.form_out = _pointwise_net(z_channels // 3, channels, patch_size**2)
+        self.colour_out = _pointwise_net(z_channels // 3, channels, 3)
         self.refine = Decoder(channels, [1], num_res_blocks, [], z_channels, 3, 0, patch_size, False)
         for parameter in self.refine.head.parameters():  # it starts from what is painted
             nn.init.zeros_(parameter)
@@ -116,7 +108,7 @@ class TwoColourDecoder(nn.Module):
 
 
 @register("autoencoder")
-class TwoColourAutoencoder(nn.Module):
+class TwoColourAutoencoder(TwoHalves):
     """The encoder and the decoder above.
 
     Args:
@@ -127,14 +119,6 @@ class TwoColourAutoencoder(nn.Module):
     """
 
     def __init__(self, channels: int = 64, num_res_blocks: int = 1, z_channels: int = 48, patch_size: int = 8) -> None:
-        super().__init__()
-        self.encoder = TwoColourEncoder(channels, z_channels, patch_size)
-        self.decoder = TwoColourDecoder(channels, num_res_blocks, z_channels, patch_size)
-        self.z_channels, self.factor, self.parts = z_channels, patch_size, 3
-
-    @property
-    def last_layer(self) -> Tensor:
-        return self.decoder.last_layer
-
-    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        return self.decoder(self.encoder(image))
+        super().__init__(TwoColourEncoder(channels, z_channels, patch_size),
+                         TwoColourDecoder(channels, num_res_blocks, z_channels, patch_size),
+                         z_channels, patch_size, parts=3)

@@ -98,10 +98,8 @@ class UNetDiscriminator(nn.Module):
     def features(self, image: Float[Tensor, "b 3 h w"]) -> DiscriminatorFeatures:
         """Of pictures (b, 3, image_size, image_size), with the logit of every pixel."""
         if image.shape[1:] != (3, self.image_size, self.image_size):
-            raise ValueError(
-                f"image of shape {tuple(image.shape)}: (b, 3, {self.image_size}, {self.image_size}) is needed, "
-                f"as image_size={self.image_size}"
-            )
+            raise ValueError(f"image of shape {tuple(image.shape)}: (b, 3, {self.image_size}, {self.image_size}) is"
+                             f" needed, as image_size={self.image_size}")
         h, skips = image, []
         for down in self.down:
             h = down(h)
@@ -116,9 +114,7 @@ class UNetDiscriminator(nn.Module):
     def logits(self, features: DiscriminatorFeatures, text: Float[Tensor, "b t"]) -> DiscriminatorLogits:
         """The logit of each picture with its caption; those of the pixels are handed on."""
         if text.shape != (len(features.deep), self.text_dim):
-            raise ValueError(
-                f"text of shape {tuple(text.shape)}: ({len(features.deep)}, {self.text_dim}) is needed, "
-                "one caption of text_dim numbers a picture"
-            )
+            raise ValueError(f"text of shape {tuple(text.shape)}: ({len(features.deep)}, {self.text_dim}) is needed,"
+                             " one caption of text_dim numbers a picture")
         h = F.leaky_relu(self.joint(with_text(features.deep, text)), 0.2)
         return DiscriminatorLogits(conditional=self.head(h).flatten(), pixels=features.pixels)

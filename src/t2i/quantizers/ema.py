@@ -12,17 +12,18 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from t2i.checkpoint.registry import register
-from t2i.quantizers.nearest import check_ids, nearest, refused, straight_through
+from t2i.quantizers.base import CodebookQuantizer, nan_unless_finite, straight_through, to_grid, to_rows
+from t2i.quantizers.nearest import nearest
 from t2i.types import Quantized
 
 REVIEW = 50  # training forwards between two looks for codes that lie beside a like one
 
 
 @register("quantizer")
-class EMA(nn.Module):
+class EMA(CodebookQuantizer):
     """Latents (b, dim, h, w) to the nearest of `codebook_size` running means; distances and loss in float32.
 
     decay: of the running counts and sums, a training forward. kmeans_init: start from k-means on the first
@@ -52,24 +53,15 @@ class EMA(nn.Module):
         warmup_steps: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(codebook_size, dim)
         if warmup_steps < 0 or (warmup_steps and not kmeans_init):
             raise ValueError(f"warmup_steps={warmup_steps}: 0, or with kmeans_init a number of training forwards")
-        if codebook_size < 2 or dim < 1:
-            raise ValueError(f"codebook_size={codebook_size}, dim={dim}: at least 2 codes of 1 dimension are needed")
         if not 0 <= decay < 1:
             raise ValueError(f"decay={decay}: a number in [0, 1) is needed")
         if not 0 <= dead_threshold < 1:
             raise ValueError(f"dead_threshold={dead_threshold}: a share in [0, 1) is needed (0 = never restart)")
-        self.codebook_size = codebook_size
-        self.factors = (codebook_size,)
-        self.dim = dim
-        self.beta = beta
-        self.decay = decay
-        self.kmeans_steps = kmeans_steps
-        self.dead_threshold = dead_threshold
-        self.warmup_steps = warmup_steps
-        self.seed = seed
+        self.beta, self.decay, self.kmeans_steps = beta, decay, kmeans_steps
+        self.dead_threshold, self.warmup_steps, self.seed = dead_threshold, warmup_steps, seed
         codebook = torch.empty(codebook_size, dim).uniform_(-1 / codebook_size, 1 / codebook_size)
         self.register_buffer("codebook", codebook)
         self.register_buffer("counts", torch.ones(codebook_size))
@@ -81,65 +73,49 @@ class EMA(nn.Module):
         self._ready: bool | None = None
         self._step = 0
         self._cells = 1  # latents a picture, as the last forward had them
-        self.register_load_state_dict_post_hook(_forget)
+        self.register_load_state_dict_post_hook(_reread_scalars)
+
+    def vectors(self) -> Float[Tensor, "k d"]:
+        return self.codebook
 
     def forward(self, z: Float[Tensor, "b d h w"]) -> Quantized:
-        b, d, h, w = z.shape
-        self._cells = h * w
-        metrics: dict[str, Tensor] = {}
+        self._cells = z.shape[2] * z.shape[3]
         with torch.autocast(z.device.type, enabled=False):
-            x = z.float().permute(0, 2, 3, 1).reshape(-1, d)  # (b h w, d)
+            x = to_rows(z)
             if self.training:
-                self._start(x.detach())
-            if not self._is_ready():
-                return self._unquantised(z, x)
-            ids = nearest(x, self.codebook)
-            q = F.embedding(ids, self.codebook)
-            commitment = F.mse_loss(x, q)
-            passed = straight_through(x, q)
-            if self.training:
-                metrics["restarted"] = self._update(x.detach(), ids, (x - q).detach().square().sum(1))
-        metrics["commitment"] = commitment.detach()
-        return Quantized(
-            z_q=passed.view(b, h, w, d).permute(0, 3, 1, 2),
-            ids=ids.view(b, h, w),
-            loss=self.beta * commitment,
-            metrics=metrics,
-        )
-
-    def unrounded(self, z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
-        return z.float()
-
-    def decode_ids(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
-        check_ids(ids, self.codebook_size)
-        return F.embedding(ids, self.codebook).permute(0, 3, 1, 2)
-
-    def codebooks(self) -> list[Float[Tensor, "k d"]]:
-        return [self.codebook]
+                self._kmeans(x.detach())
+            ids = nearest(x.detach(), self.codebook)
+            if self.warmup_steps and not self._is_ready():
+                z_q, loss = x, nan_unless_finite(x)  # the latents as they are
+                restarted = commitment = x.new_zeros(())
+                if self.training:
+                    self._count_step()
+            else:
+                q = F.embedding(ids, self.codebook)
+                commitment = F.mse_loss(x, q)
+                z_q, loss = straight_through(x, q), self.beta * commitment
+                if self.training:
+                    restarted = self._update(x.detach(), ids, (x - q).detach().square().sum(1))
+        metrics = {"commitment": commitment.detach()}
+        if self.training:
+            metrics["restarted"] = restarted
+        return Quantized(to_grid(z_q, z), ids.view(len(z), *z.shape[2:]), loss, metrics)
 
     def _is_ready(self) -> bool:
         if self._ready is None:
             self._ready, self._step = bool(self.initialised), int(self.step)
-        return self._ready or not self.warmup_steps
+        return self._ready
 
-    def _unquantised(self, z: Tensor, x: Tensor) -> Quantized:
-        """During the warm-up: the latents as they are."""
-        if self.training:
-            self._step += 1
-            self.step.add_(1)
-        b, _, h, w = z.shape
-        zero = x.new_zeros(())
-        ids = nearest(x.detach(), self.codebook).view(b, h, w)
-        return Quantized(z.float(), ids, refused(x), {"restarted": zero, "commitment": zero})
+    def _count_step(self) -> None:
+        self._step += 1
+        self.step.add_(1)
 
     @torch.no_grad()
-    def _start(self, x: Float[Tensor, "n d"]) -> None:
-        if self._ready is None:
-            self._ready, self._step = bool(self.initialised), int(self.step)
-        if self._ready or self._step < self.warmup_steps:
+    def _kmeans(self, x: Float[Tensor, "n d"]) -> None:
+        """Starts the codebook: Lloyd's iterations; a centre that loses all its vectors stays where it is."""
+        if self._is_ready() or self._step < self.warmup_steps:
             return
-        # Lloyd's iterations; a centre that loses all its vectors stays where it is.
-        every = self._every(x)
+        every = self._all_ranks(x)
         if not bool(every.isfinite().all()):
             return
         centres = self._candidates(every, (every - every.mean(0)).square().sum(1))
@@ -147,7 +123,7 @@ class EMA(nn.Module):
             counts, sums = self._totals(x, nearest(x, centres))
             centres = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], centres)
         # As if every code had been used as often as the average one: none is dead before it had its chance.
-        share = self._over_ranks(x.new_tensor(float(len(x)))) / self.codebook_size
+        share = self._sum_over_ranks(x.new_tensor(float(len(x)))) / self.codebook_size
         self.codebook.copy_(centres)
         self.counts.fill_(share)
         self.sums.copy_(centres * share)
@@ -160,7 +136,7 @@ class EMA(nn.Module):
     ) -> Float[Tensor, ""]:
         """Moves counts, sums and codebook; returns how many dead codes were restarted."""
         counts, sums = self._totals(x, ids)
-        every_error = self._every(error) if self.dead_threshold > 0 else error.new_zeros(())
+        every_error = self._all_ranks(error) if self.dead_threshold > 0 else error.new_zeros(())
         fine = sums.isfinite().all() & every_error.isfinite().all()  # on the device, and the same on all ranks
         total = counts.sum()
         self.counts.lerp_(torch.where(fine, counts, self.counts), 1 - self.decay)
@@ -170,20 +146,19 @@ class EMA(nn.Module):
             share = total / self.codebook_size
             dead = self.counts < self.dead_threshold * share
             if self._step % REVIEW == 0:
-                dead = dead | self._spare(self._over_ranks(error.sum()))
+                dead = dead | self._redundant(self._sum_over_ranks(error.sum()))
             # The draws are in order of likelihood: the first ones for the dead.
             dead = dead & fine
-            candidates = self._candidates(self._every(x), every_error)[(dead.cumsum(0) - 1).clamp_min(0)]
+            candidates = self._candidates(self._all_ranks(x), every_error)[(dead.cumsum(0) - 1).clamp_min(0)]
             trial = min(1.0, 2 * self.dead_threshold) * share  # unused, it is dead again after ln 2 / (1 - decay) steps
             self.counts.copy_(torch.where(dead, trial, self.counts))
             self.sums.copy_(torch.where(dead[:, None], candidates * trial, self.sums))
             restarted = dead.sum().float()
         self.codebook.copy_(torch.where(fine, self.sums / self.counts.clamp_min(1e-5)[:, None], self.codebook))
-        self._step += 1
-        self.step.add_(1)
+        self._count_step()
         return restarted
 
-    def _spare(self, distortion: Float[Tensor, ""]) -> Bool[Tensor, "k"]:
+    def _redundant(self, distortion: Float[Tensor, ""]) -> Bool[Tensor, "k"]:
         """Codes beside a like one: giving them up would cost less than a quarter of the average code's error, and the
         neighbour is used more. Rare latents far from any code have then something to hope for (Fritzke 1997, LBG-U)."""
         nearest_other, other = [], []
@@ -206,12 +181,12 @@ class EMA(nn.Module):
             dist.all_reduce(both)
         return both[:, -1].contiguous(), both[:, :-1].contiguous()
 
-    def _over_ranks(self, total: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    def _sum_over_ranks(self, total: Float[Tensor, ""]) -> Float[Tensor, ""]:
         if _world() > 1:
             dist.all_reduce(total)
         return total
 
-    def _every(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "m ..."]:
+    def _all_ranks(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "m ..."]:
         """The latents (or what else there is one of for each) of all ranks, in the order of the global batch, of which
         rank r has the pictures r, r + world, …: what is drawn from them does not depend on the number of ranks."""
         if _world() == 1:
@@ -235,7 +210,7 @@ class EMA(nn.Module):
         return chosen
 
 
-def _forget(module: EMA, incompatible_keys: object) -> None:
+def _reread_scalars(module: EMA, incompatible_keys: object) -> None:
     module._ready = None
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from t2i.checkpoint.registry import register
-from t2i.quantizers.nearest import check_ids, refused, straight_through
+from t2i.quantizers.base import check_ids, nan_unless_finite, straight_through, to_grid, to_rows
 from t2i.types import Quantized
 
 
@@ -46,18 +46,15 @@ class FSQ(nn.Module):
         return torch.tanh(x + shift) * half - offset
 
     def forward(self, z: Float[Tensor, "b d h w"]) -> Quantized:
-        b, d, h, w = z.shape
-        if d != self.dim:
-            raise ValueError(f"latent of {d} channels: levels={list(self.levels)} quantise {self.dim}")
+        if z.shape[1] != self.dim:
+            raise ValueError(f"latent of {z.shape[1]} channels: levels={list(self.levels)} quantise {self.dim}")
         with torch.autocast(z.device.type, enabled=False):
-            bounded = self._bound(z.float().permute(0, 2, 3, 1).reshape(-1, d))
+            bounded = self._bound(to_rows(z))
             rounded = bounded.detach().round()
             half_width = self._levels // 2
             ids = ((rounded + half_width).long() * self._basis).sum(1)
-            passed = straight_through(bounded, rounded) / half_width
-        return Quantized(
-            z_q=passed.view(b, h, w, d).permute(0, 3, 1, 2), ids=ids.view(b, h, w), loss=refused(z.float())
-        )
+            z_q = straight_through(bounded, rounded) / half_width
+        return Quantized(to_grid(z_q, z), ids.view(len(z), *z.shape[2:]), nan_unless_finite(z.float()))
 
     def unrounded(self, z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
         with torch.autocast(z.device.type, enabled=False):
@@ -66,8 +63,8 @@ class FSQ(nn.Module):
     def decode_ids(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
         check_ids(ids, self.codebook_size)
         half_width = self._levels // 2
-        digits = torch.div(ids.unsqueeze(-1), self._basis, rounding_mode="floor") % self._levels
-        return ((digits - half_width).float() / half_width).permute(0, 3, 1, 2)
+        each = torch.div(ids.unsqueeze(-1), self._basis, rounding_mode="floor") % self._levels
+        return ((each - half_width).float() / half_width).permute(0, 3, 1, 2)
 
     def codebooks(self) -> list[Float[Tensor, "k d"]]:
         every = torch.arange(self.codebook_size, device=self._basis.device)

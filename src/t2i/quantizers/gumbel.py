@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from t2i.checkpoint.registry import register
-from t2i.quantizers.nearest import check_ids
+from t2i.quantizers.base import CodebookQuantizer
 from t2i.types import Quantized
 
 
 @register("quantizer")
-class Gumbel(nn.Module):
+class Gumbel(CodebookQuantizer):
     """Latents (b, dim, h, w) to one of `codebook_size` learned vectors, which are of another space than the latents;
     logits and losses in float32.
 
@@ -36,23 +36,21 @@ class Gumbel(nn.Module):
         temperature: float = 1.0,
         straight_through: bool = True,
     ) -> None:
-        super().__init__()
-        if codebook_size < 2 or dim < 1:
-            raise ValueError(f"codebook_size={codebook_size}, dim={dim}: at least 2 codes of 1 dimension are needed")
+        super().__init__(codebook_size, dim)
         if not temperature > 0:
             raise ValueError(f"temperature={temperature}: a number above 0 is needed")
-        self.codebook_size = codebook_size
-        self.factors = (codebook_size,)
-        self.dim = dim
         self.kl_weight, self.temperature, self.straight_through = kl_weight, temperature, straight_through
         self.proj = nn.Conv2d(dim, codebook_size, 1)
         self.codebook = nn.Parameter(torch.randn(codebook_size, dim))
+
+    def vectors(self) -> Float[Tensor, "k d"]:
+        return self.codebook.float()
 
     def _logits(self, z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b k h w"]:
         return self.proj(z.float())
 
     def _mixed(self, shares: Float[Tensor, "b k h w"]) -> Float[Tensor, "b d h w"]:
-        return torch.einsum("bkhw,kd->bdhw", shares, self.codebook.float())
+        return torch.einsum("bkhw,kd->bdhw", shares, self.vectors())
 
     def forward(self, z: Float[Tensor, "b d h w"]) -> Quantized:
         with torch.autocast(z.device.type, enabled=False):
@@ -71,18 +69,9 @@ class Gumbel(nn.Module):
                     z_q = z_q + (mixed - mixed.detach())
             # The divergence of the probabilities from 1 / codebook_size, in nats.
             divergence = (soft * (soft * self.codebook_size + 1e-10).log()).sum(1).mean()
-        return Quantized(
-            z_q=z_q, ids=ids, loss=self.kl_weight * divergence, metrics={"divergence": divergence.detach()}
-        )
+        return Quantized(z_q, ids, self.kl_weight * divergence, {"divergence": divergence.detach()})
 
     def unrounded(self, z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
         """The mixture of codes by their probabilities."""
         with torch.autocast(z.device.type, enabled=False):
             return self._mixed(self._logits(z).softmax(1))
-
-    def decode_ids(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
-        check_ids(ids, self.codebook_size)
-        return F.embedding(ids, self.codebook.float()).permute(0, 3, 1, 2)
-
-    def codebooks(self) -> list[Float[Tensor, "k d"]]:
-        return [self.codebook.detach().float()]

@@ -1,9 +1,4 @@
-"""What the quantisers share: the nearest codebook entry in bounded memory, the check of ids, the gradients
-past the lookup.
-
-Straight-through: Neural Discrete Representation Learning, arXiv 1711.00937. Rotation trick: Restructuring
-Vector Quantization with the Rotation Trick, arXiv 2410.06424.
-"""
+"""The nearest codebook entry in bounded memory."""
 
 from __future__ import annotations
 
@@ -60,41 +55,3 @@ def _best(x: Tensor, codebook: Tensor, bias: Tensor, columns: int, scores: Tenso
         ids = torch.where(better, index, ids)
         best = torch.where(better, value, best)
     return ids
-
-
-def check_ids(ids: Int[Tensor, "..."], codebook_size: int) -> None:
-    """ValueError naming the first id outside [0, codebook_size)."""
-    wrong = (ids < 0) | (ids >= codebook_size)
-    if bool(wrong.any()):
-        raise ValueError(
-            f"code id {int(ids[wrong][0])} is out of range: this codebook has {codebook_size} entries, "
-            f"ids 0..{codebook_size - 1}"
-        )
-
-
-def refused(x: Tensor) -> Float[Tensor, ""]:
-    """0, or NaN where a number of `x` is not finite: a loss on which training stops, told without asking the device."""
-    return (x.detach() * 0).sum()
-
-
-def straight_through(z: Float[Tensor, "n d"], q: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """The value of `q` with the gradient of `z`."""
-    return z + (q - z).detach()
-
-
-def rotate(z: Float[Tensor, "n d"], q: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """The value of `q`, reached from `z` by a rotation and a scale that count as constants in the backward
-    pass.
-
-    So the gradient at z is the gradient at q, turned and scaled as z is to q (arXiv 2410.06424, section 4.2).
-    """
-    with torch.no_grad():
-        norm_z = z.norm(dim=1, keepdim=True).clamp_min(1e-6)
-        norm_q = q.norm(dim=1, keepdim=True).clamp_min(1e-6)
-        unit_z, unit_q = z / norm_z, q / norm_q
-        mirror = F.normalize(unit_z + unit_q, dim=1, eps=1e-6)
-        scale = norm_q / norm_z
-    reflected = z - 2 * (z * mirror).sum(1, keepdim=True) * mirror
-    turned = scale * (reflected + 2 * (z * unit_z).sum(1, keepdim=True) * unit_q)
-    # The product above is q up to rounding (and up to the clamp at zero length): give exactly its value.
-    return turned + (q - turned).detach()

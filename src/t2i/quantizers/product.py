@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from t2i.checkpoint.registry import register
-from t2i.quantizers.nearest import check_ids, refused
+from t2i.quantizers.base import check_ids, nan_unless_finite
 from t2i.types import Quantized, Quantizer, ravel_index, unravel_index
 
 
@@ -47,7 +47,7 @@ class Product(nn.Module):
         if z.shape[1] != self.dim:
             raise ValueError(f"latent of {z.shape[1]} channels: the parts quantise {self.dim}")
         if self.training:
-            z = z + refused(z)  # what is not finite in one part moves none
+            z = z + nan_unless_finite(z)  # what is not finite in one part moves none
         found = {name: part(x) for (name, part), x in zip(self.parts.items(), self.cut(z), strict=True)}
         each = torch.cat([unravel_index(q.ids, self.parts[name].factors) for name, q in found.items()], -1)
         return Quantized(

@@ -6,17 +6,15 @@ DAMSM: Xu et al. 2018, arXiv 1711.10485 (`t2i.convert.damsm` reads its files). S
 
 from __future__ import annotations
 
-import hashlib
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from t2i.checkpoint.registry import register
+from t2i.checkpoint.weights_hash import weights_hash
 from t2i.text_encoders.bilstm_folder import (
     CONFIG,
-    MAX_WARNINGS,
     VOCABULARY,
     BiLSTM,
     WordTokenizer,
@@ -26,6 +24,7 @@ from t2i.text_encoders.bilstm_folder import (
     load_folder,
     save_folder,
 )
+from t2i.text_encoders.limited_warnings import LimitedWarnings
 from t2i.types import TextEmbedding
 
 
@@ -43,7 +42,8 @@ class BiLSTMText:
         self.path, self.tower, self.tokenizer = path, tower.eval().requires_grad_(False), tokenizer
         self.dim = self.pooled_dim = 2 * tower.hidden_size
         self.max_length = tokenizer.max_length
-        self._warned: set[str] = set()
+        self._unknown: set[str] = set()
+        self._warn_unknown = LimitedWarnings("words")
 
     @classmethod
     def of(cls, tower: BiLSTM, tokenizer: WordTokenizer, path: str) -> BiLSTMText:
@@ -73,27 +73,18 @@ class BiLSTMText:
         """
         if not text:
             raise ValueError("text=[]: give at least one caption")
-        self._warn_unknown(text)
+        # An unknown word has no effect at all, which its author would otherwise look for in vain.
+        for word in (word for caption in text for word in self.tokenizer.look_up(caption)[1]):
+            if word not in self._unknown:
+                self._unknown.add(word)
+                self._warn_unknown(f"the text encoder does not know the word {word!r}: it is left out")
         ids, mask = self.tokenizer(text)
         states, sentence = self.tower(ids.to(self.device), mask)
         return TextEmbedding(states, mask.to(self.device), sentence)
 
-    def _warn_unknown(self, text: list[str]) -> None:
-        """An unknown word has no effect at all, which its author would otherwise look for in vain."""
-        for caption in text:
-            for word in self.tokenizer.look_up(caption)[1]:
-                if word in self._warned or len(self._warned) >= MAX_WARNINGS:
-                    continue
-                self._warned.add(word)
-                last = " (further words are not reported)" if len(self._warned) == MAX_WARNINGS else ""
-                warnings.warn(f"the text encoder does not know the word {word!r}: it is left out{last}", stacklevel=4)
-
     def hash(self) -> str:
         """Sixteen hex digits of what decides about a caption's states: weights and words."""
-        digest = hashlib.sha256(self.tokenizer.to_json().encode())
-        for name, value in sorted(self.tower.state_dict().items()):
-            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return weights_hash(self.tower, begin=self.tokenizer.to_json())
 
     def part(self) -> dict[str, Any]:
         """What a checkpoint carries: weights and words, so that the folder is not needed any more."""

@@ -9,10 +9,7 @@ dropout (DAMSM: 0.5) is off unless it is asked for.
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,13 +22,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from t2i.checkpoint.plain_files import read_json
 from t2i.config.messages import shown
+from t2i.text_encoders.folders import replacing
+from t2i.text_encoders.limited_warnings import LimitedWarnings
 
 END = "<end>"  # id 0: padding, and the one token of a caption without known words; no word of a caption reads so
 WORD = re.compile(r"\w+")
 MODEL_TYPE = "bilstm"
 CONFIG, VOCABULARY, WEIGHTS = "config.json", "vocabulary.json", "model.safetensors"
-MAX_WARNINGS = 5
 
 
 class WordTokenizer:
@@ -50,7 +49,7 @@ class WordTokenizer:
         if len(self.ids) < len(words):
             twice = next(word for word, n in Counter(words).items() if n > 1)
             raise ValueError(f"the vocabulary has {twice!r} more than once")
-        self._warned = 0
+        self._warn_cut = LimitedWarnings("cuts")
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int, max_length: int = 18) -> WordTokenizer:
@@ -95,20 +94,13 @@ class WordTokenizer:
         for caption in captions:
             row, _ = self.look_up(caption)
             if len(row) > self.max_length:
-                self._warn_cut(row)
+                cut = " ".join(self.words[i] for i in row[self.max_length :])
+                self._warn_cut(f"the caption has {len(row)} known words, the text encoder takes {self.max_length}: what"
+                               f" follows is not seen: '{shown(cut)}'")
             rows.append(row[: self.max_length] or [0])
         longest = max(map(len, rows), default=1)
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows]).view(len(rows), longest)
         return ids.long(), torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]
-
-    def _warn_cut(self, row: list[int]) -> None:
-        self._warned += 1
-        if self._warned > MAX_WARNINGS:
-            return
-        last = " (further cuts are not reported)" if self._warned == MAX_WARNINGS else ""
-        cut = " ".join(self.words[i] for i in row[self.max_length :])
-        warnings.warn(f"the caption has {len(row)} known words, the text encoder takes {self.max_length}: what follows"
-                      f" is not seen: '{shown(cut)}'{last}", stacklevel=4)
 
 
 class BiLSTM(nn.Module):
@@ -157,17 +149,14 @@ def from_weights(weights: Mapping[str, Tensor], source: str | Path) -> BiLSTM:
     problems = [f"missing {name}" for name in wanted if name not in weights]
     problems += [f"unexpected {name}" for name in weights if name not in wanted]
     problems += [f"{name} is no tensor" for name in wanted if not isinstance(weights.get(name, torch.empty(0)), Tensor)]
+    problems = problems or [f"{name} has shape {tuple(weights[name].shape)}, two dimensions are wanted"
+                            for name in ("encoder.weight", "rnn.weight_hh_l0") if weights[name].ndim != 2]
     if not problems:
-        embedding, recurrent = weights["encoder.weight"], weights["rnn.weight_hh_l0"]
-        sizes = (*embedding.shape, *recurrent.shape[1:])
-        if len(sizes) == 3:
-            with torch.device("meta"):  # no numbers are drawn
-                model = BiLSTM(*sizes)
-            shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        else:
-            shapes = {"encoder.weight": ("words", "numbers"), "rnn.weight_hh_l0": ("4 h", "h")}
-        problems += [f"{name} has shape {tuple(weights[name].shape)}, {shape} is wanted"
-                     for name, shape in shapes.items() if tuple(weights[name].shape) != shape]
+        with torch.device("meta"):  # no numbers are drawn
+            words, numbers = weights["encoder.weight"].shape
+            model = BiLSTM(words, numbers, weights["rnn.weight_hh_l0"].shape[1])
+        problems = [f"{name} has shape {tuple(weights[name].shape)}, {tuple(value.shape)} is wanted"
+                    for name, value in model.state_dict().items() if weights[name].shape != value.shape]
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise ValueError(f"the weights in {source} are no BiLSTM text encoder: {'; '.join(problems[:8])}{more}")
@@ -193,22 +182,11 @@ def save_folder(model: BiLSTM, tokenizer: WordTokenizer, folder: str | Path) -> 
     """Write the folder that `text_encoder=bilstm` reads, whole or not at all; an older one is replaced."""
     folder = Path(folder)
     check_fit(model, tokenizer, folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as room:
-        new, old = Path(room) / "new", Path(room) / "old"
-        new.mkdir()
+    with replacing(folder) as new:
         (new / CONFIG).write_text(describe(model), encoding="utf-8")
         (new / VOCABULARY).write_text(tokenizer.to_json(), encoding="utf-8")
         weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         save_file(weights, new / WEIGHTS, {"format": "pt"})
-        if folder.exists():
-            os.replace(folder, old)
-        try:
-            os.replace(new, folder)
-        except OSError:
-            if old.exists():
-                os.replace(old, folder)
-            raise
 
 
 def _what_is_there(folder: Path) -> str:
@@ -216,12 +194,7 @@ def _what_is_there(folder: Path) -> str:
     if not folder.is_dir():
         return (f"there is no folder of that name (looked at {folder.absolute()}); train one"
                 " (python train.py model=clip model.text_tower=bilstm)")
-    try:
-        held: Any = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        held = None
-    except ValueError as error:
-        return f"its {CONFIG} is damaged: {error}"
+    held: Any = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
     model_type = held.get("model_type") if isinstance(held, dict) else None
     if str(model_type).startswith("clip"):
         return "it is a Hugging Face folder of a CLIP, which text_encoder=clip reads"

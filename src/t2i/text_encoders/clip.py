@@ -7,7 +7,6 @@ CLIP compares with pictures, not normalised.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,10 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from transformers.activations import ACT2FN
 
 from t2i.checkpoint.building import build_to_fit, load_weights
-from t2i.checkpoint.file_checks import quoted
 from t2i.checkpoint.registry import register
-from t2i.text_encoders.clip_folder import (
-    CaptionTokenizer,
-    check_end_token,
-    check_ids,
-    load_clip,
-    quietly,
-    text_config,
-)
+from t2i.checkpoint.weights_hash import weights_hash
+from t2i.config.messages import quoted
+from t2i.text_encoders.clip_folder import CaptionTokenizer, check_fit, load_clip, quietly, text_config
 from t2i.types import TextEmbedding
 
 # What decides about a text tower. A file's config says more, among it names of code to fetch: that is left.
@@ -59,26 +52,20 @@ class CLIPText:
         config = text_config(model)
         config.projection_dim = model.config.projection_dim
         tower = CLIPTextModelWithProjection(config)
-        tower.load_state_dict(
-            {k: v for k, v in model.state_dict().items() if k.startswith(("text_model.", "text_projection."))}
-        )
+        tower.load_state_dict({name: value for name, value in model.state_dict().items()
+                               if name.startswith(("text_model.", "text_projection."))})
         self._set(tower, tokenizer, path, layer, allow_download)
         # Asked now: a folder that is moved away later does not turn its path into a hub name.
         self._local = Path(path).is_dir()
 
     def _set(
-        self,
-        tower: CLIPTextModelWithProjection,
-        tokenizer: CaptionTokenizer,
-        path: str,
-        layer: int,
+        self, tower: CLIPTextModelWithProjection, tokenizer: CaptionTokenizer, path: str, layer: int,
         allow_download: bool,
     ) -> None:
         layers = tower.config.num_hidden_layers
         if not -layers - 1 <= layer <= layers:
-            raise ValueError(
-                f"layer={layer}: the text tower has {layers} layers, allowed are {-layers - 1} to {layers}"
-            )
+            raise ValueError(f"layer={layer}: the text tower has {layers} layers, allowed are {-layers - 1} to"
+                             f" {layers}")
         self.path, self.layer, self.allow_download = path, layer, allow_download
         self.tower, self.tokenizer = tower.eval().requires_grad_(False), tokenizer
         self.dim, self.pooled_dim = tower.config.hidden_size, tower.config.projection_dim
@@ -111,19 +98,12 @@ class CLIPText:
 
     def hash(self) -> str:
         """Sixteen hex digits of what decides about a caption's states: weights, words and layer."""
-        digest = hashlib.sha256(repr((self.layer, self.tokenizer.to_json())).encode())
-        for name, value in sorted(self.tower.state_dict().items()):
-            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return weights_hash(self.tower, begin=repr((self.layer, self.tokenizer.to_json())))
 
     def part(self) -> dict[str, Any]:
         """What a checkpoint carries: a local folder's tower whole, one from the hub by its name alone."""
-        config = {
-            "_target_": "t2i.text_encoders.clip.CLIPText",
-            "path": self.path,
-            "layer": self.layer,
-            "allow_download": self.allow_download,
-        }
+        config = {"_target_": "t2i.text_encoders.clip.CLIPText", "path": self.path, "layer": self.layer,
+                  "allow_download": self.allow_download}
         if not self._local:
             return {"config": config}
         return {
@@ -144,12 +124,11 @@ class CLIPText:
         text, weights = part["files"]["config.json"], part["state_dict"]
         with quietly():
             tower = build_to_fit(lambda: CLIPTextModelWithProjection(_tower_config(text)), weights, source,
-                                 "t2i.parts.text_encoder.files.config.json")
+                            "t2i.parts.text_encoder.files.config.json")
         load_weights(tower, weights, source)
         config = tower.config
         tokenizer = CaptionTokenizer.from_json(part["files"]["tokenizer.json"], config.max_position_embeddings)
-        check_ids(tokenizer, config.vocab_size, arguments["path"])
-        check_end_token(config.eos_token_id, tokenizer, arguments["path"])
+        check_fit(tokenizer, config, arguments["path"])
         encoder = cls.__new__(cls)
         encoder._set(tower, tokenizer, **arguments)
         encoder._local = True

@@ -10,9 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import tempfile
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,9 +27,10 @@ from transformers.utils import logging as transformers_logging
 
 from t2i.checkpoint import file_checks
 from t2i.checkpoint.building import on_meta_device
-from t2i.checkpoint.file_checks import quoted
 from t2i.checkpoint.plain_files import read_json
-from t2i.config.messages import shown
+from t2i.config.messages import quoted, shown
+from t2i.text_encoders.folders import replacing
+from t2i.text_encoders.limited_warnings import LimitedWarnings
 
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 # In this order: transformers takes the end token's id 2 for the mark of an old config and then pools at the
@@ -43,20 +41,19 @@ SMALLEST_VOCABULARY = 256 + len(SPECIAL)
 # Of OpenAI's models, whose preprocessing a folder without preprocessor_config.json is taken to share.
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-MAX_WARNINGS = 5
+PREPROCESSOR = "preprocessor_config.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 CACHED_CAPTIONS = 100_000
 
 
 class CaptionTokenizer:
-    """Captions to token ids: start, words, end, padded to the batch's longest and cut at `max_length`
-    tokens.
-    """
+    """Captions to token ids: start, words, end, padded to the batch's longest and cut at `max_length` tokens."""
 
     def __init__(self, tokenizer: Tokenizer, max_length: int, start: int, end: int, pad: int) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
         self.start, self.end, self.pad = start, end, pad
         self._cache: dict[str, list[int]] = {}
-        self._warned = 0
+        self._warn_cut = LimitedWarnings("cuts")
 
     @classmethod
     def from_json(cls, text: str, max_length: int) -> CaptionTokenizer:
@@ -86,22 +83,14 @@ class CaptionTokenizer:
         room = self.max_length - 2
         ids = [self.start, *encoding.ids[:room], self.end]
         if len(encoding.ids) > room:
-            self._warn_cut(caption, encoding.offsets[room][0], len(encoding.ids))
+            at = encoding.offsets[room][0]
+            self._warn_cut(f"the caption has {len(encoding.ids)} tokens, the text encoder takes {room}: it is cut after"
+                           f" {caption[:at].strip()[-60:]!r}, and what follows is not seen:"
+                           f" '{shown(caption[at:].strip())}'")
             return ids  # not kept, so that the same prompt warns again
         if len(self._cache) < CACHED_CAPTIONS:
             self._cache[caption] = ids
         return ids
-
-    def _warn_cut(self, caption: str, at: int, length: int) -> None:
-        self._warned += 1
-        if self._warned > MAX_WARNINGS:
-            return
-        last = " (further cuts are not reported)" if self._warned == MAX_WARNINGS else ""
-        warnings.warn(
-            f"the caption has {length} tokens, the text encoder takes {self.max_length - 2}: it is cut after "
-            f"{caption[:at].strip()[-60:]!r}, and what follows is not seen: '{shown(caption[at:].strip())}'{last}",
-            stacklevel=4,
-        )
 
     def __call__(self, captions: list[str]) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
         """Token ids and the mask of real tokens (start and end are real, padding is not)."""
@@ -129,38 +118,33 @@ def _check_normalizers(node: Any, key: str = "") -> None:
         _check_normalizers(node.get("normalizer"), "normalizer")
 
 
-def check_ids(captions: CaptionTokenizer, words: int, path: str) -> None:
-    """ValueError where a tokenizer has ids that the embedding of so many words lacks."""
+def check_fit(captions: CaptionTokenizer, text: CLIPTextConfig, path: str) -> None:
+    """ValueError where a tokenizer has ids that the text tower's embedding lacks, or ends captions with another token
+    than the one the tower pools at: every caption would get one and the same embedding."""
     highest = max(captions.tokenizer.get_vocab().values(), default=0)
-    if highest >= words:
-        raise ValueError(f"path={path!r}: the tokenizer has the id {highest}, the text tower {words} words")
+    if highest >= text.vocab_size:
+        raise ValueError(f"path={path!r}: the tokenizer has the id {highest}, the text tower {text.vocab_size} words")
+    # Of configs with the id 2 transformers makes the largest id of a caption.
+    old_config = text.eos_token_id == 2 and captions.end == captions.tokenizer.get_vocab_size() - 1
+    if text.eos_token_id != captions.end and not old_config:
+        raise ValueError(f"path={path!r}: the text tower pools at token {text.eos_token_id} (eos_token_id), the"
+                         f" tokenizer ends captions with token {captions.end}")
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
     """A lower-casing byte-level BPE of at most `vocab_size` entries; no text is unknown to it."""
     if vocab_size < SMALLEST_VOCABULARY:
-        raise ValueError(
-            f"vocab_size={vocab_size}: at least {SMALLEST_VOCABULARY} (256 bytes and the special tokens)"
-        )
+        raise ValueError(f"vocab_size={vocab_size}: at least {SMALLEST_VOCABULARY} (256 bytes and the special tokens)")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     # The space before the first word makes it the same token as in the middle of a caption.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        captions,
-        trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            min_frequency=2,
-            special_tokens=list(SPECIAL),
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=False,
-        ),
-    )
+    tokenizer.train_from_iterator(captions, trainers.BpeTrainer(
+        vocab_size=vocab_size, min_frequency=2, special_tokens=list(SPECIAL), show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{START} $A {END}",
-        special_tokens=[(START, SPECIAL.index(START)), (END, SPECIAL.index(END))],
-    )
+        single=f"{START} $A {END}", special_tokens=[(START, SPECIAL.index(START)), (END, SPECIAL.index(END))])
     return tokenizer
 
 
@@ -180,17 +164,15 @@ def quietly(local: bool = True) -> Iterator[None]:
 
 
 def _check_folder(folder: Path) -> None:
-    """ValueError where a folder is another model's, or its config and its weights are damaged or do not fit; tried
-    without memory."""
-    config = folder / "config.json"
-    if not config.is_file():
+    """ValueError where a folder is another model's, or its config, its weights or its words are damaged or do not fit;
+    tried without memory."""
+    if not (folder / "config.json").is_file():
         raise ValueError("it has no config.json, as a Hugging Face folder of a CLIP has")
-    held = read_json(config)
-    if isinstance(held, dict) and (code := _asks_for_code(held)):
-        raise ValueError(f"its config.json asks for {code}, which would be fetched and run")
+    held = read_json(folder / "config.json")
     if not isinstance(held, dict) or held.get("model_type") != "clip":
         what = quoted(held.get("model_type")) if isinstance(held, dict) else f"a {type(held).__name__}"
         raise ValueError(f"its config.json is of a model of type {what}; 'clip' is wanted")
+    refuse_code(held, "its config.json")
     shapes = _shapes(folder)
     with on_meta_device(len(shapes)):
         try:
@@ -202,18 +184,25 @@ def _check_folder(folder: Path) -> None:
     if wrong:
         raise ValueError(f"its config and its weights do not fit: {wrong[0]} has shape {shapes[wrong[0]]},"
                          f" {tuple(own[wrong[0]].shape)} is wanted")
+    if (folder / "tokenizer.json").is_file():
+        read_json(folder / "tokenizer.json")
+    elif missing := [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]:
+        raise ValueError(f"it has no vocabulary: tokenizer.json is wanted, or vocab.json and merges.txt"
+                         f" ({' and '.join(missing)} lack too)")
+    else:
+        read_json(folder / "vocab.json")
 
 
-def _asks_for_code(held: dict[str, Any]) -> str | None:
-    """What of a config, or of one in it, transformers would look up elsewhere: kernels and quantisation."""
+def refuse_code(held: dict[str, Any], source: Any) -> None:
+    """ValueError where a config, or one in it, would have transformers look up code elsewhere: kernels and
+    quantisation."""
     for key, value in held.items():
-        if key == "quantization_config" and value is not None:
-            return key
-        if key.lstrip("_").startswith("attn_implementation") and value not in (None, "eager", "sdpa"):
-            return f"{key}={quoted(value)}"
-        if isinstance(value, dict) and (found := _asks_for_code(value)):
-            return found
-    return None
+        name = key.lstrip("_")
+        if ((key == "quantization_config" and value is not None)
+                or (name.startswith("attn_implementation") and value not in (None, "eager", "sdpa"))):
+            raise ValueError(f"{source} asks for {key}={quoted(value)}, which would be fetched and run")
+        if isinstance(value, dict):
+            refuse_code(value, source)
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -223,16 +212,13 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         raise ValueError(f"it has no weights: {' or '.join(WEIGHTS)} is wanted")
     file_checks.check(found)
     if not file_checks.is_safetensors(found):
-        return {str(name): tuple(value.shape) for name, value in file_checks.load(found).items() if isinstance(value,
-                                                                                                               Tensor)}
+        held = file_checks.load(found)
+        return {str(name): tuple(value.shape) for name, value in held.items() if isinstance(value, Tensor)}
     try:
         with safe_open(found, "pt") as opened:
             return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{found.name} is a damaged safetensors file ({error})") from error
-
-
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def load_clip(path: str, allow_download: bool = False) -> tuple[CLIPModel, CaptionTokenizer]:
@@ -246,33 +232,25 @@ def load_clip(path: str, allow_download: bool = False) -> tuple[CLIPModel, Capti
         with quietly(local_only):
             if is_folder:
                 _check_folder(Path(path))
-            loaded = CLIPModel.from_pretrained(
-                path, local_files_only=local_only, output_loading_info=True, dtype=torch.float32
-            )
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local_only)
-        model, report = cast(tuple[CLIPModel, dict[str, Any]], loaded)  # typed as if there were no report
+            loaded = CLIPModel.from_pretrained(path, local_files_only=local_only, output_loading_info=True,
+                                               dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local_only, trust_remote_code=False)
     except Exception as error:  # transformers, tokenizers and torch raise a dozen types on damaged folders
         if is_folder or not isinstance(error, OSError | ValueError):
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ValueError(f"path={path!r} could not be read as a CLIP folder: {shown(first, 300)}") from error
-        how = (
-            "the download failed"
-            if allow_download
-            else "train one (python train.py model=clip), name the folder of one, or set allow_download: true"
-        )
-        raise ValueError(
-            f"path={path!r}: no folder of that name (looked at {Path(path).absolute()}), "
-            f"and no such model in the Hugging Face cache; {how}"
-        ) from error
+        how = ("the download failed" if allow_download else "train one (python train.py model=clip), name the folder of"
+               " one, or set allow_download: true")
+        raise ValueError(f"path={path!r}: no folder of that name (looked at {Path(path).absolute()}), and no such model"
+                         f" in the Hugging Face cache; {how}") from error
+    model, report = cast(tuple[CLIPModel, dict[str, Any]], loaded)  # typed as if there were no report
     if missing := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
-        raise ValueError(
-            f"path={path!r} is no complete CLIP: {len(missing)} weights are missing, {missing[0]} the first"
-        )
+        raise ValueError(f"path={path!r} is no complete CLIP: {len(missing)} weights are missing, {missing[0]} the"
+                         " first")
     # A reader of the model's own length; the tokenizer's stored maximum is often absent or wrong.
     text = text_config(model)
     captions = CaptionTokenizer.from_json(tokenizer.backend_tokenizer.to_str(), text.max_position_embeddings)
-    check_end_token(text.eos_token_id, captions, path)
-    check_ids(captions, text.vocab_size, path)
+    check_fit(captions, text, path)
     return model.eval().requires_grad_(False), captions
 
 
@@ -286,114 +264,67 @@ def image_size(model: CLIPModel) -> int:
     return cast(int, cast(CLIPVisionConfig, model.config.vision_config).image_size)
 
 
-def check_end_token(configured: int | list[int] | None, captions: CaptionTokenizer, path: str) -> None:
-    """With a wrong end token every caption would get one and the same embedding."""
-    old_config = configured == 2 and captions.end == captions.tokenizer.get_vocab_size() - 1
-    if configured != captions.end and not old_config:
-        raise ValueError(
-            f"path={path!r}: the text tower pools at token {configured} (eos_token_id), "
-            f"the tokenizer ends captions with token {captions.end}"
-        )
-
-
-def image_normalisation(
-    path: str, allow_download: bool = False
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def image_normalisation(path: str, allow_download: bool = False) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the pictures (scaled to [0, 1]) that the CLIP at `path` takes."""
-    file = Path(path) / "preprocessor_config.json"
-    if not Path(path).is_dir():
-        found = cached_file(
-            path,
-            "preprocessor_config.json",
-            local_files_only=not allow_download,
-            _raise_exceptions_for_missing_entries=False,
-        )
-        if found is None:
-            return MEAN, STD
-        file = Path(found)
-    if not file.is_file():
+    found = cached_file(path, PREPROCESSOR, local_files_only=not allow_download,
+                        _raise_exceptions_for_missing_entries=False)
+    if found is None:
         return MEAN, STD
-    numbers = json.loads(file.read_text(encoding="utf-8"))
-    return tuple(numbers["image_mean"]), tuple(numbers["image_std"])
+    numbers = read_json(Path(found))
+    try:
+        mean, std = (tuple(map(float, numbers[key])) for key in ("image_mean", "image_std"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"path={path!r}: its {PREPROCESSOR} does not tell image_mean and image_std") from error
+    if not len(mean) == len(std) == 3 or min(std) <= 0:
+        raise ValueError(f"path={path!r}: its {PREPROCESSOR} does not tell image_mean and image_std of three channels")
+    return mean, std
 
 
 def save_folder(
-    model: CLIPModel,
-    tokenizer_json: str,
-    folder: str | Path,
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5),
+    model: CLIPModel, tokenizer_json: str, folder: str | Path, mean: tuple[float, ...] = (0.5, 0.5, 0.5),
     std: tuple[float, ...] = (0.5, 0.5, 0.5),
 ) -> None:
     """Write the CLIP as a folder that `transformers` reads, whole or not at all; an older one is replaced."""
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    folder, tokenizer, size = Path(folder), Tokenizer.from_str(tokenizer_json), image_size(model)
+    pad = PAD if tokenizer.token_to_id(PAD) is not None else END
+    with replacing(folder) as new:
         with quietly():
             try:
-                model.save_pretrained(beside)
+                model.save_pretrained(new)
             except SafetensorError as error:  # which has the system's own only as words
                 number = re.search(r"os error (\d+)", str(error))
                 if number is None:
                     raise
                 why = os.strerror(int(number[1]))
                 raise OSError(int(number[1]), f"{folder} could not be written: {why}") from error
-        tokenizer = Tokenizer.from_str(tokenizer_json)
-        PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer,
-            bos_token=START,
-            eos_token=END,
-            pad_token=PAD if tokenizer.token_to_id(PAD) is not None else END,
-            model_max_length=text_config(model).max_position_embeddings,
-        ).save_pretrained(beside)
-        size = image_size(model)
-        numbers = {
-            "image_processor_type": "CLIPImageProcessor",
-            "do_resize": True,
-            "size": {"shortest_edge": size},
-            "resample": 3,
-            "do_center_crop": True,
-            "crop_size": {"height": size, "width": size},
-            "do_rescale": True,
-            "do_normalize": True,
-            "do_convert_rgb": True,
-            "image_mean": list(mean),
-            "image_std": list(std),
-        }
-        (beside / "preprocessor_config.json").write_text(json.dumps(numbers, indent=2), encoding="utf-8")
-        os.chmod(beside, 0o755)  # mkdtemp's folders are closed to others
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-            os.replace(folder, old / folder.name)
-            os.replace(beside, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(beside, folder)
-    finally:
-        if beside.exists():
-            shutil.rmtree(beside)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=START, eos_token=END, pad_token=pad,
+                                model_max_length=text_config(model).max_position_embeddings).save_pretrained(new)
+        numbers = {"image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": size},
+                   "resample": 3, "do_center_crop": True, "crop_size": {"height": size, "width": size},
+                   "do_rescale": True, "do_normalize": True, "do_convert_rgb": True, "image_mean": list(mean),
+                   "image_std": list(std)}
+        (new / PREPROCESSOR).write_text(json.dumps(numbers, indent=2), encoding="utf-8")
+
+
+def resize_and_crop(images: Float[Tensor, "b 3 h w"], height: int, width: int) -> Float[Tensor, "b 3 h2 w2"]:
+    """Scaled (bicubic, antialiased) until both sides are covered, then cut about the middle."""
+    h, w = images.shape[-2:]
+    scale = max(height / h, width / w)
+    shape = max(height, round(h * scale)), max(width, round(w * scale))
+    if shape != (h, w):
+        images = F.interpolate(images, shape, mode="bicubic", antialias=True, align_corners=False)
+    top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
+    return images[..., top : top + height, left : left + width]
 
 
 def preprocess(
-    images: Float[Tensor, "b 3 h w"],
-    size: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    images: Float[Tensor, "b 3 h w"], size: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Tensor, "b 3 s s"]:
     """Pictures in [-1, 1] as CLIP takes them: short side to `size` (bicubic, antialiased), crop, normalised.
 
     Differentiable; overshoot of the bicubic filter is not clipped, so that the gradient reaches every pixel.
     """
     with torch.autocast(images.device.type, enabled=False):
-        images = images.float()
-        h, w = images.shape[-2:]
-        if min(h, w) != size:
-            scale = size / min(h, w)
-            shape = max(size, round(h * scale)), max(size, round(w * scale))
-            images = F.interpolate(images, shape, mode="bicubic", antialias=True, align_corners=False)
-            h, w = shape
-        if h != w:
-            top, left = (h - size) // 2, (w - size) // 2
-            images = images[..., top : top + size, left : left + size]
+        images = resize_and_crop(images.float(), size, size)
         centre = images.new_tensor(mean).view(3, 1, 1) * 2 - 1
         return (images - centre) / (images.new_tensor(std).view(3, 1, 1) * 2)

@@ -20,7 +20,7 @@ from typing import Any
 import wandb
 from PIL import Image
 from pytorch_lightning import loggers
-from pytorch_lightning.loggers.logger import DummyExperiment, rank_zero_experiment
+from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from t2i.checkpoint import atomic, file_format
@@ -75,9 +75,8 @@ class WandbLogger(RunLogger, loggers.WandbLogger):
             if mode != "online":
                 raise
             reason = str(error).partition("\n")[0]
-            warnings.warn(f"W&B cannot be used online ({type(error).__name__}: {reason}); this run is logged"
-                          f" offline, `wandb sync {self.run_dir / 'wandb'}/offline-run-*` sends it later",
-                          stacklevel=2)
+            warnings.warn(f"W&B cannot be used online ({type(error).__name__}: {reason}); this run is logged offline,"
+                          f" `wandb sync {self.run_dir / 'wandb'}/offline-run-*` sends it later", stacklevel=2)
             with suppress(OSError):  # its service may be dead already
                 wandb.teardown()  # else it keeps trying, and holds the id
             self._start("offline")

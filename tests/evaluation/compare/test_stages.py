@@ -85,7 +85,7 @@ def comparison(clip: CLIPScorer, cache: Path, n: int = 12, n_per_task: int = 2) 
 
 def known(held: Comparison) -> dict[str, np.ndarray]:
     """Every caption that a comparison asks for, with a picture of a scene it is true of."""
-    found = {held.reference.data.captions(i)[0].text: render(held.reference.data.scene(i), 32) for i in range(held.n)}
+    found = {held.reference.data.captions(i)[0]: render(held.reference.data.scene(i), 32) for i in range(held.n)}
     for split, tasks in (("val", shapes.TASKS), ("heldout", shapes.HELDOUT_TASKS)):
         for task in tasks:
             pairs = shapes.prompted(split, task, max(2, held.n_per_task), held.seed, held.world)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -21,13 +22,13 @@ from transformers import (
     DistilBertModel,
 )
 
-from t2i.generation.clip_guided.clip_models.clip import CLIPGuide
-from t2i.generation.clip_guided.clip_models.identity import same_weights
-from t2i.generation.clip_guided.clip_models.multilingual import PROBES, MultilingualGuide, agreement
-from t2i.generation.clip_guided.clip_models.open import open_guides
+from t2i.generation.clip_guided.clip_models.base import same_weights
+from t2i.generation.clip_guided.clip_models.clip import TransformersCLIP
+from t2i.generation.clip_guided.clip_models.loading import load_clip_models
+from t2i.generation.clip_guided.clip_models.multilingual import PROBES, MultilingualCLIP, agreement
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.text_encoders.clip_folder import SPECIAL, save_folder, train_tokenizer
-from t2i.types import Guide
+from t2i.types import ClipModel
 
 TEXTS = ["a red circle", "two blue stars", "a portrait of an old man"]
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
@@ -77,8 +78,8 @@ def sbert_folder(path: Path, clip: Path, fitted: bool = True, dim: int = DIM, bi
             states = tower(tokens["input_ids"], tokens["attention_mask"]).last_hidden_state
             mask = tokens["attention_mask"][..., None]
             mean = (states * mask).sum(1) / mask.sum(1)
-            layer.weight.copy_(torch.linalg.lstsq(mean.double(), CLIPGuide(str(clip)).embed_text(list(PROBES)).double(),
-                                                  driver="gelsd").solution.T)
+            wanted = TransformersCLIP(str(clip)).embed_text(list(PROBES)).double()
+            layer.weight.copy_(torch.linalg.lstsq(mean.double(), wanted, driver="gelsd").solution.T)
     save_file({"linear.weight": layer.weight.detach().contiguous()}, dense / "model.safetensors")
     if binary:
         for part in (transformer, dense):
@@ -127,10 +128,10 @@ def normalised(views: torch.Tensor, mean: tuple[float, ...] = MEAN, std: tuple[f
     return ((views + 1) / 2 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
 
-def keeps_the_contract(guide: Guide, parameters: list[torch.nn.Parameter]) -> None:
-    assert isinstance(guide, Guide)
+def keeps_the_contract(clip_model: ClipModel, parameters: list[torch.nn.Parameter]) -> None:
+    assert isinstance(clip_model, ClipModel)
     views = pictures().requires_grad_()
-    image, text = guide.embed_image(views), guide.embed_text(TEXTS)
+    image, text = clip_model.embed_image(views), clip_model.embed_text(TEXTS)
     for found in (image, text):
         assert found.dtype == torch.float32
         torch.testing.assert_close(found.norm(dim=-1), torch.ones(len(found)))
@@ -139,34 +140,34 @@ def keeps_the_contract(guide: Guide, parameters: list[torch.nn.Parameter]) -> No
     (image @ text.T).sum().backward()
     assert views.grad is not None and bool((views.grad.abs().amax((1, 2, 3)) > 0).all())
     assert parameters and all(p.grad is None and not p.requires_grad for p in parameters)
-    assert len(guide.hash()) == 16 and int(guide.hash(), 16) >= 0
-    guide.to("cpu")
+    assert len(clip_model.hash()) == 16 and int(clip_model.hash(), 16) >= 0
+    clip_model.to("cpu")
     with torch.autocast("cpu", torch.bfloat16):  # of the drawing's, which is not the guide's
-        torch.testing.assert_close(guide.embed_image(pictures()), image.detach())
-        torch.testing.assert_close(guide.embed_text(TEXTS), text)
-    with pytest.raises(ValueError, match=rf"views of 8 x {SIZE} pixels: this guide takes {SIZE} x {SIZE}"):
-        guide.embed_image(torch.zeros(1, 3, 8, SIZE))
+        torch.testing.assert_close(clip_model.embed_image(pictures()), image.detach())
+        torch.testing.assert_close(clip_model.embed_text(TEXTS), text)
+    with pytest.raises(ValueError, match=rf"views of 8 x {SIZE} pixels: this CLIP takes {SIZE} x {SIZE}"):
+        clip_model.embed_image(torch.zeros(1, 3, 8, SIZE))
     with pytest.raises(ValueError, match=r"text=\[\]"):
-        guide.embed_text([])
+        clip_model.embed_text([])
 
 
 def test_transformers_clip_keeps_the_contract(clip):
-    guide = CLIPGuide(str(clip))
-    keeps_the_contract(guide, list(guide.model.parameters()))
+    clip_model = TransformersCLIP(str(clip))
+    keeps_the_contract(clip_model, list(clip_model.model.parameters()))
 
 
 def test_transformers_clip_equals_a_direct_computation(clip):
-    guide, model = CLIPGuide(str(clip)), CLIPModel.from_pretrained(clip).eval()
+    clip_model, model = TransformersCLIP(str(clip)), CLIPModel.from_pretrained(clip).eval()
     with torch.no_grad():
         image = model.get_image_features(pixel_values=normalised(pictures())).pooler_output
         tokens = AutoTokenizer.from_pretrained(clip)(TEXTS, padding=True, return_tensors="pt")
         text = model.get_text_features(**tokens).pooler_output
-    torch.testing.assert_close(guide.embed_image(pictures()), F.normalize(image, dim=-1), atol=1e-5, rtol=0)
-    torch.testing.assert_close(guide.embed_text(TEXTS), F.normalize(text, dim=-1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(clip_model.embed_image(pictures()), F.normalize(image, dim=-1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(clip_model.embed_text(TEXTS), F.normalize(text, dim=-1), atol=1e-5, rtol=0)
 
 
 def test_bf16_is_close_and_still_differentiable(clip):
-    exact, rough = CLIPGuide(str(clip)), CLIPGuide(str(clip), "bf16-mixed")
+    exact, rough = TransformersCLIP(str(clip)), TransformersCLIP(str(clip), "bf16-mixed")
     views = pictures().requires_grad_()
     found = rough.embed_image(views)
     assert found.dtype == torch.float32
@@ -176,40 +177,40 @@ def test_bf16_is_close_and_still_differentiable(clip):
     assert views.grad.dtype == torch.float32 and bool(torch.isfinite(views.grad).all())
     torch.testing.assert_close(rough.embed_text(TEXTS), exact.embed_text(TEXTS))
     with pytest.raises(ValueError, match="precision='fp16': one of 32-true, bf16-mixed"):
-        CLIPGuide(str(clip), "fp16")
+        TransformersCLIP(str(clip), "fp16")
 
 
 def test_the_same_weights_are_known_again(clip, sbert, tmp_path):
-    guide, other = CLIPGuide(str(clip)), CLIPGuide(str(clip_folder(tmp_path / "other", seed=1)))
-    moved = CLIPGuide(str(shutil.copytree(clip, tmp_path / "copy")), "bf16-mixed")
-    assert guide.hash() == moved.hash() != other.hash()
+    clip_model, other = TransformersCLIP(str(clip)), TransformersCLIP(str(clip_folder(tmp_path / "other", seed=1)))
+    moved = TransformersCLIP(str(shutil.copytree(clip, tmp_path / "copy")), "bf16-mixed")
+    assert clip_model.hash() == moved.hash() != other.hash()
     scorer = CLIPScorer(str(clip))
-    assert guide.hash().startswith(scorer.id)
-    assert same_weights(guide, moved) and same_weights(guide, scorer) and same_weights(scorer, guide)
-    assert not same_weights(guide, other) and not same_weights(other, scorer)
-    multilingual = MultilingualGuide(str(sbert), str(clip), "bf16-mixed")
-    assert multilingual.hash() != guide.hash()
+    assert clip_model.hash().startswith(scorer.id)
+    assert same_weights(clip_model, moved) and same_weights(clip_model, scorer) and same_weights(scorer, clip_model)
+    assert not same_weights(clip_model, other) and not same_weights(other, scorer)
+    multilingual = MultilingualCLIP(str(sbert), str(clip), "bf16-mixed")
+    assert multilingual.hash() != clip_model.hash()
     assert same_weights(multilingual, scorer) and not same_weights(multilingual, other)
-    assert not same_weights(guide, CLIPGuide(str(clip_folder(tmp_path / "large", size=32))))
+    assert not same_weights(clip_model, TransformersCLIP(str(clip_folder(tmp_path / "large", size=32))))
 
 
 def test_what_is_no_folder_of_a_clip_is_refused_by_name(clip, sbert, tmp_path):
     with pytest.raises(ValueError, match="'nowhere/clip': path='nowhere/clip': no folder of that name"):
-        open_guides(["nowhere/clip"])
+        load_clip_models(["nowhere/clip"])
     (tmp_path / "last.ckpt").write_bytes(b"x")
     with pytest.raises(ValueError, match="is a file; a transformers CLIP is a folder"):
-        open_guides([str(tmp_path / "last.ckpt")])
+        load_clip_models([str(tmp_path / "last.ckpt")])
     with pytest.raises(ValueError, match="a text tower in that format is named sbert:FOLDER@CLIP_FOLDER"):
-        open_guides([str(sbert)])
-    with pytest.raises(ValueError, match="is the folder of a model of type 'distilbert'; a guide's is 'clip'"):
-        open_guides([str(sbert / "0_Transformer")])
+        load_clip_models([str(sbert)])
+    with pytest.raises(ValueError, match="is the folder of a model of type 'distilbert'; 'clip' is wanted"):
+        load_clip_models([str(sbert / "0_Transformer")])
     shutil.copytree(clip, tmp_path / "run" / "hf")
     with pytest.raises(ValueError, match="is a run's folder; its CLIP is .*hf"):
-        open_guides([str(tmp_path / "run")])
+        load_clip_models([str(tmp_path / "run")])
     shutil.copytree(clip, tmp_path / "st" / "0_CLIPModel")
     write(tmp_path / "st" / "modules.json", [])
     with pytest.raises(ValueError, match="its CLIP is .*0_CLIPModel"):
-        open_guides([str(tmp_path / "st")])
+        load_clip_models([str(tmp_path / "st")])
 
 
 def without_weights(folder: Path) -> None:
@@ -242,13 +243,18 @@ def cut(folder: Path) -> None:
         (lambda folder: change(folder / "config.json", projection_dim="x"), "its config and its weights do not fit"),
         (lambda folder: change(folder / "config.json", model_type="siglip"), "a model of type 'siglip'"),
         (lambda folder: write(folder / "preprocessor_config.json", {}), "does not tell image_mean and image_std"),
+        (lambda folder: (folder / "preprocessor_config.json").write_text("{"), "_config.json cannot be read"),
+        (lambda folder: (folder / "config.json").unlink(), "it has no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "it has no vocabulary: tokenizer.json is wanted"),
+        (lambda folder: os.truncate(folder / "tokenizer.json", 300), "tokenizer.json cannot be read"),
     ],
 )
 def test_a_spoilt_folder_of_a_clip_is_refused_by_name(clip, tmp_path, capsys, spoil, says):
     folder = Path(shutil.copytree(clip, tmp_path / "spoilt"))
     spoil(folder)
-    with pytest.raises(ValueError, match=f"the guide '{folder}': .*{says}"):
-        open_guides([str(folder)])
+    with pytest.raises(ValueError, match=f"the CLIP '{folder}': .*{says}"):
+        load_clip_models([str(folder)])
     assert "executed" not in capsys.readouterr().out
 
 
@@ -256,65 +262,65 @@ def test_weights_as_torch_wrote_them_are_the_same_clip(clip, tmp_path):
     folder = Path(shutil.copytree(clip, tmp_path / "binary"))
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     without_weights(folder)
-    assert CLIPGuide(str(folder)).hash() == CLIPGuide(str(clip)).hash()
+    assert TransformersCLIP(str(folder)).hash() == TransformersCLIP(str(clip)).hash()
 
 
 def test_several_guides_open_in_their_order_and_all_faults_are_told(clip, sbert, tmp_path):
     other = clip_folder(tmp_path / "a@b:c", seed=1)
     specs = [str(clip), str(other), f"sbert:{sbert}@{clip}"]
-    assert [guide.name for guide in open_guides(specs, precision="bf16-mixed")] == specs
+    assert [clip_model.name for clip_model in load_clip_models(specs, precision="bf16-mixed")] == specs
     away = Path(shutil.copytree(sbert, tmp_path / "s@t"))
-    assert open_guides([f"sbert:{away}@{clip}"])[0].image_size == SIZE
+    assert load_clip_models([f"sbert:{away}@{clip}"])[0].image_size == SIZE
     with pytest.raises(ValueError) as told:
-        open_guides([str(clip), str(clip), "sbret:x@y", "sbert:x", "gone"])
-    for part in (f"{str(clip)!r} is named 2 times", "'sbret' is no kind of guide; 'sbert' is near",
+        load_clip_models([str(clip), str(clip), "sbret:x@y", "sbert:x", "gone"])
+    for part in (f"{str(clip)!r} is named 2 times", "'sbret' is no kind of CLIP; 'sbert' is near",
                  "'sbert:x': the form is sbert:FOLDER@CLIP", "'gone': path='gone'"):
         assert part in str(told.value)
     for specs in ([], "one"):
         with pytest.raises(ValueError, match="a list of at least one CLIP"):
-            open_guides(specs)
+            load_clip_models(specs)
 
 
 @pytest.mark.parametrize("binary", [False, True])
 def test_multilingual_tower_with_its_clip(clip, tmp_path, binary):
     folder = sbert_folder(tmp_path / "sbert", clip, binary=binary)
-    guide = MultilingualGuide(str(folder), str(clip))
-    keeps_the_contract(guide, [*guide.text.tower.parameters(), *guide.text.dense.parameters(),
-                               *guide.clip.model.parameters()])
-    assert torch.equal(guide.embed_image(pictures()), CLIPGuide(str(clip)).embed_image(pictures()))
+    clip_model = MultilingualCLIP(str(folder), str(clip))
+    keeps_the_contract(clip_model, [*clip_model.text.tower.parameters(), *clip_model.text.dense.parameters(),
+                               *clip_model.clip.model.parameters()])
+    assert torch.equal(clip_model.embed_image(pictures()), TransformersCLIP(str(clip)).embed_image(pictures()))
     probes = list(PROBES)
-    found = agreement(guide.embed_text(probes), guide.clip.embed_text(probes))
+    found = agreement(clip_model.embed_text(probes), clip_model.clip.embed_text(probes))
     assert found.equal > 0.99 and found.belongs
-    arabic = guide.embed_text(["دائرة أحمر", "a red circle"])
+    arabic = clip_model.embed_text(["دائرة أحمر", "a red circle"])
     assert torch.isfinite(arabic).all()
-    assert guide.name == f"sbert:{folder}@{clip}"
+    assert clip_model.name == f"sbert:{folder}@{clip}"
 
 
 def test_multilingual_tower_equals_a_direct_computation(clip, sbert):
     tower, folder = DistilBertModel.from_pretrained(sbert / "0_Transformer").eval(), sbert / "0_Transformer"
-    guide = MultilingualGuide(str(sbert), str(clip))
+    clip_model = MultilingualCLIP(str(sbert), str(clip))
     weight = load_file(sbert / "2_Dense" / "model.safetensors")["linear.weight"]
     for i, text in enumerate(TEXTS):  # one by one, without any padding
         tokens = AutoTokenizer.from_pretrained(folder)([text], return_tensors="pt")
         with torch.no_grad():
             states = tower(tokens["input_ids"]).last_hidden_state
         expected = F.normalize(states.mean(1) @ weight.T, dim=-1)
-        torch.testing.assert_close(guide.embed_text(TEXTS)[i : i + 1], expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(clip_model.embed_text(TEXTS)[i : i + 1], expected, atol=1e-5, rtol=0)
 
 
 def test_a_pair_of_different_spaces_is_refused_with_its_figures(clip, sbert, tmp_path):
     other = clip_folder(tmp_path / "other", seed=1)
     says = r"different spaces.* is -?0\.\d{3} for equal sentences and -?0\.\d{3} for unequal ones.*sbert_unchecked"
     with pytest.raises(ValueError, match=says):
-        MultilingualGuide(str(sbert), str(other))
+        MultilingualCLIP(str(sbert), str(other))
     random = sbert_folder(tmp_path / "random", clip, fitted=False)
     with pytest.raises(ValueError, match=says):
-        open_guides([f"sbert:{random}@{clip}"])
-    assert open_guides([f"sbert_unchecked:{sbert}@{other}"])[0].name == f"sbert_unchecked:{sbert}@{other}"
+        load_clip_models([f"sbert:{random}@{clip}"])
+    assert load_clip_models([f"sbert_unchecked:{sbert}@{other}"])[0].name == f"sbert_unchecked:{sbert}@{other}"
     narrow = clip_folder(tmp_path / "narrow", dim=8)
     for check in (True, False):
         with pytest.raises(ValueError, match=f"embeddings of {DIM} numbers, the CLIP .*narrow of 8"):
-            MultilingualGuide(str(sbert), str(narrow), check_pair=check)
+            MultilingualCLIP(str(sbert), str(narrow), check_pair=check)
 
 
 def test_towers_that_share_their_mean_alone_do_not_belong():
@@ -330,9 +336,9 @@ def test_towers_that_share_their_mean_alone_do_not_belong():
 
 
 def test_long_texts_are_cut_with_a_warning(clip, sbert):
-    guide = MultilingualGuide(str(sbert), str(clip))
+    clip_model = MultilingualCLIP(str(sbert), str(clip))
     with pytest.warns(UserWarning, match="has 62 tokens, the text tower .* takes 32"):
-        guide.embed_text([" ".join(["a red circle"] * 20)])
+        clip_model.embed_text([" ".join(["a red circle"] * 20)])
 
 
 class Evil:
@@ -343,7 +349,7 @@ class Evil:
 def test_faults_of_a_multilingual_folder_are_named(clip, copied, capsys):
     def refused(match: str) -> None:
         with pytest.raises(ValueError, match=match):
-            MultilingualGuide(str(copied), str(clip))
+            MultilingualCLIP(str(copied), str(clip))
 
     dense, transformer, pooling = copied / "2_Dense", copied / "0_Transformer", copied / "1_Pooling"
     kept = (dense / "model.safetensors").read_bytes()
@@ -372,7 +378,7 @@ def test_faults_of_a_multilingual_folder_are_named(clip, copied, capsys):
     change(transformer / "config.json", model_type="distilbert", vocab_size=5)
     refused("embeddings.word_embeddings.weight has shape")
     change(transformer / "config.json", vocab_size=len(AutoTokenizer.from_pretrained(transformer)))
-    MultilingualGuide(str(copied), str(clip))
+    MultilingualCLIP(str(copied), str(clip))
     for name in ("tokenizer.json", "vocab.txt"):
         (transformer / name).unlink(missing_ok=True)
     refused("has no tokenizer")
@@ -399,16 +405,16 @@ def test_the_tower_may_lie_in_the_folder_itself_under_a_task_models_names(clip, 
     shutil.rmtree(inner)
     listed = json.loads((copied / "modules.json").read_text(encoding="utf-8"))
     write(copied / "modules.json", [{**listed[0], "path": ""}, *listed[1:]])
-    found, before = (MultilingualGuide(str(folder), str(clip)) for folder in (copied, sbert))
+    found, before = (MultilingualCLIP(str(folder), str(clip)) for folder in (copied, sbert))
     torch.testing.assert_close(found.embed_text(TEXTS), before.embed_text(TEXTS))
     assert found.hash() == before.hash()
     with pytest.raises(ValueError, match="is a sentence-transformers folder, not a CLIP's"):
-        CLIPGuide(str(copied))
+        TransformersCLIP(str(copied))
 
 
 def test_a_missing_file_of_open_clip_is_named():
     with pytest.raises(ValueError, match="'open_clip:ViT-B-32@gone.safetensors': file='gone.safetensors' does not"):
-        open_guides(["open_clip:ViT-B-32@gone.safetensors"])
+        load_clip_models(["open_clip:ViT-B-32@gone.safetensors"])
 
 
 @pytest.fixture
@@ -433,32 +439,32 @@ def tiny(tmp_path):
 
 def test_open_clip_keeps_the_contract_and_equals_the_library(tiny):
     model, file = tiny
-    (guide,) = open_guides([f"open_clip:tiny-t2i@{file}"])
-    keeps_the_contract(guide, list(guide.model.parameters()))
+    (clip_model,) = load_clip_models([f"open_clip:tiny-t2i@{file}"])
+    keeps_the_contract(clip_model, list(clip_model.model.parameters()))
     with torch.no_grad():
-        image = model.encode_image(normalised(pictures(), guide.mean, guide.std), normalize=True)
+        image = model.encode_image(normalised(pictures(), clip_model.mean, clip_model.std), normalize=True)
         text = model.encode_text(open_clip.get_tokenizer("tiny-t2i")(TEXTS), normalize=True)
-    torch.testing.assert_close(guide.embed_image(pictures()), image, atol=1e-5, rtol=0)
-    torch.testing.assert_close(guide.embed_text(TEXTS), text, atol=1e-5, rtol=0)
-    (rough,) = open_guides([f"open_clip:tiny-t2i@{file}"], precision="bf16-mixed")
+    torch.testing.assert_close(clip_model.embed_image(pictures()), image, atol=1e-5, rtol=0)
+    torch.testing.assert_close(clip_model.embed_text(TEXTS), text, atol=1e-5, rtol=0)
+    (rough,) = load_clip_models([f"open_clip:tiny-t2i@{file}"], precision="bf16-mixed")
     assert (rough.embed_image(pictures()) * image).sum(-1).min() > 0.99
-    assert same_weights(guide, rough)
-    with pytest.warns(UserWarning, match="has 60 tokens, the guide .* takes 18"):
-        guide.embed_text(["a red circle " * 20])
+    assert same_weights(clip_model, rough)
+    with pytest.warns(UserWarning, match="has 60 tokens, open_clip:.* takes 18"):
+        clip_model.embed_text(["a red circle " * 20])
 
 
 def test_open_clip_reads_training_checkpoints_and_the_config_beside(tiny):
     model, file = tiny
     state = {f"module.{name}": value for name, value in model.state_dict().items()}
     torch.save({"epoch": 1, "state_dict": state}, file.with_name("epoch_1.pt"))
-    (guide,) = open_guides([f"open_clip:tiny-t2i@{file.with_name('epoch_1.pt')}"])
-    assert guide.hash() == open_guides([f"open_clip:tiny-t2i@{file}"])[0].hash()
+    (clip_model,) = load_clip_models([f"open_clip:tiny-t2i@{file.with_name('epoch_1.pt')}"])
+    assert clip_model.hash() == load_clip_models([f"open_clip:tiny-t2i@{file}"])[0].hash()
     beside = file.with_name("open_clip_config.json")
     write(beside, {"model_cfg": {}, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}})
-    assert open_guides([f"open_clip:tiny-t2i@{file}"])[0].mean == (0.5,) * 3
+    assert load_clip_models([f"open_clip:tiny-t2i@{file}"])[0].mean == (0.5,) * 3
     write(beside, {"model_cfg": {"quick_gelu": True}})
     with pytest.raises(ValueError, match="name the model with -quickgelu"):
-        open_guides([f"open_clip:tiny-t2i@{file}"])
+        load_clip_models([f"open_clip:tiny-t2i@{file}"])
 
 
 def test_open_clip_refuses_other_files_and_names(tiny, capsys):
@@ -467,7 +473,7 @@ def test_open_clip_refuses_other_files_and_names(tiny, capsys):
 
     def refused(match: str, name: str = "tiny-t2i") -> None:
         with pytest.raises(ValueError, match=match):
-            open_guides([f"open_clip:{name}@{bad}"])
+            load_clip_models([f"open_clip:{name}@{bad}"])
 
     bad.write_bytes(pickle.dumps({"state_dict": Evil()}, protocol=2))
     refused("print")
@@ -486,4 +492,4 @@ def test_open_clip_refuses_other_files_and_names(tiny, capsys):
     refused("hub", "xlm-roberta-base-ViT-B-32")
     refused("none of open_clip's", "hf-hub:someone/model")
     with pytest.raises(ValueError, match="is a folder, not a file"):
-        open_guides([f"open_clip:tiny-t2i@{file.parent}"])
+        load_clip_models([f"open_clip:tiny-t2i@{file.parent}"])

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from t2i.generation.clip_guided.cutouts import SCHEMES, Views
+from t2i.generation.clip_guided.cutouts import SCHEMES, Cutouts
 
 STILL = {"flip": 0, "degrees": 0, "shift": 0, "noise": 0}
 
@@ -26,7 +26,7 @@ def ramp(height: int, width: int) -> Tensor:
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (9, 14), (100, 70), (5, 64), (1, 1)])
 def test_shapes_and_gradient_of_any_picture(scheme: str, height: int, width: int) -> None:
     image = (torch.rand((1, 3, height, width), generator=seeded(1)) * 1.8 - 0.9).requires_grad_()
-    views = Views(16, 40, scheme, jitter=0.2)(image, seeded())
+    views = Cutouts(16, 40, scheme, jitter=0.2)(image, seeded())
     assert views.shape == (40, 3, 16, 16) and views.isfinite().all()
     views.square().sum().backward()
     assert image.grad.isfinite().all() and image.grad.abs().sum() > 0
@@ -34,7 +34,7 @@ def test_shapes_and_gradient_of_any_picture(scheme: str, height: int, width: int
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_seed_decides_bit_for_bit(scheme: str) -> None:
-    image, views = torch.rand(1, 3, 20, 30), Views(8, 6, scheme, jitter=0.1, noise=0.1)
+    image, views = torch.rand(1, 3, 20, 30), Cutouts(8, 6, scheme, jitter=0.1, noise=0.1)
     torch.manual_seed(1)
     first = views(image, seeded(3))
     torch.manual_seed(2)
@@ -44,25 +44,25 @@ def test_a_seed_decides_bit_for_bit(scheme: str) -> None:
 
 def test_the_whole_picture_is_the_picture() -> None:
     image = torch.rand((1, 3, 16, 16), generator=seeded(1)) * 2 - 1
-    torch.testing.assert_close(Views(16, 3, "whole", shift=0)(image, seeded()), image.expand(3, -1, -1, -1),
+    torch.testing.assert_close(Cutouts(16, 3, "whole", shift=0)(image, seeded()), image.expand(3, -1, -1, -1),
                                atol=1e-5, rtol=0)
-    halved = Views(8, 1, "whole", shift=0)(image, seeded())
+    halved = Cutouts(8, 1, "whole", shift=0)(image, seeded())
     torch.testing.assert_close(halved, F.avg_pool2d(image, 2), atol=1e-5, rtol=0)
-    quarter = Views(4, 1, "whole", shift=0)(image, seeded())
+    quarter = Cutouts(4, 1, "whole", shift=0)(image, seeded())
     torch.testing.assert_close(quarter, F.avg_pool2d(image, 4), atol=1e-5, rtol=0)
-    doubled = Views(32, 1, "whole", shift=0)(image, seeded())
+    doubled = Cutouts(32, 1, "whole", shift=0)(image, seeded())
     torch.testing.assert_close(doubled, F.interpolate(image, (32, 32), mode="bilinear"), atol=1e-5, rtol=0)
 
 
 def test_whole_moves_a_little_and_repeats_the_edge() -> None:
-    views = Views(16, 200, "whole")(ramp(16, 16), seeded())
+    views = Cutouts(16, 200, "whole")(ramp(16, 16), seeded())
     moved = views[:, :2, 8, 8] - ramp(16, 16)[0, :2, 8, 8]
     assert 0.06 < moved.abs().max() <= 0.05 * 1.6 + 1e-5 and moved[:, 0].unique().numel() > 100
-    assert torch.equal(Views(16, 9, "whole")(torch.ones(1, 3, 16, 16), seeded()), torch.ones(9, 3, 16, 16))
+    assert torch.equal(Cutouts(16, 9, "whole")(torch.ones(1, 3, 16, 16), seeded()), torch.ones(9, 3, 16, 16))
 
 
 def test_whole_of_a_wide_picture_is_a_square_anywhere_along_it() -> None:
-    views = Views(8, 300, "whole", shift=0)(ramp(8, 24), seeded())
+    views = Cutouts(8, 300, "whole", shift=0)(ramp(8, 24), seeded())
     torch.testing.assert_close(views[:, 1], ramp(8, 8)[:, 1].expand(300, -1, -1), atol=1e-5, rtol=0)
     step = views[:, 0, 4, 5] - views[:, 0, 4, 4]
     torch.testing.assert_close(step, torch.full_like(step, 1.6 / 24), atol=1e-5, rtol=0)
@@ -71,19 +71,19 @@ def test_whole_of_a_wide_picture_is_a_square_anywhere_along_it() -> None:
 
 def test_cutouts_are_squares_within_the_picture() -> None:
     size, side = 8, 64
-    views = Views(size, 2000, "cutouts", **STILL)(ramp(side, side), seeded())
+    views = Cutouts(size, 2000, "cutouts", **STILL)(ramp(side, side), seeded())
     extent = (views[:, :2, -1, -1] - views[:, :2, 0, 0]) * size / (size - 1) / 1.6 * side  # pixels, x and y
     torch.testing.assert_close(extent[:, 0], extent[:, 1], atol=2, rtol=0)
     inner = extent[:, 0]
     assert size - 0.5 < inner.min() < size + 3 and side - 3 < inner.max() < side + 0.5
     assert inner.mean().item() == pytest.approx((size + side) / 2, rel=0.05)
-    small = Views(size, 2000, "cutouts", power=4, **STILL)(ramp(side, side), seeded())
+    small = Cutouts(size, 2000, "cutouts", power=4, **STILL)(ramp(side, side), seeded())
     assert (small[:, 0, -1, -1] - small[:, 0, 0, 0]).mean() < 0.6 * (views[:, 0, -1, -1] - views[:, 0, 0, 0]).mean()
     assert views[:, 2].abs().max() == 0  # no ground is seen
 
 
 def test_crops_have_the_published_sides() -> None:
-    views, side = Views(16, 4000, "crops"), 64
+    views, side = Cutouts(16, 4000, "crops"), 64
     _, sides, turn = views._places(4000, side, side, seeded())
     assert sides.min().item() == pytest.approx(0.43 * side) and sides.max().item() == pytest.approx(1.9 * side)
     assert sides.mean().item() == pytest.approx(1.2 * side, rel=0.02)
@@ -94,7 +94,7 @@ def test_crops_have_the_published_sides() -> None:
 
 
 def test_crops_lie_on_a_ground_of_twice_the_size() -> None:
-    views = Views(16, 3000, "crops", **STILL, fill=0.25)
+    views = Cutouts(16, 3000, "crops", **STILL, fill=0.25)
     centre, sides, _ = views._places(3000, 40, 60, seeded())
     reach = centre.abs() + sides[:, None] / 2
     assert reach[:, 0].max() <= 60.01 and reach[:, 1].max() <= 40.01 and reach[:, 0].max() > 58
@@ -103,7 +103,7 @@ def test_crops_lie_on_a_ground_of_twice_the_size() -> None:
 
 
 def test_crops_agree_with_padding_and_cropping() -> None:
-    image, views = torch.rand((1, 3, 24, 24), generator=seeded(1)) * 2 - 1, Views(48, 8, "crops", **STILL)
+    image, views = torch.rand((1, 3, 24, 24), generator=seeded(1)) * 2 - 1, Cutouts(48, 8, "crops", **STILL)
     centre, sides, _ = views._places(8, 24, 24, seeded())
     padded = F.pad(image, (12, 12, 12, 12), value=-1.0)
     expected = []
@@ -124,9 +124,9 @@ def _bilinear(image: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 def test_flips_and_turns() -> None:
     image = ramp(32, 32)
-    flipped = Views(32, 1, "whole", shift=0, flip=1)(image, seeded())
+    flipped = Cutouts(32, 1, "whole", shift=0, flip=1)(image, seeded())
     torch.testing.assert_close(flipped, image.flip(3), atol=1e-5, rtol=0)
-    turned = Views(32, 50, "whole", shift=0, degrees=90)(image, seeded())[:, :2, 12:20, 12:20]
+    turned = Cutouts(32, 50, "whole", shift=0, degrees=90)(image, seeded())[:, :2, 12:20, 12:20]
     slope = torch.stack([turned[:, 0, 4, 5] - turned[:, 0, 4, 4], turned[:, 0, 5, 4] - turned[:, 0, 4, 4]], 1)
     torch.testing.assert_close(slope.norm(dim=1), torch.full((50,), 1.6 / 32), atol=1e-5, rtol=0)
     angles = torch.atan2(slope[:, 1], slope[:, 0]).rad2deg()
@@ -135,19 +135,19 @@ def test_flips_and_turns() -> None:
 
 def test_small_views_of_a_large_picture_are_no_moire() -> None:
     fine = torch.where((torch.arange(256)[:, None] + torch.arange(256)) % 2 == 0, 1.0, -1.0).expand(1, 3, -1, -1)
-    assert Views(32, 20, "whole")(fine, seeded()).abs().max() < 0.01
-    assert Views(32, 50, "cutouts", noise=0)(fine, seeded()).std() < 0.35
+    assert Cutouts(32, 20, "whole")(fine, seeded()).abs().max() < 0.01
+    assert Cutouts(32, 50, "cutouts", noise=0)(fine, seeded()).std() < 0.35
 
 
 def test_noise_has_the_published_strength() -> None:
-    views = Views(64, 400, "whole", shift=0, noise=0.22)(torch.zeros(1, 3, 64, 64), seeded())
+    views = Cutouts(64, 400, "whole", shift=0, noise=0.22)(torch.zeros(1, 3, 64, 64), seeded())
     strength = views.std((1, 2, 3)) / 2  # of pictures in [0, 1]
     assert strength.max() < 0.23 and strength.mean().item() == pytest.approx(0.11, rel=0.1)
 
 
 def test_pictures_are_clamped_first() -> None:
     image = torch.tensor([-3.0, 0.0, 3.0]).view(1, 3, 1, 1).expand(1, 3, 8, 8).clone().requires_grad_()
-    views = Views(8, 2, "whole", shift=0)(image, seeded())
+    views = Cutouts(8, 2, "whole", shift=0)(image, seeded())
     assert views[:, 0].max() == -1 and views[:, 2].min() == 1
     views.sum().backward()
     assert image.grad[0, 0].abs().max() == 0 and image.grad[0, 1].min() > 0
@@ -155,9 +155,9 @@ def test_pictures_are_clamped_first() -> None:
 
 def test_jitter_changes_brightness_contrast_and_saturation() -> None:
     image = torch.tensor([0.5, -0.5, 0.1]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
-    views = Views(8, 100, "whole", shift=0, jitter=0.3)(image, seeded())
+    views = Cutouts(8, 100, "whole", shift=0, jitter=0.3)(image, seeded())
     assert views.std(0).min() > 0.02
-    grey = Views(8, 100, "whole", shift=0, jitter=0.3)(torch.zeros(1, 3, 8, 8), seeded())
+    grey = Cutouts(8, 100, "whole", shift=0, jitter=0.3)(torch.zeros(1, 3, 8, 8), seeded())
     assert torch.equal(grey[:, 0], grey[:, 2])  # grey stays grey, of another brightness
     assert grey.min().item() >= -0.3 - 1e-6 and grey.max().item() <= 0.3 + 1e-6
 
@@ -165,7 +165,7 @@ def test_jitter_changes_brightness_contrast_and_saturation() -> None:
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_gradient_agrees_with_differences(scheme: str) -> None:
     image = torch.rand((1, 3, 6, 5), generator=seeded(1)) - 0.5
-    views, direction = Views(4, 5, scheme, jitter=0.2), torch.randn((1, 3, 6, 5), generator=seeded(2))
+    views, direction = Cutouts(4, 5, scheme, jitter=0.2), torch.randn((1, 3, 6, 5), generator=seeded(2))
     x = image.clone().requires_grad_()
     views(x, seeded()).square().sum().backward()
     ends = [views(image + sign * 1e-2 * direction, seeded()).double().square().sum() for sign in (1, -1)]
@@ -187,9 +187,9 @@ def test_gradient_agrees_with_differences(scheme: str) -> None:
 )
 def test_faults_are_named(options: dict[str, object], match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        Views(**{"size": 8, **options})
+        Cutouts(**{"size": 8, **options})
 
 
 def test_views_are_of_one_picture() -> None:
     with pytest.raises(ValueError, match=r"image \(2, 3, 8, 8\): views are of one picture, \(1, 3, h, w\)"):
-        Views(8)(torch.zeros(2, 3, 8, 8), seeded())
+        Cutouts(8)(torch.zeros(2, 3, 8, 8), seeded())

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from t2i.generation.clip_guided.prompts import Prompt, prompts, wish
+from t2i.generation.clip_guided.prompts import Prompt, parse_prompts, prompt_targets
 
 INF = math.inf
 
@@ -35,23 +35,23 @@ INF = math.inf
     ],
 )
 def test_texts(text: str, expected: list[Prompt]) -> None:
-    assert prompts(text) == expected
+    assert parse_prompts(text) == expected
 
 
 def test_lists_and_mappings() -> None:
     given = ["a cat:2 | a dog", {"text": "at 10:30", "weight": -1, "stop": 0.5}, {"image": "a:1.png"}]
-    assert prompts(given) == [Prompt("a cat", 2), Prompt("a dog"), Prompt("at 10:30", -1, 0.5),
+    assert parse_prompts(given) == [Prompt("a cat", 2), Prompt("a dog"), Prompt("at 10:30", -1, 0.5),
                               Prompt("a:1.png", is_image=True)]
 
 
 def test_wish() -> None:
-    found = wish("a cat:2", styles="oil painting | fog:-1", images="a.png:0.3|image:b.png", extras="4k",
+    found = prompt_targets("a cat:2", styles="oil painting | fog:-1", images="a.png:0.3|image:b.png", extras="4k",
                  excluded="text:2")
     assert found.targets == (Prompt("a cat", 2), Prompt("oil painting", 0.5), Prompt("fog", -0.5),
                              Prompt("a.png", 0.3, is_image=True), Prompt("b.png", is_image=True))
     assert found.extras == (Prompt("4k"),) and found.excluded == (Prompt("text", 2),)
-    assert wish(styles=["cubism"]).targets == (Prompt("cubism", 0.5),)
-    assert wish("a").extras == () == wish("a").excluded
+    assert prompt_targets(styles=["cubism"]).targets == (Prompt("cubism", 0.5),)
+    assert prompt_targets("a").extras == () == prompt_targets("a").excluded
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_wish() -> None:
 )
 def test_faults_are_named(given: object, match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        prompts(given)
+        parse_prompts(given)
 
 
 @pytest.mark.parametrize(
@@ -105,4 +105,4 @@ def test_faults_are_named(given: object, match: str) -> None:
 )
 def test_wishes_that_cannot_be(given: dict[str, object], match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        wish(**given)
+        prompt_targets(**given)

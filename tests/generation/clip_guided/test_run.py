@@ -1,4 +1,4 @@
-"""The door of guided drawing, `sample.py guide=clip` and `guide=replay`: files, repeats, stops, refusals."""
+"""`sample.py method=clip_guided` and `method=replay`: files, repeats, stops, refusals."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from t2i.checkpoint import building, file_format
 from t2i.config.compose import compose
 from t2i.convert.tokenizers import load_tokenizer
 from t2i.generation.clip_guided import run
-from t2i.generation.clip_guided.image_parameters import LatentCanvas
-from t2i.generation.clip_guided.optimization import Guided
+from t2i.generation.clip_guided.image_parameters import LatentParameters
+from t2i.generation.clip_guided.optimization import Optimization
 from t2i.viz.grids import to_uint8
 
-SMALL = ["guide.total_iter=4", "guide.show_step=2", "guide.batch_size=2", "device=cpu"]
-PIXELS = ["guide.canvas=pixels", "guide.im_shape=[12,20]"]
+SMALL = [".steps=4", ".show_step=2", ".batch_size=2", "device=cpu"]
+PIXELS = [".canvas=pixels", ".image_size=[12,20]"]
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +40,16 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]
 
 
 def draw(parts: SimpleNamespace, out: Path, *words: str, clips: str | None = None) -> dict[str, Any]:
-    overrides = ["guide=clip", f"guide.clips={clips or parts.clip}", *SMALL, f"out={out}", *words]
+    """`words` that begin with a dot are settings of clip_guided."""
+    overrides = ["method=clip_guided", f"clip_guided.clips={clips or parts.clip}", *SMALL, f"out={out}", *words]
+    overrides = [f"clip_guided{word}" if word.startswith(".") else word for word in overrides]
     return run.run(compose(overrides, "sample"))
 
 
 def replay(path: Path | str, out: Path) -> dict[str, Any]:
     """Drawn again, of files that are trusted: those of pytest's own folder."""
     root = Path(*out.absolute().parts[:3])
-    words = ["guide=replay", f"guide.path={path}", f"out={out}", "device=cpu", f"trust=['{root}']"]
+    words = ["method=replay", f"clip_guided.path={path}", f"out={out}", "device=cpu", f"trust=['{root}']"]
     return run.run(compose(words, "sample"))
 
 
@@ -61,7 +63,7 @@ def names(folder: Path) -> list[str]:
 
 def test_files(parts: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = draw(parts, tmp_path / "drawn", f"ckpt={parts.vqgan}", f"prompt={TEXT[0]}:2 | an old map", "n=2",
-                 "guide.learning_rate=1")
+                 ".learning_rate=1")
     base = "000-a-red-circle-2-an-old-map"
     assert names(tmp_path / "drawn") == sorted(
         [f"{base}-{i}{kind}" for i in range(2)
@@ -81,13 +83,13 @@ def test_files(parts: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFix
         assert durations == [120, 120, 1440]
     # The latents are those of the picture, and say what they are of.
     file = out / f"{base}-0.safetensors"
-    canvas = LatentCanvas(load_tokenizer(parts.vqgan), 16, 16, "straight_through", generator=torch.Generator())
+    canvas = LatentParameters(load_tokenizer(parts.vqgan), 16, 16, "straight_through", generator=torch.Generator())
     canvas.load_state_dict(load_file(file))
     assert np.array_equal(to_uint8(canvas())[0], last)
     with safe_open(file, "pt") as opened:
         notes = json.loads(opened.metadata()["drawing"])
     assert notes["text"] == f"{TEXT[0]}:2 | an old map" and notes["shape"] == [16, 16]
-    assert notes["guide"]["total_iter"] == 4
+    assert notes["clip_guided"]["steps"] == 4
     record = json.loads((out / "drawing.json").read_text(encoding="utf-8"))
     assert [entry["file"] for entry in record["pictures"]] == [f"{base}-0.png", f"{base}-1.png"]
     assert record["pictures"][0]["iterations"] == 4 and len(record["pictures"][0]["similarity"]) == 2
@@ -99,11 +101,11 @@ def test_files(parts: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("words", [
-    PIXELS, ["guide.canvas=fourier", "guide.ema=0.9"], ["guide.canvas=siren", "guide.hidden=8", "guide.layers=1"],
-    ["VQGAN", "guide.codes=none"], ["VQGAN", "guide.codes=gumbel", "guide.jitter=0.1", "guide.micro_batch=1"],
-    ["VQGAN", "guide.codes=straight_through", "guide.versus={codes: none, learning_rate: 0.2}"],
-    ["PRIOR", "temperature=0.9", "top_k=8"], ["PRIOR", "guide.start=codes"],
-    [*PIXELS, "guide.start_image=PICTURE", "guide.images=PICTURE:0.5", "guide.extras=ink | soft light:0.5"],
+    PIXELS, [".canvas=fourier", ".ema=0.9"], [".canvas=siren", ".hidden=8", ".layers=1"],
+    ["VQGAN", ".codes=none"], ["VQGAN", ".codes=gumbel", ".jitter=0.1", ".micro_batch=1"],
+    ["VQGAN", ".codes=straight_through", ".versus={codes: none, learning_rate: 0.2}"],
+    ["PRIOR", "temperature=0.9", "top_k=8"], ["PRIOR", ".start=codes"],
+    [*PIXELS, ".start_image=PICTURE", ".images=PICTURE:0.5", ".extras=ink | soft light:0.5"],
 ], ids=["pixels", "fourier", "siren", "none", "gumbel", "versus", "prior", "codes", "pictures"])  # fmt: skip
 def test_a_drawing_again_is_the_same_file(parts: SimpleNamespace, tmp_path: Path, words: list[str]) -> None:
     stands = {"VQGAN": f"ckpt={parts.vqgan}", "PRIOR": f"ckpt={parts.prior}"}
@@ -121,16 +123,40 @@ def test_a_drawing_again_is_the_same_file(parts: SimpleNamespace, tmp_path: Path
     assert third["pictures"] == first["pictures"]
 
 
+def test_names_of_earlier_versions_and_of_notebooks(
+    parts: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = {"alpha": 2.0, "beta": 0.25, "w1": 0.5, "w2": 0.75, "total_iter": 2, "im_shape": [12, 20]}
+    words = ["guide=clip", f"guide.clips={parts.clip}", "guide.canvas=pixels", *(f"guide.{k}={v}" for k, v in
+             old.items()), "guide.versus={beta: 0.0}", "prompt=a, b: c", f"out={tmp_path / 'drawn'}", "device=cpu"]
+    cfg = compose(words, "sample")
+    assert "note: guide.clips= is called clip_guided.clips= now" in capsys.readouterr().err
+    new = {"text_weight": 2.0, "negative_weight": 0.25, "prompt_share": 0.5, "extra_share": 0.75, "steps": 2,
+           "image_size": [12, 20]}
+    assert cfg["clip_guided"].items() >= new.items() and cfg["prompt"] == "a, b: c" and "guide" not in cfg
+    found = run.run(cfg)
+    path = tmp_path / "drawn" / "drawing.json"
+    record = json.loads(path.read_text())
+    config = record["request"]["config"]
+    node = config.pop("clip_guided")
+    back = dict(zip(new, old, strict=True))
+    config["guide"] = {back.get(key, key): value for key, value in node.items()}  # as it was written then
+    config["guide"] |= {"_target_": "t2i.guiding.Settings", "versus": {"beta": 0.0}}
+    path.write_text(json.dumps(record))
+    again = replay(path, tmp_path / "again")
+    assert [Path(file).read_bytes() for file in again["files"]] == [Path(f).read_bytes() for f in found["files"]]
+
+
 def test_another_out_of_the_way_of_another_drawing(parts: SimpleNamespace, tmp_path: Path) -> None:
-    words = [*PIXELS, "prompt=a dog", "n=1", "guide.total_iter=1"]
+    words = [*PIXELS, "prompt=a dog", "n=1", ".steps=1"]
     assert draw(parts, tmp_path / "drawn", *words)["out"] == str(tmp_path / "drawn")
     assert draw(parts, tmp_path / "drawn", *words)["out"] == str(tmp_path / "drawn")
-    assert draw(parts, tmp_path / "drawn", *words, "guide.w2=0.2")["out"] == str(tmp_path / "drawn-2")
+    assert draw(parts, tmp_path / "drawn", *words, ".extra_share=0.2")["out"] == str(tmp_path / "drawn-2")
 
 
 def test_two_settings_side_by_side(parts: SimpleNamespace, tmp_path: Path) -> None:
     found = draw(parts, tmp_path / "drawn", f"ckpt={parts.vqgan}", f"prompt={TEXT[0]}", "n=2",
-                 "guide.versus={codes: none, total_iter: 2}")
+                 ".versus={codes: none, steps: 2}")
     files = [Path(entry["file"]).stem for entry in found["pictures"]]
     base = "000-a-red-circle"
     assert files == [f"{base}-0", f"{base}-0-versus", f"{base}-1", f"{base}-1-versus"]
@@ -144,11 +170,11 @@ def test_two_settings_side_by_side(parts: SimpleNamespace, tmp_path: Path) -> No
 
 
 def test_a_canvas_beside_another(parts: SimpleNamespace, tmp_path: Path) -> None:
-    found = draw(parts, tmp_path / "drawn", f"ckpt={parts.vqgan}", "prompt=a dog", "n=1", "guide.canvas=pixels",
-                 "guide.versus={canvas: vqgan, precision: bf16-mixed}")
+    found = draw(parts, tmp_path / "drawn", f"ckpt={parts.vqgan}", "prompt=a dog", "n=1", ".canvas=pixels",
+                 ".versus={canvas: vqgan, precision: bf16-mixed}")
     assert [pixels(file).shape for file in found["files"]] == [(32, 32, 3), (16, 16, 3)]
-    with pytest.raises(ValueError, match=r"guide\.canvas=vqgan needs ckpt="):
-        draw(parts, tmp_path / "none", "prompt=a dog", "guide.canvas=pixels", "guide.versus={canvas: vqgan}")
+    with pytest.raises(ValueError, match=r"clip_guided\.canvas=vqgan needs ckpt="):
+        draw(parts, tmp_path / "none", "prompt=a dog", ".canvas=pixels", ".versus={canvas: vqgan}")
 
 
 def test_start_is_the_priors_sample(parts: SimpleNamespace, tmp_path: Path) -> None:
@@ -178,8 +204,8 @@ def test_a_bad_caption_of_a_list_is_seen_before_the_first_is_drawn(parts: Simple
 
 
 def test_pictures_and_styles_in_the_place_of_a_prompt(parts: SimpleNamespace, tmp_path: Path) -> None:
-    found = draw(parts, tmp_path / "drawn", *PIXELS, f"guide.images={parts.picture}", "guide.styles=ink",
-                 "guide.excluded=text:0.5", "n=1", f"scorer={parts.other}")
+    found = draw(parts, tmp_path / "drawn", *PIXELS, f".images={parts.picture}", ".styles=ink",
+                 ".excluded=text:0.5", "n=1", f"scorer={parts.other}")
     assert found["pictures"][0]["prompt"] == "" and Path(found["files"][0]).name == "000-picture-0.png"
     assert found["request"]["hashes"]["pictures"] == {parts.picture: file_format.file_hash(parts.picture)}
     words = [*PIXELS, f"prompt=image:{parts.picture}", "n=1", f"scorer={parts.other}"]
@@ -193,24 +219,24 @@ def test_the_scorer_judges_start_and_end(parts: SimpleNamespace, tmp_path: Path)
 
 
 def test_several_guides(parts: SimpleNamespace, tmp_path: Path) -> None:
-    found = draw(parts, tmp_path / "drawn", "guide.canvas=pixels", "prompt=a dog", "n=1",
+    found = draw(parts, tmp_path / "drawn", ".canvas=pixels", "prompt=a dog", "n=1",
                  clips=f"[{parts.clip},{parts.other}]")
     assert pixels(found["files"][0]).shape == (48, 48, 3)
     assert list(found["request"]["hashes"]["guides"]) == [parts.clip, parts.other]
 
 
 def test_films(parts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw(parts, tmp_path / "none", *PIXELS, "prompt=a dog", "n=1", "guide.film=none")
+    draw(parts, tmp_path / "none", *PIXELS, "prompt=a dog", "n=1", ".film=none")
     assert not list((tmp_path / "none").glob("*.gif"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ValueError, match=r"guide\.film=mp4 needs the program ffmpeg.*gif and none need nothing"):
-        draw(parts, tmp_path / "mp4", *PIXELS, "prompt=a dog", "guide.film=mp4")
+    with pytest.raises(ValueError, match=r"clip_guided\.film=mp4 needs the program ffmpeg.*gif and none need nothing"):
+        draw(parts, tmp_path / "mp4", *PIXELS, "prompt=a dog", ".film=mp4")
     assert not (tmp_path / "mp4").exists()
     # A program of that name takes all frames, raw.
     program = tmp_path / "ffmpeg"
     program.write_text("#!/bin/sh\nfor last; do :; done\n/bin/cat > \"$last\"\n")
     program.chmod(0o755)
-    draw(parts, tmp_path / "mp4", *PIXELS, "prompt=a dog", "n=1", "guide.film=mp4")
+    draw(parts, tmp_path / "mp4", *PIXELS, "prompt=a dog", "n=1", ".film=mp4")
     (film,) = (tmp_path / "mp4").glob("*.mp4")
     height, width = 12 * 21, 20 * 21  # about 256
     assert film.stat().st_size == height * width * 3 * (3 + 11)  # the last stays
@@ -219,21 +245,21 @@ def test_films(parts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.Monke
 def test_shown_in_a_terminal(parts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                              capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    draw(parts, tmp_path / "drawn", *PIXELS, "prompt=a dog", "n=1", "guide.show=true")
+    draw(parts, tmp_path / "drawn", *PIXELS, "prompt=a dog", "n=1", ".show=true")
     assert capsys.readouterr().out.count("▀") == 3 * 64 * 19  # three pictures of 64 x 38 half blocks
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
     """Ctrl-C in the `call`-th iteration of all."""
-    calls, move = [0], Guided.move
+    calls, update = [0], Optimization.update
 
-    def stopping(self: Guided) -> tuple[float, float]:
+    def stopping(self: Optimization) -> tuple[float, float]:
         calls[0] += 1
         if calls[0] == call:
             raise KeyboardInterrupt
-        return move(self)
+        return update(self)
 
-    monkeypatch.setattr(Guided, "move", stopping)
+    monkeypatch.setattr(Optimization, "update", stopping)
 
 
 @pytest.mark.parametrize("call", [1, 4, 5, 8])
@@ -264,14 +290,14 @@ def test_stopped_between_two_settings(
         with monkeypatch.context() as patched:
             stop_at(patched, call)
             with pytest.raises(KeyboardInterrupt):
-                draw(parts, tmp_path / str(call), *PIXELS, "prompt=a dog", "n=2", "guide.versus={jitter: 0.1}")
+                draw(parts, tmp_path / str(call), *PIXELS, "prompt=a dog", "n=2", ".versus={jitter: 0.1}")
         record = json.loads((tmp_path / str(call) / "drawing.json").read_text())
         assert len(record["pictures"]) == number and (tmp_path / str(call) / "grid.png").is_file()
 
 
 def test_patience_ends_it(parts: SimpleNamespace, tmp_path: Path) -> None:
-    found = draw(parts, tmp_path / "drawn", *PIXELS, "prompt=a dog", "n=1", "guide.patience=2", "guide.total_iter=50",
-                 "guide.learning_rate=0", "guide.views=whole", "guide.noise_factor=0")
+    found = draw(parts, tmp_path / "drawn", *PIXELS, "prompt=a dog", "n=1", ".patience=2", ".steps=50",
+                 ".learning_rate=0", ".views=whole", ".noise_factor=0")
     assert found["pictures"][0]["iterations"] < 50
     assert len(list((tmp_path / "drawn" / "000-a-dog-0").iterdir())) >= 2
 
@@ -282,8 +308,8 @@ def drawn(parts: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
     for name in ("clip", "vqgan.ckpt", "picture.png"):
         here = Path(parts.root) / name
         (shutil.copytree if here.is_dir() else shutil.copy)(here, tmp_path / name)
-    draw(parts, tmp_path / "drawn", f"ckpt={tmp_path / 'vqgan.ckpt'}", f"guide.start_image={tmp_path / 'picture.png'}",
-         "prompt=a dog", "n=1", "guide.total_iter=1", clips=str(tmp_path / "clip"))
+    draw(parts, tmp_path / "drawn", f"ckpt={tmp_path / 'vqgan.ckpt'}", f".start_image={tmp_path / 'picture.png'}",
+         "prompt=a dog", "n=1", ".steps=1", clips=str(tmp_path / "clip"))
     return SimpleNamespace(root=tmp_path, json=tmp_path / "drawn" / "drawing.json")
 
 
@@ -302,7 +328,7 @@ def test_a_drawing_is_not_drawn_again_with_other_files(parts: SimpleNamespace, d
     with pytest.raises(ValueError, match="clip"):
         replay(drawn.json, again)
     clip_folder(root / "clip", seed=5)
-    with pytest.raises(ValueError, match=r"guide\.path=.* drew with other weights of .*clip"):
+    with pytest.raises(ValueError, match=r"clip_guided\.path=.* drew with other weights of .*clip"):
         replay(drawn.json, again)
     assert not again.exists()
 
@@ -313,15 +339,15 @@ def test_what_is_no_drawing_is_not_drawn_again(drawn: SimpleNamespace, tmp_path:
     page = tmp_path / "page.json"
     for text in ("<html>", "[]", "{}", '{"request": {"prompts": ["a"], "options": {}}}', "\udcff"):
         page.write_bytes(text.encode(errors="surrogateescape"))
-        with pytest.raises(ValueError, match=r"guide\.path=.*page\.json is no drawing\.json of guided drawing"):
+        with pytest.raises(ValueError, match=r"clip_guided\.path=.*page\.json is no drawing\.json of clip-guided"):
             replay(page, tmp_path / "again")
     record = json.loads(drawn.json.read_text())
-    record["request"]["config"]["guide"]["brush"] = 1
+    record["request"]["config"]["clip_guided"]["brush"] = 1
     page.write_text(json.dumps(record))
-    with pytest.raises(ValueError, match=r"another version .*guide\.brush: Settings has no such argument"):
+    with pytest.raises(ValueError, match=r"another version .*clip_guided\.brush: Settings has no such argument"):
         replay(page, tmp_path / "again")
-    with pytest.raises(ValueError, match=r"guide\.path= is needed: the drawing\.json"):
-        compose(["guide=replay"], "sample")
+    with pytest.raises(ValueError, match=r"clip_guided\.path= is needed: the drawing\.json"):
+        compose(["method=replay"], "sample")
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -332,46 +358,47 @@ def test_what_is_no_drawing_is_not_drawn_again(drawn: SimpleNamespace, tmp_path:
     (["prompt=a dog:heavy"], "the weight 'heavy' is no number"),
     (["prompt=a dog:nan"], "weight=nan of text 'a dog': allowed are finite numbers"),
     (["prompt=image:gone.png"], r"image=gone\.png cannot be read: No such file"),
-    (["prompt=a dog", "guide.images=PAGE"], r"image=.*page\.png cannot be read as a picture"),
-    (["prompt=a dog", "guide.start_image=PAGE"], r"guide\.start_image=.*page\.png cannot be read as a picture"),
-    (["prompt=a dog", "guide.excluded=text:-2"], "excluded: weight=-2"),
-    (["prompt=a dog", "guide.canvas=vqgan"], r"guide\.canvas=vqgan needs ckpt="),
-    (["prompt=a dog", "ckpt=VQGAN"], r"ckpt=.*vqgan\.ckpt: guide\.canvas=pixels has no use for it; leave it out"),
-    (["prompt=a dog", "guide.canvas=vqgan", "ckpt=VQGAN", "guide.im_shape=[18,20]"],
-     r"guide\.im_shape: height=18, width=20: both must be divisible by the tokenizer's factor 4, such as"),
-    (["prompt=a dog", "guide.canvas=vqgan", "ckpt=VQGAN", "guide.im_shape=null", "guide.start=prior"],
-     r"guide\.start=prior needs ckpt=, a prior; this one is a tokenizer"),
-    (["prompt=a dog", "guide.canvas=vqgan", "ckpt=VQGAN", "guide.im_shape=null", "temperature=0.5"],
-     r"temperature=0\.5: an option of sampling, and guided drawing has none"),
-    (["prompt=a dog", "top_k=3"], r"top_k=3: an option of sampling, and guided drawing has none"),
-    (["prompt=a dog", "guide.canvas=vqgan", "ckpt=PRIOR", "guide.start=noise", "guide.im_shape=null", "top_p=0.5"],
-     r"top_p=0\.5: an option of sampling.*guide\.start=prior it is that prior's"),
-    (["prompt=a dog", "guide.canvas=vqgan", "ckpt=PRIOR", "guide.im_shape=null", "truncation=0.5"],
+    (["prompt=a dog", ".images=PAGE"], r"image=.*page\.png cannot be read as a picture"),
+    (["prompt=a dog", ".start_image=PAGE"], r"clip_guided\.start_image=.*page\.png cannot be read as a picture"),
+    (["prompt=a dog", ".excluded=text:-2"], "excluded: weight=-2"),
+    (["prompt=a dog", ".canvas=vqgan"], r"clip_guided\.canvas=vqgan needs ckpt="),
+    (["prompt=a dog", "ckpt=VQGAN"], r"ckpt=.*vqgan\.ckpt: clip_guided\.canvas=pixels has no use for it; leave it out"),
+    (["prompt=a dog", ".canvas=vqgan", "ckpt=VQGAN", ".image_size=[18,20]"],
+     r"clip_guided\.image_size: height=18, width=20: both must be divisible by the tokenizer's factor 4, such as"),
+    (["prompt=a dog", ".canvas=vqgan", "ckpt=VQGAN", ".image_size=null", ".start=prior"],
+     r"clip_guided\.start=prior needs ckpt=, a prior; this one is a tokenizer"),
+    (["prompt=a dog", ".canvas=vqgan", "ckpt=VQGAN", ".image_size=null", "temperature=0.5"],
+     r"temperature=0\.5: an option of sampling, and clip-guided drawing has none"),
+    (["prompt=a dog", "top_k=3"], r"top_k=3: an option of sampling, and clip-guided drawing has none"),
+    (["prompt=a dog", ".canvas=vqgan", "ckpt=PRIOR", ".start=noise", ".image_size=null", "top_p=0.5"],
+     r"top_p=0\.5: an option of sampling.*clip_guided\.start=prior it is that prior's"),
+    (["prompt=a dog", ".canvas=vqgan", "ckpt=PRIOR", ".image_size=null", "truncation=0.5"],
      r"truncation=0\.5: a prior has no such option"),
-    (["prompt=a dog", "guide.canvas=vqgan", "ckpt=PRIOR", "guide.im_shape=null", "top_k=99"], r"top_k=99: allowed are"),
-    (["prompt=a dog", "guide.canvas=vqgan", "ckpt=PRIOR"], r"guide\.im_shape=\[12, 20\]: a prior draws 16 x 16 pixels"),
-    (["prompt=image:PICTURE", "guide.canvas=vqgan", "ckpt=PRIOR", "guide.im_shape=null"],
-     r"guide\.start=prior draws for a text, and the first prompt is a picture, .*picture\.png"),
-    (["prompt=a dog", "guide.canvas=vqgan", "ckpt=PAGE", "guide.im_shape=null"], r"page\.png"),
-    (["prompt=a dog", "ckpt=gone.ckpt", "guide.canvas=vqgan"], r"ckpt=gone\.ckpt: no such file"),
-    (["prompt=a dog", "guide.start=codes"], r"guide\.start=codes needs guide\.canvas=vqgan"),
-    (["prompt=a dog", "guide.versus={clips: x}"], r"guide\.versus\.clips: there is no such setting; allowed are"),
-    (["prompt=a dog", "guide.versus={canvas: oil}"], r"guide\.versus\.canvas=oil: one of vqgan, pixels"),
-    (["prompt=a dog", "guide.versus={beta: much}"], r"guide\.versus\.beta=much: a number is needed"),
-    (["prompt=a dog", "guide.versus={ema: 1}"], r"guide\.ema=1: allowed are numbers from 0"),
-    (["prompt=a dog", "guide.ema=1.0"], r"guide\.ema=1\.0: allowed are numbers from 0"),
-    (["prompt=a dog", "guide.learning_rate=fast"], r"guide\.learning_rate=fast: a number or null is needed"),
-    (["prompt=a dog", "guide.loss=l2"], r"guide\.loss=l2: one of cosine, spherical"),
-    (["prompt=a dog", "guide.canvas=oil"], r"guide\.canvas=oil: one of vqgan, pixels, fourier, siren"),
-    (["prompt=a dog", "guide.total_iter=0", "guide.batch_size=0"], r"guide\.total_iter=0: allowed(.|\n)*batch_size=0"),
-    (["prompt=a dog", "guide.im_shape=[16]"], r"guide\.im_shape=\[16\]"),
-    (["prompt=a dog", "guide.brush=1"], r"guide\.brush: there is no such key"),
+    (["prompt=a dog", ".canvas=vqgan", "ckpt=PRIOR", ".image_size=null", "top_k=99"], r"top_k=99: allowed are"),
+    (["prompt=a dog", ".canvas=vqgan", "ckpt=PRIOR"],
+     r"clip_guided\.image_size=\[12, 20\]: a prior draws 16 x 16 pixels"),
+    (["prompt=image:PICTURE", ".canvas=vqgan", "ckpt=PRIOR", ".image_size=null"],
+     r"clip_guided\.start=prior draws for a text, and the first prompt is a picture, .*picture\.png"),
+    (["prompt=a dog", ".canvas=vqgan", "ckpt=PAGE", ".image_size=null"], r"page\.png"),
+    (["prompt=a dog", "ckpt=gone.ckpt", ".canvas=vqgan"], r"ckpt=gone\.ckpt: no such file"),
+    (["prompt=a dog", ".start=codes"], r"clip_guided\.start=codes needs clip_guided\.canvas=vqgan"),
+    (["prompt=a dog", ".versus={clips: x}"], r"clip_guided\.versus\.clips: there is no such setting; allowed are"),
+    (["prompt=a dog", ".versus={canvas: oil}"], r"clip_guided\.versus\.canvas=oil: one of vqgan, pixels"),
+    (["prompt=a dog", ".versus={beta: much}"], r"clip_guided\.versus\.negative_weight=much: a number is needed"),
+    (["prompt=a dog", ".versus={ema: 1}"], r"clip_guided\.ema=1: allowed are numbers from 0"),
+    (["prompt=a dog", ".ema=1.0"], r"clip_guided\.ema=1\.0: allowed are numbers from 0"),
+    (["prompt=a dog", ".learning_rate=fast"], r"clip_guided\.learning_rate=fast: a number or null is needed"),
+    (["prompt=a dog", ".loss=l2"], r"clip_guided\.loss=l2: one of cosine, spherical"),
+    (["prompt=a dog", ".canvas=oil"], r"clip_guided\.canvas=oil: one of vqgan, pixels, fourier, siren"),
+    (["prompt=a dog", ".steps=0", ".batch_size=0"], r"clip_guided\.steps=0: allowed(.|\n)*batch_size=0"),
+    (["prompt=a dog", ".image_size=[16]"], r"clip_guided\.image_size=\[16\]"),
+    (["prompt=a dog", ".brush=1"], r"clip_guided\.brush: there is no such key"),
     (["prompt=a dog", "unconditional=true"], "prompt= is given too"),
-    (["unconditional=true"], r"unconditional=True: guided drawing has no such option"),
-    (["prompt=a dog", "best_of=4"], r"best_of=4: guided drawing has no such option"),
-    (["prompt=a dog", "nearest=true"], r"nearest=True: guided drawing has no such option"),
-    (["prompt=a dog", "completion.image=PICTURE"], r"completion\.image=.*: guided drawing has no such option"),
-    (["prompt=a dog", "guide.clips=gone"], r"the guide 'gone'"),
+    (["unconditional=true"], r"unconditional=True: clip-guided drawing has no such option"),
+    (["prompt=a dog", "best_of=4"], r"best_of=4: clip-guided drawing has no such option"),
+    (["prompt=a dog", "nearest=true"], r"nearest=True: clip-guided drawing has no such option"),
+    (["prompt=a dog", "completion.image=PICTURE"], r"completion\.image=.*: clip-guided drawing has no such option"),
+    (["prompt=a dog", ".clips=gone"], r"the CLIP 'gone'"),
 ])  # fmt: skip
 def test_refused_before_anything_is_drawn(
     parts: SimpleNamespace, tmp_path: Path, words: list[str], message: str
@@ -386,25 +413,25 @@ def test_refused_before_anything_is_drawn(
 
 
 def test_clips_are_needed() -> None:
-    with pytest.raises(ValueError, match=r"guide\.clips= is needed: the CLIP that guides"):
-        compose(["guide=clip", "prompt=a dog"], "sample")
+    with pytest.raises(ValueError, match=r"clip_guided\.clips= is needed: the CLIP that guides"):
+        compose(["method=clip_guided", "prompt=a dog"], "sample")
 
 
 def test_a_drawing_json_says_neither_where_to_write_nor_what_to_fetch(drawn: SimpleNamespace) -> None:
     root, held = drawn.root, json.loads(drawn.json.read_text())
     config = held["request"]["config"]
     config |= {"out": str(root / "elsewhere"), "trust": ["os"], "paths": {"runs": "/", "cache": "/"}, "unknown": 1}
-    config["guide"]["_target_"] = "t2i.checkpoint.atomic.write_text"  # it is what it is: the settings of a drawing
+    config["clip_guided"]["_target_"] = "t2i.checkpoint.atomic.write_text"
     drawn.json.write_text(json.dumps(held))
     again = replay(drawn.json, root / "again")
     assert Path(again["out"]) == root / "again" and not (root / "elsewhere").exists()
-    words = ["guide=replay", f"guide.path={drawn.json}", f"out={root / 'third'}", "device=cpu"]
+    words = ["method=replay", f"clip_guided.path={drawn.json}", f"out={root / 'third'}", "device=cpu"]
     with pytest.raises(ValueError, match=r"opens .*clip; a file's word opens nothing.*trust=\["):
         run.run(compose(words, "sample"))
     for key, value in {"prompts": [1], "checkpoint": 5, "config": {**config, "n": "x"},
                        "hashes": {"guides": []}}.items():
         drawn.json.write_text(json.dumps({"request": {**held["request"], key: value}}))
-        with pytest.raises(ValueError, match="is no drawing.json of guided drawing"):
+        with pytest.raises(ValueError, match="is no drawing.json of clip-guided drawing"):
             replay(drawn.json, root / "third")
     drawn.json.write_text("[" * 100_000)
     with pytest.raises(ValueError, match="drawing.json cannot be read: it is nested too deeply"):

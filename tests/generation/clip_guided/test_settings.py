@@ -1,5 +1,5 @@
-"""The loop of guided drawing, and `Drawer` from Python: what moves, what it is moved by, where it starts, what it
-refuses."""
+"""The loop of clip-guided drawing, and `ClipGuidedGenerator` from Python: what moves, what it is moved by, where it
+starts, what it refuses."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from PIL import Image
 
 from t2i.checkpoint import atomic, building, file_format
 from t2i.convert.tokenizers import load_tokenizer
-from t2i.generation.clip_guided.clip_models.clip import CLIPGuide
-from t2i.generation.clip_guided.image_parameters import PixelCanvas
-from t2i.generation.clip_guided.optimization import Asked, Guided, asked
-from t2i.generation.clip_guided.prompts import wish
-from t2i.generation.clip_guided.settings import Drawer, Settings
+from t2i.generation.clip_guided.clip_models.clip import TransformersCLIP
+from t2i.generation.clip_guided.generator import ClipGuidedGenerator
+from t2i.generation.clip_guided.image_parameters import PixelParameters
+from t2i.generation.clip_guided.optimization import Optimization, TargetEmbeddings, embed_targets, mean_similarity
+from t2i.generation.clip_guided.prompts import prompt_targets
+from t2i.generation.clip_guided.settings import Settings
 from t2i.losses.guidance import cosine
 from t2i.models.clip import CLIP
 from t2i.types import TextToImage
@@ -84,7 +85,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def whole(image: torch.Tensor, generator: torch.Generator, n: int) -> torch.Tensor:
-    """Views that chance has no part in: the picture, `n` times."""
+    """Cutouts that chance has no part in: the picture, `n` times."""
     return torch.nn.functional.interpolate(image, (16, 16), mode="bilinear").expand(n, -1, -1, -1)
 
 
@@ -92,30 +93,31 @@ def hardly(path: str, size: int) -> torch.Tensor:
     raise AssertionError("no picture was asked for")
 
 
-def loop(parts: SimpleNamespace, text: Any = TEXT[0], show: Any = whole, **changes: Any) -> Guided:
+def loop(parts: SimpleNamespace, text: Any = TEXT[0], show: Any = whole, **changes: Any) -> Optimization:
     """Pixels of 16 x 16 and one CLIP."""
-    guide = CLIPGuide(parts.clip)
-    given = {"count": 4, "learning_rate": 0.05, "generator": seeded(1), **changes}
+    clip_model = TransformersCLIP(parts.clip)
+    given = {"batch_size": 4, "learning_rate": 0.05, "generator": seeded(1), **changes}
     kinds = {name: given.pop(name) for name in ("excluded", "extras") if name in given}
-    return Guided(PixelCanvas(16, 16, generator=seeded()), [guide], [asked(guide, wish(text, **kinds), hardly)],
-                  [show], **given)
+    targets = embed_targets(clip_model, prompt_targets(text, **kinds), hardly)
+    return Optimization(PixelParameters(16, 16, generator=seeded()), [clip_model], [targets], [show], **given)
 
 
-def moved(drawing: Guided, n: int) -> Guided:
+def moved(drawing: Optimization, n: int) -> Optimization:
     for _ in range(n):
-        drawing.move()
+        drawing.update()
     return drawing
 
 
-def drawer(parts: SimpleNamespace, model: Any = None, **changes: Any) -> Drawer:
-    given = {"clips": parts.clip, "canvas": "pixels", "im_shape": [16, 16], "total_iter": 3, "batch_size": 4, **changes}
-    return Drawer(Settings(**given), model)
+def drawer(parts: SimpleNamespace, model: Any = None, **changes: Any) -> ClipGuidedGenerator:
+    given = {"clips": parts.clip, "canvas": "pixels", "image_size": [16, 16], "steps": 3, "batch_size": 4, **changes}
+    return ClipGuidedGenerator(Settings(**given), model)
 
 
 CANVASES = {
     "pixels": {}, "fourier": {"canvas": "fourier"},
     "siren": {"canvas": "siren", "hidden": 16, "layers": 2, "learning_rate": 3e-3},
-    **{codes: {"canvas": "vqgan", "codes": codes, "im_shape": None} for codes in ("none", "straight_through", "gumbel")}
+    **{codes: {"canvas": "vqgan", "codes": codes, "image_size": None}
+       for codes in ("none", "straight_through", "gumbel")},
 }  # fmt: skip
 
 
@@ -123,9 +125,9 @@ CANVASES = {
 def test_the_similarity_rises_and_the_canvas_alone_moves(parts: SimpleNamespace, name: str) -> None:
     tokenizer = load_tokenizer(parts.vqgan)
     made = drawer(parts, tokenizer if "codes" in CANVASES[name] else None, **CANVASES[name])
-    frozen = [*tokenizer.parameters(), *(p for guide in made.guides for p in guide.model.parameters())]
+    frozen = [*tokenizer.parameters(), *(p for clip_model in made.clip_models for p in clip_model.model.parameters())]
     kept = [p.clone() for p in frozen]
-    wrong, rise, lead = asked(made.guides[0], wish(TEXT[0]), hardly), [], []
+    wrong, rise, lead = embed_targets(made.clip_models[0], prompt_targets(TEXT[0]), hardly), [], []
     for seed in range(4):  # a dozen codes move in jerks
         drawing = made.begin(TEXT[1], seed)
         before, start = drawing.similarity(), drawing.picture()
@@ -141,18 +143,18 @@ def test_the_similarity_rises_and_the_canvas_alone_moves(parts: SimpleNamespace,
     assert held == {id(p) for p in drawing.canvas.parameters()}
 
 
-def likeness(drawing: Guided, other: Asked) -> float:
-    return drawing.likeness(drawing.guides[0].embed_image(whole(drawing.picture(), seeded(), 1)), other)
+def likeness(drawing: Optimization, other: TargetEmbeddings) -> float:
+    return mean_similarity(drawing.clip_models[0].embed_image(whole(drawing.picture(), seeded(), 1)), other)
 
 
 @pytest.mark.parametrize("loss", ["cosine", "spherical"])
 def test_an_iteration_is_the_gradient_of_the_loss(parts: SimpleNamespace, loss: Any) -> None:
     drawing = loop(parts, loss=loss, optimizer="sgd", learning_rate=1.0)
     pixels = drawing.canvas.pixels.detach().clone().requires_grad_()
-    likeness = -cosine(drawing.guides[0].embed_image(pixels), drawing.wishes[0].targets)[0, 0]
+    likeness = -cosine(drawing.clip_models[0].embed_image(pixels), drawing.targets[0].targets)[0, 0]
     wanted = -likeness if loss == "cosine" else likeness.acos().square() / 2
     wanted.backward()
-    found, alike = drawing.move()
+    found, alike = drawing.update()
     assert found == pytest.approx(wanted.item(), abs=1e-5) and alike == pytest.approx(likeness.item(), abs=1e-5)
     torch.testing.assert_close(drawing.canvas.pixels.detach(), (pixels - pixels.grad).detach(), atol=1e-5, rtol=1e-4)
 
@@ -175,24 +177,24 @@ def test_views_in_parts_give_the_gradient_of_all_at_once(parts: SimpleNamespace,
         seen = [image.flip(3) if i % 2 else image for i in range(first, first + n)]
         return torch.cat(seen)
 
-    once = loop(parts, show=corners, count=10)
-    all_at_once = once.move()
+    once = loop(parts, show=corners, batch_size=10)
+    all_at_once = once.update()
     calls.clear()
-    drawing = loop(parts, show=corners, count=10, micro_batch=micro_batch)
-    assert drawing.move() == pytest.approx(all_at_once, abs=1e-6)
+    drawing = loop(parts, show=corners, batch_size=10, micro_batch=micro_batch)
+    assert drawing.update() == pytest.approx(all_at_once, abs=1e-6)
     assert sum(calls) == 10 and max(calls) == min(micro_batch, 10)
     torch.testing.assert_close(drawing.canvas.pixels.grad, once.canvas.pixels.grad, atol=1e-7, rtol=1e-4)
 
 
 def test_the_picture_is_rendered_once_and_views_come_in_one_batch(parts: SimpleNamespace) -> None:
-    class Counted(PixelCanvas):
+    class Counted(PixelParameters):
         renderings = 0
 
         def forward(self) -> torch.Tensor:
             self.renderings += 1
             return super().forward()
 
-    class Watched(CLIPGuide):
+    class Watched(TransformersCLIP):
         texts, batches = 0, ()
 
         def embed_text(self, text: list[str]) -> torch.Tensor:
@@ -203,33 +205,34 @@ def test_the_picture_is_rendered_once_and_views_come_in_one_batch(parts: SimpleN
             self.batches = (*self.batches, len(views))
             return super().embed_image(views)
 
-    guide, canvas = Watched(parts.clip), Counted(16, 16, generator=seeded())
-    drawing = Guided(canvas, [guide], [asked(guide, wish(f"{TEXT[0]} | {TEXT[1]}:0.5", extras="a dog"), hardly)],
-                     [whole], 6, learning_rate=0.01, generator=seeded())
+    clip_model, canvas = Watched(parts.clip), Counted(16, 16, generator=seeded())
+    prompts = prompt_targets(f"{TEXT[0]} | {TEXT[1]}:0.5", extras="a dog")
+    drawing = Optimization(canvas, [clip_model], [embed_targets(clip_model, prompts, hardly)], [whole], 6,
+                           learning_rate=0.01, generator=seeded())
     moved(drawing, 3)
-    assert guide.texts == 3 and guide.batches == (6, 6, 6) and canvas.renderings == 3
+    assert clip_model.texts == 3 and clip_model.batches == (6, 6, 6) and canvas.renderings == 3
 
 
 def test_texts_are_embedded_once_a_drawing(parts: SimpleNamespace) -> None:
-    class Watched(CLIPGuide):
+    class Watched(TransformersCLIP):
         texts: tuple[str, ...] = ()
 
         def embed_text(self, text: list[str]) -> torch.Tensor:
             self.texts = (*self.texts, *text)
             return super().embed_text(text)
 
-    guide = Watched(parts.clip)
-    made = Drawer(Settings(clips=parts.clip, canvas="pixels", total_iter=5, batch_size=2, styles="ink",
-                           excluded="text"), guides=[guide])
+    clip_model = Watched(parts.clip)
+    made = ClipGuidedGenerator(Settings(clips=parts.clip, canvas="pixels", steps=5, batch_size=2, styles="ink",
+                           excluded="text"), clip_models=[clip_model])
     made.sample([TEXT[0], TEXT[1]], seeds=[0, 1])
-    assert guide.texts == (TEXT[0], "ink", "text", TEXT[1], "ink", "text")
+    assert clip_model.texts == (TEXT[0], "ink", "text", TEXT[1], "ink", "text")
 
 
 def test_the_average_is_shown_and_the_canvas_moves_on(parts: SimpleNamespace) -> None:
     plain, averaged = loop(parts), loop(parts, ema=0.9)
     average, seen = plain.canvas.pixels.detach().clone(), []
     for step in range(1, 6):
-        plain.move(), averaged.move()
+        plain.update(), averaged.update()
         decay = min(0.9, step / (10 + step))
         average = decay * average + (1 - decay) * plain.canvas.pixels.detach()
         seen.append(averaged.picture())
@@ -240,7 +243,7 @@ def test_the_average_is_shown_and_the_canvas_moves_on(parts: SimpleNamespace) ->
 
 
 def test_the_average_of_codes_stays_in_the_codebooks_range_and_is_put_back(parts: SimpleNamespace) -> None:
-    made = drawer(parts, load_tokenizer(parts.vqgan), canvas="vqgan", im_shape=None, ema=0.8)
+    made = drawer(parts, load_tokenizer(parts.vqgan), canvas="vqgan", image_size=None, ema=0.8)
     drawing = moved(made.begin(TEXT[0], 0), 4)
     now = drawing.canvas.z.detach().clone()
     book = load_tokenizer(parts.vqgan).codebooks()[0]
@@ -263,38 +266,39 @@ def test_patience_ends_a_drawing_that_gets_no_better(parts: SimpleNamespace) -> 
     still = loop(parts, learning_rate=0.0, patience=3)
     steps = 0
     while not still.finished:
-        still.move()
+        still.update()
         steps += 1
     assert steps == 4  # the first loss is the best
     assert not moved(loop(parts, patience=3), 10).finished and not moved(loop(parts, learning_rate=0.0), 10).finished
-    made = drawer(parts, total_iter=100, learning_rate=0.0, views="whole", patience=2)
+    made = drawer(parts, steps=100, learning_rate=0.0, views="whole", patience=2)
     assert made.sample([TEXT[0]], seeds=[0]).shape == (1, 3, 16, 16)
 
 
 def test_negative_weights_and_what_is_excluded_push_away(parts: SimpleNamespace) -> None:
-    guide = CLIPGuide(parts.clip)
-    other = asked(guide, wish(TEXT[1]), hardly)
+    clip_model = TransformersCLIP(parts.clip)
+    other = embed_targets(clip_model, prompt_targets(TEXT[1]), hardly)
     plain = moved(loop(parts), 40)
     pushed = moved(loop(parts, f"{TEXT[0]} | {TEXT[1]}:-1"), 40)
-    kept_out = moved(loop(parts, excluded=TEXT[1], beta=1.0), 40)
+    kept_out = moved(loop(parts, excluded=TEXT[1], negative_weight=1.0), 40)
     for drawing in (pushed, kept_out):
         assert likeness(drawing, other) < likeness(plain, other) - 0.05
     alone = loop(parts, f"{TEXT[1]}:-1")
     before = likeness(alone, other)
     moved(alone, 20)
     assert likeness(alone, other) < before - 0.1 and alone.similarity() == 0  # nothing is asked for
-    assert moved(loop(parts, excluded=TEXT[1], alpha=0.0), 5).move()[0] < 0
+    assert moved(loop(parts, excluded=TEXT[1], text_weight=0.0), 5).update()[0] < 0
 
 
 def test_extras_and_styles_and_prompts_of_several_parts_count(parts: SimpleNamespace) -> None:
-    guide = CLIPGuide(parts.clip)
-    extra = asked(guide, wish(TEXT[0], extras=TEXT[1]), hardly, w1=0.0, w2=1.0)
-    torch.testing.assert_close(extra.targets, guide.embed_text([TEXT[1]]))
-    both = asked(guide, wish(f"{TEXT[0]}:2 | {TEXT[1]}:0.5:0.1", styles="ink", excluded="text:3"), hardly)
+    clip_model = TransformersCLIP(parts.clip)
+    extra = embed_targets(clip_model, prompt_targets(TEXT[0], extras=TEXT[1]), hardly, 0.0, 1.0)
+    torch.testing.assert_close(extra.targets, clip_model.embed_text([TEXT[1]]))
+    prompts = prompt_targets(f"{TEXT[0]}:2 | {TEXT[1]}:0.5:0.1", styles="ink", excluded="text:3")
+    both = embed_targets(clip_model, prompts, hardly)
     assert both.weights.tolist() == [2, 0.5, 0.5] and both.stops.tolist() == [-math.inf, pytest.approx(0.1), -math.inf]
-    torch.testing.assert_close(both.targets, guide.embed_text([TEXT[0], TEXT[1], "ink"]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(both.targets, clip_model.embed_text([TEXT[0], TEXT[1], "ink"]), atol=1e-5, rtol=1e-4)
     assert both.excluded_weights.tolist() == [3]
-    one, two = asked(guide, wish(TEXT[0]), hardly), asked(guide, wish(TEXT[1]), hardly)
+    one, two = (embed_targets(clip_model, prompt_targets(text), hardly) for text in TEXT[:2])
     leaning, plain = moved(loop(parts, f"{TEXT[0]} | {TEXT[1]}"), 40), moved(loop(parts), 40)
     assert likeness(leaning, two) > likeness(plain, two) + 0.05 and likeness(leaning, one) < likeness(plain, one)
 
@@ -304,18 +308,18 @@ def test_a_picture_as_a_prompt(parts: SimpleNamespace) -> None:
     drawing = made.begin("", 0)
     before = drawing.similarity()
     assert moved(drawing, 40).similarity() > before + 0.1
-    beside = made.begin(f"{TEXT[0]} | image:{parts.picture}:0.25", 0).wishes[0]
+    beside = made.begin(f"{TEXT[0]} | image:{parts.picture}:0.25", 0).targets[0]
     assert beside.weights.tolist() == [1, 0.25, 1]
     torch.testing.assert_close(beside.targets[1], beside.targets[2])
 
 
 def test_several_guides_agree(parts: SimpleNamespace) -> None:
-    made = drawer(parts, clips=[parts.clip, parts.other], im_shape=None)
-    assert made.shape == (48, 48) and [view.image_size for view in made.guides] == [16, 24]
+    made = drawer(parts, clips=[parts.clip, parts.other], image_size=None)
+    assert (made.height, made.width) == (48, 48) and [view.image_size for view in made.clip_models] == [16, 24]
     drawing = made.begin(TEXT[0], 0)
     singly = []
     for k in range(2):
-        single = Guided(drawing.canvas, [made.guides[k]], [drawing.wishes[k]], [whole], generator=seeded())
+        single = Optimization(drawing.canvas, [made.clip_models[k]], [drawing.targets[k]], [whole], generator=seeded())
         singly.append((single, single.similarity()))
     assert drawing.similarity() == pytest.approx(sum(before for _, before in singly) / 2, abs=1e-6)
     moved(drawing, 40)
@@ -326,9 +330,9 @@ def test_every_optimizer_and_precision_draws(parts: SimpleNamespace) -> None:
     for changes in ({"optimizer": "adamw", "weight_decay": 0.01}, {"optimizer": "sgd", "learning_rate": 5.0},
                     {"precision": "bf16-mixed"}, {"views": "crops"}, {"views": "cutouts", "jitter": 0.1}):
         drawing = drawer(parts, **changes, batch_size=16).begin(TEXT[0], 0)
-        seen = [drawing.move()[1] for _ in range(40)]  # of the views: crops are little like the whole picture
+        seen = [drawing.update()[1] for _ in range(40)]  # of the views: crops are little like the whole picture
         assert sum(seen[-10:]) / 10 > sum(seen[:10]) / 10 + 0.04, changes
-    made = drawer(parts, load_tokenizer(parts.vqgan), canvas="vqgan", im_shape=None, precision="bf16-mixed")
+    made = drawer(parts, load_tokenizer(parts.vqgan), canvas="vqgan", image_size=None, precision="bf16-mixed")
     drawing = made.begin(TEXT[0], 0)
     before = drawing.similarity()
     assert moved(drawing, 25).similarity() > before + 0.05 and drawing.picture().dtype == torch.float32
@@ -348,18 +352,18 @@ def test_starts(parts: SimpleNamespace) -> None:
     prior = building.load(parts.prior)
     tokenizer = prior.tokenizer
     for codes in ("straight_through", "gumbel", "none"):
-        changes = {"canvas": "vqgan", "codes": codes, "im_shape": None}
+        changes = {"canvas": "vqgan", "codes": codes, "image_size": None}
         made = drawer(parts, prior, **changes)
         assert made.start == "prior"
         start = made.begin(TEXT[1], 11).picture()
         torch.testing.assert_close(start, prior.sample([TEXT[1]], seeds=[11]).clamp(-1, 1), atol=1e-5, rtol=1e-5)
-        colder = Drawer(made.settings, prior, options={"temperature": 0.0}).begin(TEXT[1], 11).picture()
+        colder = ClipGuidedGenerator(made.settings, prior, options={"temperature": 0.0}).begin(TEXT[1], 11).picture()
         torch.testing.assert_close(colder, prior.sample([TEXT[1]], seeds=[11], temperature=0.0).clamp(-1, 1),
                                    atol=1e-5, rtol=1e-5)
         every = {how: drawer(parts, prior, **changes, start=how).begin(TEXT[1], 11).picture()
                  for how in ("noise", "codes")}
         assert not torch.equal(every["noise"], every["codes"]) and not torch.equal(every["noise"], start)
-    assert drawer(parts, tokenizer, canvas="vqgan", im_shape=None).start == "noise"
+    assert drawer(parts, tokenizer, canvas="vqgan", image_size=None).start == "noise"
     assert all(p.grad is None for p in prior.parameters())
 
 
@@ -375,7 +379,7 @@ def test_start_from_a_picture(parts: SimpleNamespace, name: str) -> None:
         torch.testing.assert_close(start, wanted, atol=1e-4, rtol=1e-4)
     elif name != "none":
         assert (start - given).square().mean() < (0.05 if name == "siren" else 1e-6)
-    wide = drawer(parts, model, **{**CANVASES[name], "im_shape": [8, 24]}, start_image=parts.picture)
+    wide = drawer(parts, model, **{**CANVASES[name], "image_size": [8, 24]}, start_image=parts.picture)
     if model is None:
         assert wide.begin(TEXT[0], 0).picture().shape == wide.start_pixels.shape == (1, 3, 8, 24)
 
@@ -386,49 +390,51 @@ def test_from_python(parts: SimpleNamespace) -> None:
     assert made.sample(TEXT[:2], seeds=[0, 1]).shape == (2, 3, 16, 16)
     with pytest.raises(ValueError, match="2 captions but 1 seeds"):
         made.sample(TEXT[:2], seeds=[0])
-    with pytest.raises(ValueError, match="temperature is no option of guided drawing"):
+    with pytest.raises(ValueError, match="temperature is no option of clip-guided drawing"):
         made.sample(TEXT[:1], seeds=[0], temperature=1.0)
-    assert drawer(parts, im_shape=None).shape == (32, 32)  # twice the CLIP's
+    assert drawer(parts, image_size=None).image_size == 32  # twice the CLIP's
 
 
 def test_what_is_not_finite_stops_with_the_iteration(parts: SimpleNamespace) -> None:
     drawing = moved(loop(parts), 2)
     with torch.no_grad():
         drawing.canvas.pixels[0, 0, 0, 0] = math.nan
-    with pytest.raises(ValueError, match=r"iteration 3: loss nan .*guide\.learning_rate"):
-        drawing.move()
+    with pytest.raises(ValueError, match=r"iteration 3: loss nan .*clip_guided\.learning_rate"):
+        drawing.update()
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"total_iter": 0, "show_step": 0, "batch_size": 0},
-     r"guide\.total_iter=0: allowed are whole numbers from 1; guide\.show_step=0.*guide\.batch_size=0"),
-    ({"im_shape": [16]}, r"guide\.im_shape=\[16\]: \[height, width\]"),
-    ({"im_shape": [0, 16]}, r"guide\.im_shape=\[0, 16\]"),
-    ({"canvas": "oil"}, r"guide\.canvas=oil: one of vqgan, pixels, fourier, siren is needed"),
-    ({"start": "end"}, r"guide\.start=end: one of noise, codes, prior, image is needed"),
-    ({"start": "prior"}, r"guide\.start=prior needs guide\.canvas=vqgan.*pixels starts from noise or an image"),
-    ({"start": "codes"}, r"guide\.start=codes needs guide\.canvas=vqgan"),
-    ({"start": "image"}, r"guide\.start=image needs guide\.start_image="),
-    ({"start": "noise", "start_image": "a.png"}, r"start_image=a\.png does not go with guide\.start=noise"),
-    ({"start_image": "gone.png"}, r"guide\.start_image=gone\.png cannot be read: No such file"),
-    ({"canvas": "vqgan"}, r"guide\.canvas=vqgan needs ckpt=, a tokenizer or a prior"),
-    ({"learning_rate": -1.0}, r"guide\.learning_rate=-1\.0: allowed are numbers from 0"),
-    ({"weight_decay": math.inf}, r"guide\.weight_decay=inf"),
-    ({"ema": 1.0}, r"guide\.ema=1\.0: allowed are numbers from 0 up to, not including, 1"),
-    ({"patience": 0}, r"guide\.patience=0: allowed are whole numbers from 1, or null"),
-    ({"micro_batch": 0}, r"guide\.micro_batch=0: allowed are whole numbers from 1, or null"),
-    ({"noise_factor": -0.1}, r"guide\.noise_factor=-0\.1: allowed are numbers from 0 to 10"),
-    ({"jitter": 2.0}, r"guide\.jitter=2\.0: allowed are numbers from 0 to 1"),
-    ({"views": "holes"}, r"guide\.views='holes': one of crops, cutouts, whole is needed"),
-    ({"loss": "l2"}, r"guide\.loss='l2': one of cosine, spherical is needed"),
-    ({"optimizer": "lion"}, r"guide\.optimizer='lion': one of adam, adamw, sgd is needed"),
-    ({"canvas": "fourier", "decay": 9.0}, r"guide\.decay=9\.0: allowed are numbers from 0"),
-    ({"canvas": "siren", "layers": 0}, r"guide\.hidden=256, layers=0"),
-    ({"versus": {"codes": "soft"}}, r"guide\.versus\.codes=soft: one of none, straight_through, gumbel is needed"),
-    ({"versus": {"learning_rate": "fast"}}, r"guide\.versus\.learning_rate=fast: a number or null is needed"),
-    ({"versus": {"clip": "x"}}, r"guide\.versus\.clip: there is no such setting; allowed are canvas, codes"),
-    ({"versus": {"clips": "x"}}, r"guide\.versus\.clips: there is no such setting"),
-    ({"versus": {"total_iter": 0}}, r"guide\.versus: guide\.total_iter=0"),
+    ({"steps": 0, "show_step": 0, "batch_size": 0},
+     r"clip_guided\.steps=0: allowed are whole numbers from 1; clip_guided\.show_step=0.*clip_guided\.batch_size=0"),
+    ({"image_size": [16]}, r"clip_guided\.image_size=\[16\]: \[height, width\]"),
+    ({"image_size": [0, 16]}, r"clip_guided\.image_size=\[0, 16\]"),
+    ({"canvas": "oil"}, r"clip_guided\.canvas=oil: one of vqgan, pixels, fourier, siren is needed"),
+    ({"start": "end"}, r"clip_guided\.start=end: one of noise, codes, prior, image is needed"),
+    ({"start": "prior"},
+     r"clip_guided\.start=prior needs clip_guided\.canvas=vqgan.*pixels starts from noise or an image"),
+    ({"start": "codes"}, r"clip_guided\.start=codes needs clip_guided\.canvas=vqgan"),
+    ({"start": "image"}, r"clip_guided\.start=image needs clip_guided\.start_image="),
+    ({"start": "noise", "start_image": "a.png"}, r"start_image=a\.png does not go with clip_guided\.start=noise"),
+    ({"start_image": "gone.png"}, r"clip_guided\.start_image=gone\.png cannot be read: No such file"),
+    ({"canvas": "vqgan"}, r"clip_guided\.canvas=vqgan needs ckpt=, a tokenizer or a prior"),
+    ({"learning_rate": -1.0}, r"clip_guided\.learning_rate=-1\.0: allowed are numbers from 0"),
+    ({"weight_decay": math.inf}, r"clip_guided\.weight_decay=inf"),
+    ({"ema": 1.0}, r"clip_guided\.ema=1\.0: allowed are numbers from 0 up to, not including, 1"),
+    ({"patience": 0}, r"clip_guided\.patience=0: allowed are whole numbers from 1, or null"),
+    ({"micro_batch": 0}, r"clip_guided\.micro_batch=0: allowed are whole numbers from 1, or null"),
+    ({"noise_factor": -0.1}, r"clip_guided\.noise_factor=-0\.1: allowed are numbers from 0 to 10"),
+    ({"jitter": 2.0}, r"clip_guided\.jitter=2\.0: allowed are numbers from 0 to 1"),
+    ({"views": "holes"}, r"clip_guided\.views='holes': one of crops, cutouts, whole is needed"),
+    ({"loss": "l2"}, r"clip_guided\.loss='l2': one of cosine, spherical is needed"),
+    ({"optimizer": "lion"}, r"clip_guided\.optimizer='lion': one of adam, adamw, sgd is needed"),
+    ({"canvas": "fourier", "decay": 9.0}, r"clip_guided\.decay=9\.0: allowed are numbers from 0"),
+    ({"canvas": "siren", "layers": 0}, r"clip_guided\.hidden=256, layers=0"),
+    ({"versus": {"codes": "soft"}},
+     r"clip_guided\.versus\.codes=soft: one of none, straight_through, gumbel is needed"),
+    ({"versus": {"learning_rate": "fast"}}, r"clip_guided\.versus\.learning_rate=fast: a number or null is needed"),
+    ({"versus": {"clip": "x"}}, r"clip_guided\.versus\.clip: there is no such setting; allowed are canvas, codes"),
+    ({"versus": {"clips": "x"}}, r"clip_guided\.versus\.clips: there is no such setting"),
+    ({"versus": {"steps": 0}}, r"clip_guided\.versus: clip_guided\.steps=0"),
 ])
 def test_refused_by_name(parts: SimpleNamespace, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -436,23 +442,24 @@ def test_refused_by_name(parts: SimpleNamespace, changes: dict[str, Any], messag
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"im_shape": [18, 20]}, r"guide\.im_shape: height=18, width=20: both must be divisible by .* factor 4, such as"),
-    ({"start": "prior"}, r"guide\.start=prior needs ckpt=, a prior; this one is a tokenizer"),
-    ({"codes": "soft"}, r"guide\.codes='soft': one of none, straight_through, gumbel is needed"),
-    ({"codes": "gumbel", "temperature": 0.0}, r"guide\.temperature=0\.0: a number above 0 is needed"),
+    ({"image_size": [18, 20]},
+     r"clip_guided\.image_size: height=18, width=20: both must be divisible by .* factor 4, such as"),
+    ({"start": "prior"}, r"clip_guided\.start=prior needs ckpt=, a prior; this one is a tokenizer"),
+    ({"codes": "soft"}, r"clip_guided\.codes='soft': one of none, straight_through, gumbel is needed"),
+    ({"codes": "gumbel", "temperature": 0.0}, r"clip_guided\.temperature=0\.0: a number above 0 is needed"),
 ])
 def test_refused_with_a_tokenizer(parts: SimpleNamespace, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        drawer(parts, load_tokenizer(parts.vqgan), **{"canvas": "vqgan", "im_shape": None, **changes})
+        drawer(parts, load_tokenizer(parts.vqgan), **{"canvas": "vqgan", "image_size": None, **changes})
 
 
 def test_refused_with_a_prior(parts: SimpleNamespace) -> None:
     prior = building.load(parts.prior)
-    made = drawer(parts, prior, canvas="vqgan", im_shape=None)
-    with pytest.raises(ValueError, match=r"guide\.im_shape=\[32, 32\]: a prior draws 16 x 16 pixels"):
-        Drawer(replace(made.settings, im_shape=[32, 32]), prior)
+    made = drawer(parts, prior, canvas="vqgan", image_size=None)
+    with pytest.raises(ValueError, match=r"clip_guided\.image_size=\[32, 32\]: a prior draws 16 x 16 pixels"):
+        ClipGuidedGenerator(replace(made.settings, image_size=[32, 32]), prior)
     with pytest.raises(ValueError, match="draws for a text, and the first prompt is a picture"):
-        made.wish(f"image:{parts.picture}")
+        made.prompts(f"image:{parts.picture}")
 
 
 @pytest.mark.parametrize(("text", "changes", "message"), [
@@ -478,10 +485,10 @@ def test_a_picture_that_is_none(parts: SimpleNamespace, tmp_path: Path) -> None:
     page.write_text("<html>not found</html>")
     with pytest.raises(ValueError, match=r"image=.*page\.png cannot be read as a picture"):
         drawer(parts, images=str(page)).begin("", 0)
-    with pytest.raises(ValueError, match=r"guide\.start_image=.*page\.png cannot be read as a picture"):
+    with pytest.raises(ValueError, match=r"clip_guided\.start_image=.*page\.png cannot be read as a picture"):
         drawer(parts, start_image=str(page))
 
 
 def test_the_loops_own_arguments(parts: SimpleNamespace) -> None:
-    with pytest.raises(ValueError, match="0 guides, 0 wishes, 0 views: one of each a guide"):
-        Guided(PixelCanvas(4, 4, generator=seeded()), [], [], [], generator=seeded())
+    with pytest.raises(ValueError, match="0 CLIPs, 0 targets, 0 cutouts: one of each a CLIP"):
+        Optimization(PixelParameters(4, 4, generator=seeded()), [], [], [], generator=seeded())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from t2i.checkpoint import file_format, renames
 from t2i.checkpoint.plain_files import read_table
@@ -20,6 +20,7 @@ ABSENT = "–"
 SECTIONS: dict[str, Any] = {"model": dict, "data": dict, "trainer": dict, "seed": int}
 BESIDE: dict[str, dict[str, Any]] = {"finished": {"metrics": dict, "steps": int},
                                      "evaluation": {"scores": dict, "protocol": dict}}
+T = TypeVar("T")
 LEFT_OUT = ("name", "group", "paths")  # where a run lies says nothing of what it does
 WIDE = 8  # settings as columns of the table; more stand in a table of their own
 
@@ -118,25 +119,27 @@ def gather(words: Sequence[str], which: str = "last") -> list[Run]:
     words = expanded(words)
     if len(words) < 2:
         raise ValueError(f"{len(words)} run{'s' * (len(words) != 1)} given: t2i compare takes two or more run folders")
-    found, faults = [], []
-    for word in words:
-        try:
-            found.append(_found(word, which))
-        except ValueError as error:
-            faults.append(str(error))
+    found, faults = _each(_found, [(word, which) for word in words])
     paths = [path or folder for folder, path, _ in found]
     faults += [f"{path} is named twice" for path in dict.fromkeys(paths) if paths.count(path) > 1]
-    if faults:
-        raise ValueError("\n".join(faults))
-    runs = []
-    for (folder, path, _), label in zip(found, labels([(f, asked or p) for f, p, asked in found]), strict=True):
-        try:
-            runs.append(read_run(folder, path, label))
-        except ValueError as error:
-            faults.append(str(error))
+    runs: list[Run] = []
+    if not faults:
+        named = labels([(folder, asked or path) for folder, path, asked in found])
+        runs, faults = _each(read_run, [(*one[:2], label) for one, label in zip(found, named, strict=True)])
     if faults:
         raise ValueError("\n".join(faults))
     return runs
+
+
+def _each(read: Callable[..., T], given: Sequence[tuple[Any, ...]]) -> tuple[list[T], list[str]]:
+    """What a function makes of each of its arguments, and what is wrong with the others."""
+    found, faults = [], []
+    for arguments in given:
+        try:
+            found.append(read(*arguments))
+        except ValueError as error:
+            faults.append(str(error))
+    return found, faults
 
 
 def brief(value: Any) -> str:

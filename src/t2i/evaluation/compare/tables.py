@@ -92,23 +92,16 @@ def unlike(labels: Sequence[str], scores: Sequence[Score | None]) -> str | None:
     return f"not measured alike: {'; '.join(parts)}" if parts else None
 
 
-def parameters(count: int | None) -> str:
-    if count is None:
-        return ABSENT
-    return f"{count / 1e6:.3g} M" if count >= 1e5 else f"{count:,}"
-
-
 def columns(runs: Sequence[Run]) -> tuple[list[Column], dict[str, list[str]]]:
     """The table's columns behind the runs' names, and the settings that found no room in it."""
     differing = settings([run.config for run in runs])
     keys = list(differing)
     made = [Column(key, differing[key]) for key in keys[:WIDE]]
-    minutes = [run.facts.get("minutes") for run in runs]
-    made += [
-        Column("steps", [str(run.facts.get("steps") or ABSENT) for run in runs]),
-        Column("minutes trained", [ABSENT if one is None else clock(60 * one) for one in minutes]),
-        Column("parameters", [parameters(run.facts.get("parameters")) for run in runs]),
-    ]
+    for title, key, shape in (("steps", "steps", str), ("minutes trained", "minutes", lambda one: clock(60 * one)),
+                              ("parameters", "parameters",
+                               lambda one: f"{one / 1e6:.3g} M" if one >= 1e5 else f"{one:,}")):
+        values = [run.facts.get(key) for run in runs]
+        made.append(Column(title, [ABSENT if value is None else shape(value) for value in values]))
     scored, labels = [scores_of(run.evaluation) for run in runs], [run.label for run in runs]
     for name in dict.fromkeys(name for one in scored for name in one):
         row = [one.get(name) for one in scored]

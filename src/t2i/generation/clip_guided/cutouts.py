@@ -1,4 +1,4 @@
-"""Many small views of one picture, as CLIP-guided drawing shows them to CLIP.
+"""Many small views of one picture, as clip-guided drawing shows them to CLIP.
 
 Three schemes: "crops", random crops of a turned picture on a wide black ground; "cutouts", random squares inside the
 picture (VQGAN-CLIP, Crowson et al. 2022, arXiv 2204.08583); "whole", the whole picture, moved a little: for CLIPs of 32
@@ -39,7 +39,7 @@ SCHEMES = {
 LUMA = (0.299, 0.587, 0.114)
 
 
-class Views:
+class Cutouts:
     """A picture in [-1, 1] to `n` views of `size` pixels a side; the gradient reaches the picture.
 
     Args:
@@ -53,16 +53,8 @@ class Views:
     """
 
     def __init__(
-        self,
-        size: int,
-        n: int = 32,
-        scheme: str = "crops",
-        flip: float | None = None,
-        degrees: float | None = None,
-        shift: float | None = None,
-        noise: float | None = None,
-        jitter: float = 0.0,
-        power: float = 1.0,
+        self, size: int, n: int = 32, scheme: str = "crops", flip: float | None = None, degrees: float | None = None,
+        shift: float | None = None, noise: float | None = None, jitter: float = 0.0, power: float = 1.0,
         fill: float = -1.0,
     ) -> None:
         if scheme not in SCHEMES:

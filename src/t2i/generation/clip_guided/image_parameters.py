@@ -1,4 +1,4 @@
-"""Pictures as parameters, which guided drawing moves: pixels, a spectrum, or the latents of a tokenizer.
+"""Pictures as parameters, which clip-guided drawing moves: pixels, a spectrum, or the latents of a tokenizer.
 
 Pixels and spectrum: Olah, Mordvintsev and Schubert 2017, Feature Visualization, doi 10.23915/distill.00007 (there with
 decorrelated colours and a sigmoid, left out here). Latents: VQGAN-CLIP, Crowson et al. 2022, arXiv 2204.08583
@@ -29,8 +29,8 @@ def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, device=generator.device)
 
 
-class Sheet(nn.Module):
-    """What all canvases (`t2i.types.Canvas`) have in common: a size, and nothing to do after a step."""
+class ParametersBase(nn.Module):
+    """What all `t2i.types.ImageParameters` have in common: a size, and nothing to do after a step."""
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__()
@@ -41,15 +41,18 @@ class Sheet(nn.Module):
     def after_step(self) -> None:
         """Every value of the parameters is a picture."""
 
+    def start_from(self, image: Float[Tensor, "1 3 h w"]) -> None:
+        raise NotImplementedError
+
     def checked(self, image: Float[Tensor, "1 3 h w"]) -> Float[Tensor, "1 3 h w"]:
         """In float32; ValueError for another size."""
         if tuple(image.shape) != (1, 3, self.height, self.width):
-            raise ValueError(f"image {tuple(image.shape)}: this canvas starts from one of shape"
+            raise ValueError(f"image {tuple(image.shape)}: the start takes one of shape"
                              f" {(1, 3, self.height, self.width)}")
         return image.detach().float()
 
 
-class PixelCanvas(Sheet):
+class PixelParameters(ParametersBase):
     """Every pixel a parameter. The start is grey with faint noise."""
 
     def __init__(self, height: int, width: int, *, generator: torch.Generator) -> None:
@@ -64,7 +67,7 @@ class PixelCanvas(Sheet):
         self.pixels.copy_(self.checked(image))
 
 
-class FourierCanvas(Sheet):
+class FourierParameters(ParametersBase):
     """The picture's spectrum, each coefficient in units that fall with its frequency f as 1 / f^decay.
 
     A step of the optimiser then moves large forms more than fine ones, as natural pictures have it (decay 1). Scaled so
@@ -94,7 +97,7 @@ class FourierCanvas(Sheet):
         self.spectrum.copy_(torch.view_as_real(coefficients) / self.scale)
 
 
-class LatentCanvas(Sheet):
+class LatentParameters(ParametersBase):
     """The latents of a tokenizer, decoded by it; on the tokenizer's device, which is frozen and stays outside.
 
     Args:
@@ -109,26 +112,20 @@ class LatentCanvas(Sheet):
     """
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        height: int,
-        width: int,
-        codes: Literal["none", "straight_through", "gumbel"] = "none",
-        temperature: float = 1.0,
-        unit: Literal["codebook", "raw"] = "codebook",
-        *,
-        generator: torch.Generator,
+        self, tokenizer: Tokenizer, height: int, width: int,
+        codes: Literal["none", "straight_through", "gumbel"] = "none", temperature: float = 1.0,
+        unit: Literal["codebook", "raw"] = "codebook", *, generator: torch.Generator,
     ) -> None:
         super().__init__(height, width)
         factor = tokenizer.image_size // tokenizer.grid[0]
         if height % factor or width % factor:
-            near = _rounded(height, factor), _rounded(width, factor)
+            near = [max(1, round(side / factor)) * factor for side in (height, width)]
             raise ValueError(f"height={height}, width={width}: both must be divisible by the tokenizer's factor"
                              f" {factor}, such as {near[0]}, {near[1]}")
-        if codes not in ("none", "straight_through", "gumbel"):
-            raise ValueError(f"codes={codes!r}: one of none, straight_through, gumbel is needed")
-        if unit not in ("codebook", "raw"):
-            raise ValueError(f"unit={unit!r}: one of codebook, raw is needed")
+        for name, value, allowed in (("codes", codes, ("none", "straight_through", "gumbel")),
+                                     ("unit", unit, ("codebook", "raw"))):
+            if value not in allowed:
+                raise ValueError(f"{name}={value!r}: one of {', '.join(allowed)} is needed")
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature={temperature}: a number above 0 is needed")
         for weight in tokenizer.parameters():
@@ -187,7 +184,7 @@ class LatentCanvas(Sheet):
         rows, columns = self.grid
         size = self._frozen[0].codebook_size
         if tuple(ids.shape) != (1, rows * columns):
-            raise ValueError(f"ids {tuple(ids.shape)}: this canvas has {rows} x {columns} codes, (1, {rows * columns})")
+            raise ValueError(f"ids {tuple(ids.shape)}: there are {rows} x {columns} codes, (1, {rows * columns})")
         if int(ids.min()) < 0 or int(ids.max()) >= size:
             raise ValueError(f"ids from {int(ids.min())} to {int(ids.max())}: this tokenizer's are 0..{size - 1}")
         self._set(unravel_index(ids.to(self.z.device).view(1, rows, columns), self._frozen[0].factors))
@@ -231,7 +228,3 @@ class LatentCanvas(Sheet):
             mixture = soft @ book
             z_q.append(hard + (mixture - mixture.detach()))
         return torch.cat(z_q, -1).permute(0, 3, 1, 2)
-
-
-def _rounded(side: int, factor: int) -> int:
-    return max(1, round(side / factor)) * factor

@@ -1,10 +1,10 @@
 """Drawing without training: a picture is moved until CLIPs agree with what is asked for.
 
-VQGAN-CLIP (Crowson et al. 2022, arXiv 2204.08583), on any canvas (`t2i.generation.clip_guided.image_parameters`). An
-iteration renders the picture
-once and shows each guide its views of it in one batch; texts are embedded once a drawing; the canvas alone has
-gradients. Deviation: with `micro_batch` the views are shown in parts, whose gradients meet at the rendered picture, so
-that memory does not grow with the number of views.
+VQGAN-CLIP (Crowson et al. 2022, arXiv 2204.08583), on any image parameters
+(`t2i.generation.clip_guided.image_parameters`). An iteration renders the picture once and shows each CLIP its cutouts
+of it in one batch; texts are embedded once a drawing; the image parameters alone have gradients. Deviation: with
+`micro_batch` the cutouts are shown in parts, whose gradients meet at the rendered picture, so that memory does not grow
+with their number.
 """
 
 from __future__ import annotations
@@ -14,26 +14,27 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from t2i.generation.clip_guided.prompts import Prompt, PromptTargets
 from t2i.losses.guidance import cosine, guidance, spherical, target
-from t2i.types import Canvas, Guide
+from t2i.types import ClipModel, ImageParameters
 
 DISTANCES = {"cosine": cosine, "spherical": spherical}
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SMOOTHING = 0.9  # of the loss that `patience` watches
 LEAST = 1e-4  # that it must fall by to count as getting better
 
-Show = Callable[[Float[Tensor, "1 3 h w"], torch.Generator, int], Float[Tensor, "n 3 s s"]]
+Cut = Callable[[Float[Tensor, "1 3 h w"], torch.Generator, int], Float[Tensor, "n 3 s s"]]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Embeddings of what is asked for, in one guide's space, with their weights."""
+class TargetEmbeddings:
+    """Embeddings of what is asked for, in one CLIP's space, with their weights."""
 
     targets: Float[Tensor, "p d"]
     weights: Float[Tensor, " p"]
@@ -42,93 +43,96 @@ class Asked:
     excluded_weights: Float[Tensor, " e"]
 
 
-def asked(
-    guide: Guide, wish: Any, picture: Callable[[str, int], Tensor], w1: float = 1.0, w2: float = 0.1
-) -> Asked:
-    """What `wish` (`t2i.generation.clip_guided.prompts.Wish`) is to this guide. `picture(path, size)` reads a prompt
-    that is a picture, as
-    (1, 3, size, size) in [-1, 1]."""
+@torch.no_grad()
+def embed_targets(
+    clip: ClipModel, prompts: PromptTargets, picture: Callable[[str, int], Tensor], prompt_share: float = 1.0,
+    extra_share: float = 0.1,
+) -> TargetEmbeddings:
+    """What is asked for in this CLIP's space. `picture(path, size)` reads a prompt that is a picture, as
+    (1, 3, size, size) in [-1, 1]; the shares are a prompt's and the extras' in what is aimed at."""
 
-    def embedded(prompts: Sequence[Any]) -> Tensor:
-        with torch.no_grad():
-            found = [guide.embed_image(picture(one.text, guide.image_size)) if one.is_image else
-                     guide.embed_text([one.text]) for one in prompts]
+    def embedded(prompts: Sequence[Prompt]) -> Tensor:
+        found = [clip.embed_image(picture(one.text, clip.image_size)) if one.is_image else clip.embed_text([one.text])
+                 for one in prompts]
         return torch.cat(found).float() if found else torch.zeros(0, 1)
 
-    def numbers(prompts: Sequence[Any], name: str) -> Tensor:
-        return torch.tensor([getattr(one, name) for one in prompts], dtype=torch.float32)
+    def weights(prompts: Sequence[Prompt]) -> Tensor:
+        return torch.tensor([one.weight for one in prompts], dtype=torch.float32)
 
-    targets = embedded(wish.targets)
-    if wish.extras:
-        targets = target(targets, embedded(wish.extras), w1, w2, numbers(wish.extras, "weight"))
-    return Asked(targets, numbers(wish.targets, "weight"), numbers(wish.targets, "stop"), embedded(wish.excluded),
-                 numbers(wish.excluded, "weight"))
+    targets = embedded(prompts.targets)
+    if prompts.extras:
+        targets = target(targets, embedded(prompts.extras), prompt_share, extra_share, weights(prompts.extras))
+    stops = torch.tensor([one.stop for one in prompts.targets], dtype=torch.float32)
+    return TargetEmbeddings(targets, weights(prompts.targets), stops, embedded(prompts.excluded),
+                            weights(prompts.excluded))
 
 
-class Guided:
-    """One drawing: `move()` is an iteration, `picture()` what there is by now.
+class Optimization:
+    """One drawing: `update()` is an iteration, `picture()` what there is by now.
 
     Args:
         canvas: what is moved.
-        guides, wishes, views: of each CLIP, what is asked of it and how it is shown the picture
-            (`t2i.generation.clip_guided.cutouts.Views`: picture, generator, how many -> views).
-        count: views an iteration.
-        micro_batch: views at once; null: all.
-        loss: cosine or spherical; alpha, beta: weights of what is asked for and of what is excluded.
-        ema: decay of an average of the canvas's parameters, which `picture` shows; 0: none.
+        clip_models, targets, cutouts: each CLIP, what is asked of it and how it is shown the picture
+            (`t2i.generation.clip_guided.cutouts.Cutouts`: picture, generator, how many -> views).
+        batch_size: cutouts an iteration.
+        micro_batch: cutouts at once; null: all.
+        loss: cosine or spherical.
+        text_weight, negative_weight: of what is asked for and of what is excluded.
+        ema: decay of an average of the parameters, which `picture` shows; 0: none.
         patience: iterations without the smoothed loss falling after which `finished` is true; null: never.
         bf16: whether the canvas is rendered under bfloat16.
-        generator: of the views, on the CPU.
+        generator: of the cutouts, on the CPU.
     """
 
     def __init__(
         self,
-        canvas: Canvas,
-        guides: Sequence[Guide],
-        wishes: Sequence[Asked],
-        views: Sequence[Show],
-        count: int = 32,
+        canvas: ImageParameters,
+        clip_models: Sequence[ClipModel],
+        targets: Sequence[TargetEmbeddings],
+        cutouts: Sequence[Cut],
+        batch_size: int = 32,
         micro_batch: int | None = None,
         loss: Literal["cosine", "spherical"] = "spherical",
         optimizer: Literal["adam", "adamw", "sgd"] = "adam",
         learning_rate: float = 0.1,
         weight_decay: float = 0.0,
-        alpha: float = 1.0,
-        beta: float = 0.5,
+        text_weight: float = 1.0,
+        negative_weight: float = 0.5,
         ema: float = 0.0,
         patience: int | None = None,
         bf16: bool = False,
         *,
         generator: torch.Generator,
     ) -> None:
-        if not guides or not len(guides) == len(wishes) == len(views):
-            raise ValueError(f"{len(guides)} guides, {len(wishes)} wishes, {len(views)} views: one of each a guide")
-        if loss not in DISTANCES:
-            raise ValueError(f"loss={loss!r}: one of {', '.join(DISTANCES)} is needed")
-        if optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer={optimizer!r}: one of {', '.join(OPTIMIZERS)} is needed")
-        for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name}={value}: allowed are numbers from 0")
+        if not clip_models or not len(clip_models) == len(targets) == len(cutouts):
+            raise ValueError(f"{len(clip_models)} CLIPs, {len(targets)} targets, {len(cutouts)} cutouts: one of each a"
+                             " CLIP")
+        for name, value, allowed in (("loss", loss, DISTANCES), ("optimizer", optimizer, OPTIMIZERS)):
+            if value not in allowed:
+                raise ValueError(f"{name}={value!r}: one of {', '.join(allowed)} is needed")
+        for name, number in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
+            if not 0 <= number < math.inf:
+                raise ValueError(f"{name}={number}: allowed are numbers from 0")
         if not 0 <= ema < 1:
             raise ValueError(f"ema={ema}: allowed are numbers from 0 up to, not including, 1")
-        for name, whole in (("batch_size", count), ("micro_batch", micro_batch), ("patience", patience)):
+        for name, whole in (("batch_size", batch_size), ("micro_batch", micro_batch), ("patience", patience)):
             if whole is not None and whole < 1:
                 raise ValueError(f"{name}={whole}: allowed are whole numbers from 1" +
                                  ("" if name == "batch_size" else ", or null"))
-        self.canvas, self.guides, self.wishes, self.views = canvas, list(guides), list(wishes), list(views)
-        self.count, self.micro_batch = count, min(micro_batch or count, count)
-        self.distance, self.alpha, self.beta = DISTANCES[loss], alpha, beta
+        self.canvas, self.clip_models, self.targets = canvas, list(clip_models), list(targets)
+        self.cutouts, self.batch_size = list(cutouts), batch_size
+        self.micro_batch = min(micro_batch or batch_size, batch_size)
+        self.distance, self.text_weight, self.negative_weight = DISTANCES[loss], text_weight, negative_weight
         self.ema, self.patience, self.bf16, self.generator = ema, patience, bf16, generator
         parameters = list(canvas.parameters())
         self.device = parameters[0].device
+        self.optimizer: torch.optim.Optimizer
         if optimizer == "sgd":
-            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, learning_rate, 0.9,
-                                                                    weight_decay=weight_decay)
+            self.optimizer = torch.optim.SGD(parameters, learning_rate, 0.9, weight_decay=weight_decay)
         else:
             kind = torch.optim.Adam if optimizer == "adam" else torch.optim.AdamW
             self.optimizer = kind(parameters, learning_rate, weight_decay=weight_decay)
-        self.average = copy.deepcopy(list(p.detach() for p in parameters)) if ema else []
+        self.average = copy.deepcopy([p.detach() for p in parameters]) if ema else []
         self.step, self.smoothed, self.best, self.since = 0, math.nan, math.inf, 0
 
     @property
@@ -136,67 +140,60 @@ class Guided:
         """Whether the loss has stopped falling."""
         return self.patience is not None and self.since >= self.patience
 
-    def move(self) -> tuple[float, float]:
+    def update(self) -> tuple[float, float]:
         """An iteration: its loss, and the mean cosine of the views and what is asked for."""
         self.canvas.train()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
             image = self.canvas()
         leaf = image.detach().float().requires_grad_()
-        total, likeness = 0.0, 0.0
-        for guide, wish, show in zip(self.guides, self.wishes, self.views, strict=True):
-            for start in range(0, self.count, self.micro_batch):
-                n = min(self.micro_batch, self.count - start)
-                seen = guide.embed_image(show(leaf, self.generator, n))
-                loss = guidance(seen, wish.targets, wish.weights, wish.excluded, wish.excluded_weights, wish.stops,
-                                self.alpha, self.beta, self.distance) * (n / self.count / len(self.guides))
+        total, similarity = 0.0, 0.0
+        for clip, asked, cut in zip(self.clip_models, self.targets, self.cutouts, strict=True):
+            for start in range(0, self.batch_size, self.micro_batch):
+                n = min(self.micro_batch, self.batch_size - start)
+                views = clip.embed_image(cut(leaf, self.generator, n))
+                loss = guidance(views, asked.targets, asked.weights, asked.excluded, asked.excluded_weights,
+                                asked.stops, self.text_weight, self.negative_weight, self.distance)
+                loss = loss * (n / self.batch_size / len(self.clip_models))
                 loss.backward()
                 total += float(loss.detach())
-                likeness += self.likeness(seen.detach(), wish) * n / self.count / len(self.guides)
+                similarity += mean_similarity(views.detach(), asked) * n / self.batch_size / len(self.clip_models)
         self.step += 1
         if not math.isfinite(total) or leaf.grad is None or not bool(torch.isfinite(leaf.grad).all()):
             raise ValueError(f"iteration {self.step}: loss {total:g} or its gradient is not finite; a smaller"
-                             " guide.learning_rate, or guide.precision=32-true, may help")
+                             " clip_guided.learning_rate, or clip_guided.precision=32-true, may help")
         image.backward(leaf.grad.to(image))
         self.optimizer.step()
         self.canvas.after_step()
-        decay = min(self.ema, self.step / (10 + self.step))
-        for mean, now in zip(self.average, self.canvas.parameters(), strict=False):
-            mean.lerp_(now.detach(), 1 - decay)
-        self.watch(total)
-        return total, likeness
-
-    def likeness(self, seen: Float[Tensor, "n d"], wish: Asked) -> float:
-        """Mean cosine of views and targets, by the targets' weights; those below 0 do not count."""
-        weights = wish.weights.clamp_min(0).to(seen)
-        if not float(weights.sum()):
-            return 0.0
-        return float((weights @ -cosine(seen, wish.targets)).mean() / weights.sum())
-
-    def watch(self, loss: float) -> None:
-        self.smoothed = loss if self.step == 1 else SMOOTHING * self.smoothed + (1 - SMOOTHING) * loss
+        if self.ema:
+            decay = min(self.ema, self.step / (10 + self.step))
+            for mean, now in zip(self.average, self.canvas.parameters(), strict=True):
+                mean.lerp_(now.detach(), 1 - decay)
+        self.smoothed = total if self.step == 1 else SMOOTHING * self.smoothed + (1 - SMOOTHING) * total
         if self.smoothed < self.best - LEAST:
             self.best, self.since = self.smoothed, 0
         else:
             self.since += 1
+        return total, similarity
 
     @contextmanager
-    def shown(self) -> Iterator[Canvas]:
+    def shown(self) -> Iterator[ImageParameters]:
         """The canvas as it is shown: without draws of chance, by the averaged parameters where there are any."""
-        parameters = list(self.canvas.parameters())
-        kept = [p.detach().clone() for p in parameters] if self.ema else []
         self.canvas.train(False)
+        if not self.ema:
+            with torch.no_grad():
+                yield self.canvas
+            return
+        parameters = list(self.canvas.parameters())
+        kept = [p.detach().clone() for p in parameters]
         try:
             with torch.no_grad():
-                for parameter, value in zip(parameters, self.average, strict=False):
-                    parameter.copy_(value)
-                if self.ema:
-                    self.canvas.after_step()
+                _copy(self.average, parameters)
+                self.canvas.after_step()
                 yield self.canvas
         finally:
             with torch.no_grad():
-                for parameter, value in zip(parameters, kept, strict=False):
-                    parameter.copy_(value)
+                _copy(kept, parameters)
 
     def picture(self) -> Float[Tensor, "1 3 h w"]:
         """The picture in [-1, 1]."""
@@ -209,11 +206,24 @@ class Guided:
             return {name: value.detach().cpu().clone() for name, value in canvas.state_dict().items()}
 
     @torch.no_grad()
-    def similarity(self, wishes: Sequence[Asked] | None = None) -> float:
-        """Mean cosine of the picture, seen whole, and what is asked for (or another wish), over the guides."""
+    def similarity(self, targets: Sequence[TargetEmbeddings] | None = None) -> float:
+        """Mean cosine of the picture, seen whole, and what is asked for (or other targets), over the CLIPs."""
         image, found = self.picture(), 0.0
-        for guide, wish in zip(self.guides, self.wishes if wishes is None else wishes, strict=True):
-            size = (guide.image_size, guide.image_size)
+        for clip, asked in zip(self.clip_models, self.targets if targets is None else targets, strict=True):
+            size = (clip.image_size, clip.image_size)
             whole = torch.nn.functional.interpolate(image, size, mode="bicubic", antialias=True).clamp(-1, 1)
-            found += self.likeness(guide.embed_image(whole), wish) / len(self.guides)
+            found += mean_similarity(clip.embed_image(whole), asked) / len(self.clip_models)
         return found
+
+
+def mean_similarity(views: Float[Tensor, "n d"], asked: TargetEmbeddings) -> float:
+    """Mean cosine of views and targets, by the targets' weights; those below 0 do not count."""
+    weights = asked.weights.clamp_min(0).to(views)
+    if not float(weights.sum()):
+        return 0.0
+    return float((weights @ -cosine(views, asked.targets)).mean() / weights.sum())
+
+
+def _copy(values: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)

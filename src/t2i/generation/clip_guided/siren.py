@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from t2i.generation.clip_guided.image_parameters import Sheet
+from t2i.generation.clip_guided.image_parameters import ParametersBase
 
 FIT_STEPS = 300
 FIT_PIXELS = 8192  # a step
 FIT_RATE = 1e-3
 
 
-class SirenCanvas(Sheet):
+class SirenParameters(ParametersBase):
     """Coordinates through `layers` layers of `hidden` sines, sin(w0 (W x + b)), and a linear one to RGB.
 
     Its parameters move little: learning rates are a hundredth of those for pixels.
@@ -29,13 +29,7 @@ class SirenCanvas(Sheet):
     places: Tensor
 
     def __init__(
-        self,
-        height: int,
-        width: int,
-        hidden: int = 256,
-        layers: int = 8,
-        w0: float = 30.0,
-        *,
+        self, height: int, width: int, hidden: int = 256, layers: int = 8, w0: float = 30.0, *,
         generator: torch.Generator,
     ) -> None:
         super().__init__(height, width)

@@ -1,4 +1,4 @@
-"""A multilingual text tower with the image tower of the CLIP whose space it was taught, as one guide.
+"""A multilingual text tower with the image tower of the CLIP whose space it was taught, as one CLIP.
 
 Reimers & Gurevych 2020, arXiv 2004.09813. `clip-ViT-B-32-multilingual-v1` fits OpenAI's ViT-B/32 and no other CLIP,
 though many have embeddings of 512 numbers: the pair is tried on English sentences, which both text towers know.
@@ -9,12 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from t2i.generation.clip_guided.clip_models.clip import CLIPGuide
-from t2i.generation.clip_guided.clip_models.frozen import Precision, weights_hash
+from t2i.generation.clip_guided.clip_models.base import FrozenClip, Precision
+from t2i.generation.clip_guided.clip_models.clip import TransformersCLIP
 from t2i.generation.clip_guided.clip_models.sbert import SBERTText
 
 PROBES = (
@@ -31,7 +30,7 @@ LEAST = 0.5
 # space by about 0, whatever the sentences have in common. Between 0 and 1 of it the line is drawn in the middle.
 SHARE = 0.5
 # Below this a CLIP does not tell the probes apart, and nothing can be compared.
-TOLD = 1e-4
+APART = 1e-4
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ class Agreement:
 
     @property
     def belongs(self) -> bool:
-        told = 1 - self.own
-        return told > TOLD and self.equal >= LEAST and self.equal - self.unequal >= SHARE * told
+        apart = 1 - self.own
+        return apart > APART and self.equal >= LEAST and self.equal - self.unequal >= SHARE * apart
 
 
 def agreement(one: Float[Tensor, "n d"], clip: Float[Tensor, "n d"]) -> Agreement:
@@ -56,66 +55,49 @@ def agreement(one: Float[Tensor, "n d"], clip: Float[Tensor, "n d"]) -> Agreemen
     return Agreement(float(across.diagonal().mean()), float(across[apart].mean()), float(within[apart].mean()))
 
 
-class MultilingualGuide:
-    """A `t2i.types.Guide`; `image_size` and pictures are the CLIP's, texts the multilingual tower's.
+class MultilingualCLIP(FrozenClip):
+    """A `t2i.types.ClipModel`; `image_size` and pictures are the CLIP's, texts the multilingual tower's.
 
     Args:
         path: the text tower, a sentence-transformers folder.
         clip: a folder or hub name of a CLIP.
-        precision, allow_download: as of `CLIPGuide`.
+        precision, allow_download: as of `TransformersCLIP`.
         check_pair: whether the two must be of one space. Their embeddings must have one length in any case.
 
     ValueError refuses a pair with the figures.
     """
 
     def __init__(
-        self,
-        path: str,
-        clip: str,
-        precision: Precision = "32-true",
-        allow_download: bool = False,
+        self, path: str, clip: str, precision: Precision = "32-true", allow_download: bool = False,
         check_pair: bool = True,
     ) -> None:
-        self.name = f"sbert{'' if check_pair else '_unchecked'}:{path}@{clip}"
-        self.text, self.clip = SBERTText(path), CLIPGuide(clip, precision, allow_download)
-        self.image_size = self.clip.image_size
+        self.text, self.clip = SBERTText(path), TransformersCLIP(clip, precision, allow_download)
         if self.text.dim != self.clip.dim:
             raise ValueError(f"text and image tower are of different spaces: the text tower {path} makes embeddings of"
                              f" {self.text.dim} numbers, the CLIP {clip} of {self.clip.dim}")
+        super().__init__(f"sbert{'' if check_pair else '_unchecked'}:{path}@{clip}",
+                         (self.clip.model, self.text.tower, self.text.dense), self.clip.image_size, self.clip.mean,
+                         self.clip.std, precision)
         if check_pair:
             self._check(path, clip)
-        self._hash: str | None = None
 
     def _check(self, path: str, clip: str) -> None:
-        probes = list(PROBES)
-        found = agreement(self.embed_text(probes), self.clip.embed_text(probes))
+        found = agreement(self.embed_text(list(PROBES)), self.clip.embed_text(list(PROBES)))
         if found.belongs:
             return
         apart = max(0.0, 1 - found.own)
-        why = (f"the CLIP's own text tower does not tell them apart (cosine {found.own:.4f})" if apart <= TOLD else
+        why = (f"the CLIP's own text tower does not tell them apart (cosine {found.own:.4f})" if apart <= APART else
                f"allowed are at least {LEAST} for equal ones and {SHARE * apart:.3f} less for unequal ones, half of"
                " what the CLIP's own text tower parts them by")
         raise ValueError(
-            f"text and image tower are of different spaces, as far as {len(probes)} English sentences tell: the mean"
+            f"text and image tower are of different spaces, as far as {len(PROBES)} English sentences tell: the mean"
             f" cosine of the text tower {path} with the CLIP {clip} is {found.equal:.3f} for equal sentences and"
             f" {found.unequal:.3f} for unequal ones; {why}. clip-ViT-B-32-multilingual-v1 belongs to OpenAI's ViT-B/32."
             " The pair is taken all the same as sbert_unchecked:FOLDER@CLIP (check_pair=False)"
         )
 
-    def to(self, device: torch.device | str) -> MultilingualGuide:
-        self.text.to(device)
-        self.clip.to(device)
-        return self
+    def text_features(self, text: list[str]) -> Float[Tensor, "b d"]:
+        return self.text(text)
 
-    def embed_text(self, text: list[str]) -> Float[Tensor, "b d"]:
-        """Unit vectors, float32."""
-        return F.normalize(self.text(text), dim=-1)
-
-    def embed_image(self, views: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
-        """Unit vectors, float32, of views in [-1, 1]; the views have a gradient, the weights none."""
-        return self.clip.embed_image(views)
-
-    def hash(self) -> str:
-        """Sixteen hex digits over the weights of all towers."""
-        self._hash = self._hash or weights_hash(self.clip.model, self.text.tower, self.text.dense)
-        return self._hash
+    def image_features(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
+        return self.clip.image_features(pixels)

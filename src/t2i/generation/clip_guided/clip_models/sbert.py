@@ -2,34 +2,31 @@
 
 Sentence-BERT: Reimers & Gurevych 2019, arXiv 1908.10084; taught to speak many languages in a teacher's space: 2020,
 arXiv 2004.09813. `clip-ViT-B-32-multilingual-v1` is one, its teacher the text tower of CLIP ViT-B/32. DistilBERT: Sanh
-et al. 2019, arXiv 1910.01108, by transformers. Folders of this chain alone are read.
+et al. 2019, arXiv 1910.01108, by transformers. Folders of this chain alone are read, and not by that library: it
+imports whatever class a folder's modules.json names.
 """
 
 from __future__ import annotations
 
-import json
-import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
 
-from t2i.checkpoint import building
+from t2i.checkpoint.building import build_to_fit, load_weights
+from t2i.checkpoint.plain_files import read_json
 from t2i.config.messages import shown
-from t2i.convert.tensors import read_tensors
-from t2i.generation.clip_guided.clip_models.frozen import said
+from t2i.convert.tensors import state_dict_of
+from t2i.text_encoders.clip_folder import WEIGHTS, quietly, refuse_code
+from t2i.text_encoders.limited_warnings import LimitedWarnings
 
 CHAIN = ("Transformer", "Pooling", "Dense")
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh}
 # A buffer of counted numbers, which older versions of transformers saved beside the weights.
 COUNTED = "embeddings.position_ids"
-MAX_WARNINGS = 5
 
 
 class SBERTText:
@@ -38,71 +35,51 @@ class SBERTText:
     def __init__(self, path: str) -> None:
         self.path = path
         folders = _folders(Path(path).expanduser())
-        self.tower, config = _tower(folders["Transformer"] / "config.json")
-        building.load_weights(self.tower, *_state(folders["Transformer"], "distilbert."))
+        transformer = folders["Transformer"]
+        self.tower = _tower(transformer)
+        config = self.tower.config
         self.dense, self.activation = _dense(folders["Dense"], config.dim)
         _check_mean(folders["Pooling"] / "config.json")
-        self.tokenizer = _tokenizer(folders["Transformer"])
+        self.tokenizer = _tokenizer(transformer)
         if len(self.tokenizer) > config.vocab_size:
-            raise ValueError(f"{folders['Transformer']}: the tokenizer has {len(self.tokenizer)} tokens, the embedding"
+            raise ValueError(f"{transformer}: the tokenizer has {len(self.tokenizer)} tokens, the embedding"
                              f" {config.vocab_size} rows")
-        settings = folders["Transformer"] / "sentence_bert_config.json"
-        numbers = _json(settings, {}) if settings.is_file() else {}
+        settings = transformer / "sentence_bert_config.json"
+        numbers = _table(settings) if settings.is_file() else {}
         self.lower = bool(numbers.get("do_lower_case"))
-        room: int = config.max_position_embeddings
-        asked = numbers.get("max_seq_length") or room
-        if not isinstance(asked, int) or asked < 3:
-            raise ValueError(f"{settings}: max_seq_length is {asked!r}, allowed are whole numbers from 3")
-        self.max_length = min(asked, room)
+        room = config.max_position_embeddings
+        length = numbers.get("max_seq_length") or room
+        if not isinstance(length, int) or length < 3:
+            raise ValueError(f"{settings}: max_seq_length is {length!r}, allowed are whole numbers from 3")
+        self.max_length = min(length, room)
         self.dim = self.dense.out_features
-        for part in (self.tower, self.dense):
-            part.eval().requires_grad_(False)
-        self._warned = 0
-
-    @property
-    def device(self) -> torch.device:
-        return self.dense.weight.device
-
-    def to(self, device: torch.device | str) -> SBERTText:
-        for module in (self.tower, self.dense):
-            nn.Module.to(module, device)
-        return self
+        self._warn_cut = LimitedWarnings("cuts")
 
     @torch.no_grad()
     def __call__(self, text: list[str]) -> Float[Tensor, "b d"]:
-        sentences = [sentence.lower() for sentence in said(text)] if self.lower else said(text)
+        sentences = [sentence.lower() for sentence in text] if self.lower else text
         for sentence in sentences:
-            self._warn_cut(sentence)
+            if (length := len(self.tokenizer(sentence, verbose=False)["input_ids"])) > self.max_length:
+                self._warn_cut(f"the text has {length} tokens, the text tower {self.path} takes {self.max_length}:"
+                               f" the end of '{shown(sentence)}' is not seen")
+        device = self.dense.weight.device
         tokens = self.tokenizer(sentences, padding=True, truncation=True, max_length=self.max_length,
-                                return_tensors="pt").to(self.device)
-        with torch.autocast(self.device.type, enabled=False):
+                                return_tensors="pt").to(device)
+        with torch.autocast(device.type, enabled=False):
             states = self.tower(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
             mask = tokens["attention_mask"][..., None].float()  # (b, t, 1)
             mean = (states.last_hidden_state * mask).sum(1) / mask.sum(1)
             return self.activation(self.dense(mean))
 
-    def _warn_cut(self, sentence: str) -> None:
-        if self._warned >= MAX_WARNINGS:
-            return
-        length = len(self.tokenizer(sentence, verbose=False)["input_ids"])
-        if length > self.max_length:
-            self._warned += 1
-            last = " (further cuts are not reported)" if self._warned == MAX_WARNINGS else ""
-            warnings.warn(f"the text has {length} tokens, the text tower {self.path} takes {self.max_length}: the end"
-                          f" of '{shown(sentence)}' is not seen{last}", stacklevel=5)
 
-
-def _json(path: Path, wanted: Mapping[str, Any] | None = None) -> Any:
-    """What a JSON file says; ValueError where it is missing, damaged, or no mapping that has what is `wanted`."""
+def _table(path: Path, **wanted: Any) -> dict[str, Any]:
+    """A JSON file's names and values; ValueError where it is missing, damaged, or says other than `wanted`."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist, and a sentence-transformers folder has one")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error})") from error
-    if wanted is not None and not isinstance(found, dict):
+    found = read_json(path)
+    if not isinstance(found, dict):
         raise ValueError(f"{path} holds a {type(found).__name__}; names and values are wanted")
-    for key, value in (wanted or {}).items():
+    for key, value in wanted.items():
         if found.get(key) != value:
             raise ValueError(f"{path}: {key} is {found.get(key)!r}, allowed is {value!r}")
     return found
@@ -114,9 +91,10 @@ def _folders(folder: Path) -> dict[str, Path]:
         what = "is a file, not a folder" if folder.is_file() else "does not exist"
         raise ValueError(f"the text tower's folder {folder} {what} (looked at {folder.absolute()})")
     listed = folder / "modules.json"
-    modules = _json(listed)
+    if not listed.is_file():
+        raise ValueError(f"{listed} does not exist, and a sentence-transformers folder has one")
     try:
-        parts = [(module["type"].rpartition(".")[2], str(module["path"])) for module in modules]
+        parts = [(module["type"].rpartition(".")[2], str(module["path"])) for module in read_json(listed)]
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{listed} is no list of modules with type and path") from error
     chain = tuple(kind for kind, _ in parts)
@@ -129,46 +107,45 @@ def _folders(folder: Path) -> dict[str, Path]:
     return {kind: folder / path for kind, path in parts}
 
 
-def _state(folder: Path, prefix: str = "") -> tuple[dict[str, Any], Path]:
+def _state(folder: Path, prefix: str) -> tuple[dict[str, Tensor], Path]:
     """The weights of a part and their file; `prefix` is taken away where all names have it."""
-    there = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    if not there:
+    file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if file is None:
         raise ValueError(f"{folder} has no weights: {' or '.join(WEIGHTS)} is wanted")
-    held = read_tensors(there[0])
-    plain = isinstance(held, Mapping) and all(isinstance(name, str) for name in held)
-    if not plain or not held or not all(isinstance(value, Tensor) for value in held.values()):
-        raise ValueError(f"{there[0]} holds no state dict, names and tensors")
+    held = state_dict_of(file)
     cut = prefix if all(name.startswith(prefix) for name in held) else ""
     state = {name.removeprefix(cut): value for name, value in held.items()}
-    return {name: value for name, value in state.items() if name != COUNTED}, there[0]
+    return {name: value for name, value in state.items() if name != COUNTED}, file
 
 
-def _tower(path: Path) -> tuple[DistilBertModel, DistilBertConfig]:
-    numbers = _json(path, {"model_type": "distilbert"})
-    try:
-        config = DistilBertConfig(**numbers)
-        return DistilBertModel(config), config
-    except (StrictDataclassError, ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path} describes no DistilBERT ({error})") from error
+def _tower(folder: Path) -> DistilBertModel:
+    numbers = _table(folder / "config.json", model_type="distilbert")
+    refuse_code(numbers, folder / "config.json")
+    weights, file = _state(folder, "distilbert.")
+    with quietly():
+        tower = build_to_fit(lambda: DistilBertModel(DistilBertConfig(**numbers)), weights, file, "config.json")
+    load_weights(tower, weights, file)
+    return tower
 
 
 def _dense(folder: Path, width: int) -> tuple[nn.Linear, nn.Module]:
     path = folder / "config.json"
-    config = _json(path, {"in_features": width})
+    config = _table(path, in_features=width)
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
     if activation not in ACTIVATIONS:
         raise ValueError(f"{path}: activation_function is {activation!r}, allowed are {', '.join(ACTIVATIONS)}")
+    weights, file = _state(folder, "linear.")
     out = config.get("out_features")
-    if not isinstance(out, int) or out < 1:
-        raise ValueError(f"{path}: out_features is {out!r}, allowed are whole numbers from 1")
+    if not isinstance(out, int) or out != len(weights.get("weight", ())):
+        raise ValueError(f"{path}: out_features is {out!r}, {file} has {len(weights.get('weight', ()))}")
     dense = nn.Linear(width, out, bias=bool(config.get("bias", True)))
-    building.load_weights(dense, *_state(folder, "linear."))
+    load_weights(dense, weights, file)
     return dense, ACTIVATIONS[activation]()
 
 
 def _check_mean(path: Path) -> None:
     """ValueError for any pooling but the mean over the tokens."""
-    config = _json(path, {})
+    config = _table(path)
     flags = sorted(key for key, value in config.items() if key.startswith("pooling_mode_") and value is True)
     named = config.get("pooling_mode", "mean")
     if flags not in ([], ["pooling_mode_mean_tokens"]) or named not in ("mean", ["mean"]):
@@ -180,6 +157,6 @@ def _tokenizer(folder: Path) -> Any:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise ValueError(f"{folder} has no tokenizer: tokenizer.json or vocab.txt is wanted")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises nothing more special on damaged files
         raise ValueError(f"{folder}: its tokenizer cannot be read ({error})") from error
