@@ -465,7 +465,7 @@ def continued(made: Path) -> Iterator[Attack]:
         "an optimiser of another size": changed(vqgan, ("optimizer_states",), prior["optimizer_states"] * 2),
         "loops missing": changed(vqgan, ("loops",), DELETE), "loops a text": changed(vqgan, ("loops",), "x"),
         "loops empty": changed(vqgan, ("loops",), {}), "callbacks a list": changed(vqgan, ("callbacks",), []),
-        "a callback's state a text": changed(vqgan, ("callbacks", "Checkpoints"), "x"),
+        "a callback's state a text": changed(vqgan, ("callbacks", "RunCheckpoint"), "x"),
         "schedules missing": changed(vqgan, ("lr_schedulers",), DELETE),
         "a global step that is text": changed(vqgan, ("global_step",), "x"),
         "a weight NaN": changed(vqgan, ("state_dict", next(iter(vqgan["state_dict"]))), torch.full_like(
