@@ -46,7 +46,7 @@ def run(folder: Path, part: int = 0, parts: int = 1, every: int = 1) -> list[Res
     return tried(chosen, folder / f"checkpoints-{part}", made)
 
 
-SHORT = ("a shell command (run_alone) as", "a file written (write_text) as", "a folder moved (open_run) as",
+SHORT = ("a shell command (Popen) as", "a file written (write_text) as", "a folder moved (open_run) as",
          "a sound prior", "a pickle that calls os.system", "prior cut at", "flipped", "model.num_layers 10000000",
          "an encoder by hub name", "a web page")
 

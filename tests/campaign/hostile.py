@@ -75,6 +75,7 @@ def payloads() -> dict[str, Any]:
     named: dict[str, Any] = {
         "an app (app.guarded)": {"_target_": "t2i.cli.app.guarded", "call": {"_target_": "t2i.cli.app.main"}},
         "a folder moved away (move_away)": {"_target_": "t2i.training.resume.move_away", "folder": located(PATH)},
+        "a shell command (Popen)": {"_target_": "subprocess.Popen", "args": f"touch {PATH}", "shell": True},
         "a file written (write_text)": {"_target_": "t2i.checkpoint.atomic.write_text", "path": PATH, "text": "x"},
         "a file written (save_atomic)": {"_target_": "t2i.checkpoint.atomic.save_atomic", "held": {}, "path": PATH},
         "a folder moved (open_run)": {"_target_": "t2i.training.resume.open_run", "run_dir": located(VICTIM),
@@ -151,7 +152,7 @@ def targets(made: Path) -> Iterator[Attack]:
         yield file(f"{what} as {name}", door, made, spoilt(made, model, where, node))
     for name in sorted(UNREAD):  # nothing needs them: they may be passed over, never built
         model, where = PLACES[name]
-        for what in ("a file written (write_text)", "a shell command (run_alone)"):
+        for what in ("a file written (write_text)", "a shell command (Popen)"):
             write = spoilt(made, model, where, payloads()[what])
             yield file(f"{what} as {name}", DOORS[model][0], made, write, "either")
 
@@ -178,7 +179,7 @@ def paths(made: Path) -> Iterator[Attack]:
     yield file("a perceptual net by path", "reconstruct", made, lambda path: save(lpips, path), "either")
     for what, node in {
         "a function": payloads()["a file written (write_text)"],
-        "a shell command": payloads()["a shell command (run_alone)"],
+        "a shell command": payloads()["a shell command (Popen)"],
     }.items():
         data = changed(prior, ("t2i", "config", "data"), {**node, "batch_size": 8, "workers": 0})
         yield file(f"{what} as data", "nearest", made, lambda path, c=data: save(c, path))
@@ -194,7 +195,7 @@ def runs_of_others(made: Path) -> Iterator[Attack]:
     config = json.loads((made / "runs/prior/config.json").read_text())
     for what, where, node in (
         ("data a function", ("data",), {**payloads()["a file written (write_text)"], "batch_size": 8, "workers": 0}),
-        ("data a command", ("data",), {**payloads()["a shell command (run_alone)"], "batch_size": 8, "workers": 0}),
+        ("data a command", ("data",), {**payloads()["a shell command (Popen)"], "batch_size": 8, "workers": 0}),
         ("model a function", ("model",), payloads()["a file written (write_text)"]),
         ("an encoder by hub name", ("model", "text_encoder", "path"), HUB),
     ):
@@ -278,7 +279,7 @@ def exported_folders(made: Path) -> Iterator[Attack]:
         section = json.loads(opened.metadata()["t2i"])
     nodes = payloads()
     listed = {
-        "a command as model": (("config", "model"), nodes["a shell command (run_alone)"]),
+        "a command as model": (("config", "model"), nodes["a shell command (Popen)"]),
         "a file written as betas": (("config", "model", "betas"), nodes["a file written (write_text)"]),
         "a folder moved as a part": (("parts", "tokenizer", "config"), nodes["a folder moved (open_run)"]),
         "a download as a part": (("parts", "text_encoder", "config"), nodes["a download (CLIPText)"]),

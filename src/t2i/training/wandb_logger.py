@@ -64,7 +64,7 @@ class WandbLogger(RunLogger, loggers.WandbLogger):
         if self._experiment is None and not self.broken:  # Lightning asks for it before anything is logged
             with self._mirrored():
                 self._open()
-        return DummyExperiment() if self.broken else self._experiment
+        return self._experiment  # None once the mirror is off
 
     def _open(self) -> None:
         self.run_dir.mkdir(parents=True, exist_ok=True)
