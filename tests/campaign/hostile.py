@@ -73,9 +73,9 @@ def located(path: str) -> dict[str, Any]:
 def payloads() -> dict[str, Any]:
     """Nodes that would do something; by what they would do."""
     named: dict[str, Any] = {
+        "a shell command (Popen)": {"_target_": "subprocess.Popen", "args": f"touch {PATH}", "shell": True},
         "an app (app.guarded)": {"_target_": "t2i.cli.app.guarded", "call": {"_target_": "t2i.cli.app.main"}},
         "a folder moved away (move_away)": {"_target_": "t2i.training.resume.move_away", "folder": located(PATH)},
-        "a shell command (Popen)": {"_target_": "subprocess.Popen", "args": f"touch {PATH}", "shell": True},
         "a file written (write_text)": {"_target_": "t2i.checkpoint.atomic.write_text", "path": PATH, "text": "x"},
         "a file written (save_atomic)": {"_target_": "t2i.checkpoint.atomic.save_atomic", "held": {}, "path": PATH},
         "a folder moved (open_run)": {"_target_": "t2i.training.resume.open_run", "run_dir": located(VICTIM),
