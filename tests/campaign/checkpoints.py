@@ -46,7 +46,7 @@ def run(folder: Path, part: int = 0, parts: int = 1, every: int = 1) -> list[Res
     return tried(chosen, folder / f"checkpoints-{part}", made)
 
 
-SHORT = ("a shell command (Popen) as", "a file written (write_text) as", "a folder moved (open_run) as",
+SHORT = ("a shell command (Popen) as", "a file written (write_text) as", "a folder moved",
          "a sound prior", "a pickle that calls os.system", "prior cut at", "flipped", "model.num_layers 10000000",
          "an encoder by hub name", "a web page")
 
@@ -56,9 +56,11 @@ def short(folder: Path, made: Path) -> list[Result]:
     """
     listed = chain(*(of(made) for of in (hostile.targets, hostile.paths, hostile.pickles, damaged.sound, damaged.sizes,
                                          damaged.bytes_of_it)))
+    gans = tuple(f" as {name}" for name, (model, _) in hostile.PLACES.items() if model in ("dfgan", "stackgan1"))
     first: dict[str, Attack] = {}
     for attack in listed:
         for piece in SHORT:
-            if piece in attack.name and attack.name.startswith(("sample", "tokenizer")):
+            if piece in attack.name and attack.name.startswith(("sample", "tokenizer")) \
+                    and not attack.name.endswith(gans):
                 first.setdefault(piece, attack)
     return tried(first.values(), folder, made)

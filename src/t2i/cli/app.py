@@ -98,9 +98,15 @@ def rank() -> int:
     return next((int(value) for value in found if value), 0)
 
 
+def refuse_flag(message: str) -> NoReturn:
+    raise ConfigError(f"{message}; settings are key=value, and --help names the flags")
+
+
 def prepared(config_name: str, words: Sequence[str]) -> list[str]:
     """A command line as Hydra is to read it, once it was checked; ConfigError says what is wrong with it."""
-    args = get_args_parser().parse_args(words)
+    parser = get_args_parser()
+    parser.error = refuse_flag  # type: ignore[method-assign]  # argparse would print its usage
+    args = parser.parse_intermixed_args(words)
     flags = [word for word in words if word not in args.overrides]
     if sum(bool(flag) for flag in (args.run, args.multirun, args.cfg, args.info, args.shell_completion)) > 1:
         raise ConfigError("of --run, --multirun, --cfg, --info and --shell-completion one at a time is allowed")
