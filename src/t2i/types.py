@@ -1,4 +1,4 @@
-"""The contracts between the rooms of the house: what travels from one part to another, and what each part must do.
+"""The contracts between packages: what travels from one part to another, and what each part must do.
 
 Images travel as float32 in [-1, 1], shape (b, 3, h, w); data sets yield uint8, which the batch assembly scales.
 """

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,11 +21,21 @@ from t2i.viz import grids
 from t2i.viz.html import Picture, Table, composition_tables, picture, write_page
 from t2i.viz.progress import counter
 
-if TYPE_CHECKING:
-    from t2i.evaluation.evaluate import Evaluation
-
 SHOWN = 8
 SCANNED = 5000  # training pictures that are looked through for the nearest
+
+
+class PageContents(Protocol):
+    """What the page shows of an evaluation (`t2i.evaluation.evaluate.Evaluation` says what each is)."""
+
+    config: dict[str, Any]
+    held: Any
+    out: Path
+    scores: evaluator.Scores
+    composition: dict[str, Any]
+    examples: dict[str, tuple[torch.Tensor, list[str], list[bool]]]
+    measured: GeneratedImages | None
+    reconstructions: tuple[torch.Tensor, torch.Tensor] | None
 
 
 def extremes(images: GeneratedImages, clip: torch.Tensor) -> list[tuple[str, Image.Image]]:
@@ -36,7 +46,7 @@ def extremes(images: GeneratedImages, clip: torch.Tensor) -> list[tuple[str, Ima
             for heading, some in (("Best by CLIP score", order[::-1][:SHOWN]), ("Worst by CLIP score", order[:SHOWN]))]
 
 
-def neighbours(task: Evaluation, images: GeneratedImages) -> Image.Image | None:
+def neighbours(task: PageContents, images: GeneratedImages) -> Image.Image | None:
     """Drawn pictures over the training pictures most like them; None without a checkpoint, which knows its data."""
     if task.held is None or "data" not in task.held:
         return None
@@ -55,7 +65,7 @@ def neighbours(task: Evaluation, images: GeneratedImages) -> Image.Image | None:
     return grids.rows([("drawn", pictures), ("trained on", found)], under)
 
 
-def write(task: Evaluation, result: Mapping[str, Any]) -> list[Path]:
+def write(task: PageContents, result: Mapping[str, Any]) -> list[Path]:
     """Writes the grids and the page, and returns their paths."""
     protocol = result["protocol"]
     facts = f"{time.strftime('%Y-%m-%d %H:%M')} · protocol {protocol['protocol'] or 'the model’s own data'}"
