@@ -280,9 +280,13 @@ def job(cfg: DictConfig, config_name: str, run: Run | None = None) -> float | No
 
     def call() -> None:
         nonlocal result
+        log.info("python %s.py %s", config_name, " ".join(words))
         result = run(config, words)
+        log.info("ended: %s", result)
 
     code = guarded(call, config["debug"])
+    if code:
+        log.info("ended with exit code %s; what is wrong was printed", code)
     if isinstance(result, int) and not isinstance(result, bool):
         code = result
     if isinstance(result, dict) and result.get("missing"):

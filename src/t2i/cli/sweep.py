@@ -78,7 +78,7 @@ def best(rows: list[dict[str, Any]]) -> str:
         return f"No objective: {key} was not measured; there is {', '.join(known) or 'nothing else'}"
     row = (min if mode == "min" else max)(found, key=lambda each: each["objective"])
     shown = " ".join(f"{name}={value}" for name, value in row["settings"].items())
-    return f"best: {shown} (objective {row['objective']:.4g}: {key}, {mode}) in {row['run_dir']}"
+    return f"best: {shown or 'the only job'} (objective {row['objective']:.4g}: {key}, {mode}) in {row['run_dir']}"
 
 
 def _replace(path: Path, text: str) -> None:
