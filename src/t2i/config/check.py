@@ -333,7 +333,8 @@ def unknown_key(key: str, names: list[str]) -> str:
         return f"{key} is called {current} now"
     parent, _, last = key.rpartition(".")
     endings = [name for name in names if name.rpartition(".")[2] == last and name != key]
-    hint = f" (did you mean {' or '.join(endings[:3])}?)" if endings else near(key, [name for name in names if name != parent])
+    others = [name for name in names if name != parent]
+    hint = f" (did you mean {' or '.join(endings[:3])}?)" if endings else near(key, others)
     siblings = sorted({n[len(parent) + 1 :].partition(".")[0] for n in names if n.startswith(parent + ".")})
     siblings = siblings or sorted({name.partition(".")[0] for name in names})
     return f"{key}: there is no such key{hint or '; ' + (parent or 'the config') + ' has ' + ', '.join(siblings)}"
