@@ -39,7 +39,7 @@ def test_what_is_not_right_is_seen(tmp_path: Path) -> None:
     tries = {
         "executed": [lambda: os.system("true"), lambda: elsewhere.write_text("x"), lambda: os.mkdir(elsewhere),
                      lambda: socket.create_connection(("127.0.0.1", 9)), lambda: os.rename(tmp_path, elsewhere)],
-        "hung": [lambda: time.sleep(60)], "wrong": [lambda: len(b"x" * (200 << 20)) and time.sleep(60)],
+        "hung": [lambda: time.sleep(60)], "wrong": [lambda: (lambda held: time.sleep(60))(b"x" * (200 << 20))],
         "traceback": [lambda: 1 // 0], "silent": [lambda: None],
     }  # fmt: skip
     for wanted, works in tries.items():
