@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hydra_app import main
-from t2i.cli import sweep
+from t2i.cli import app, sweep
 from t2i.config.compose import ConfigError
 from tiny import CLIP, DATA, QUIET, TRAINER
 
@@ -196,3 +196,9 @@ def test_each_launcher_and_sweeper_trains(tmp_path: Path, words: list[str], jobs
     rows = json.loads((tmp_path / "runs/clip-shapes-sweep/sweep.json").read_text())["jobs"]
     assert len(rows) == jobs and all(row["steps"] == 4 and row["objective"] is not None for row in rows)
     assert "best: " in done.stdout
+
+
+def test_slurm_that_is_not_here_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app.shutil, "which", lambda name: None)
+    with pytest.raises(ConfigError, match=r"hydra/launcher=submitit_slurm: there is no srun here"):
+        app.prepared("train", ["-m", "model=clip", "trainer=cpu", "hydra/launcher=submitit_slurm", "seed=0,1"])

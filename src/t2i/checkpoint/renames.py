@@ -79,6 +79,7 @@ def callback_states(states: Mapping[str, Any]) -> dict[str, Any]:
         if name == "Minutes" and isinstance(state, Mapping):
             found["Timer"] = {"time_elapsed": {"train": state.get("seconds")}}
         elif name == "EarlyStopping" and isinstance(state, Mapping) and isinstance(state.get("best"), float):
+            # The first versions kept no monitor; it was val/loss unless said otherwise, and less was better.
             monitor = {"monitor": state.get("monitor", "val/loss"), "mode": "min"}
             found[f"EarlyStopping{monitor}"] = {"wait_count": state.get("since"), "stopped_epoch": 0,
                                                 "best_score": state["best"]}

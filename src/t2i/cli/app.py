@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 import shlex
+import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -187,6 +188,9 @@ def prepared_sweep(config_name: str, overrides: list[str], args: Namespace) -> l
     more = [f"hydra.job.config.override_dirname.exclude_keys=[{keys}]"]
     if config_name == "train":
         more += prepared_training(found, sweeper if optuna else None)
+    if shared.hydra.runtime.choices.get("hydra/launcher") == "submitit_slurm" and shutil.which("srun") is None:
+        raise ConfigError("hydra/launcher=submitit_slurm: there is no srun here; start it where SLURM's programs are,"
+                          " or take submitit_local, joblib or basic")
     if shared.hydra.runtime.choices.get("hydra/launcher") == "joblib" and "hydra.launcher.n_jobs" not in given:
         more.append(f"hydra.launcher.n_jobs={sweep.jobs_at_once()}")
     # The launchers' processes import this package, and the user's own classes.
