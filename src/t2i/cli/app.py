@@ -282,14 +282,19 @@ def job(cfg: DictConfig, config_name: str, run: Run | None = None) -> float | No
         os.environ["HYDRA_FULL_ERROR"] = "1"
     result: Any = None
 
+    # Without a job log, records go to the terminal by Hydra's own handler.
+    logged = hydra.runtime.choices["hydra/job_logging"] != "none"
+
     def call() -> None:
         nonlocal result
-        log.info("python %s.py %s", config_name, " ".join(words))
+        if logged:
+            log.info("python %s.py %s", config_name, " ".join(words))
         result = run(config, words)
-        log.info("ended: %s", result)
+        if logged:
+            log.info("ended: %s", result)
 
     code = guarded(call, config["debug"])
-    if code:
+    if code and logged:
         log.info("ended with exit code %s; what is wrong was printed", code)
     if isinstance(result, int) and not isinstance(result, bool):
         code = result
