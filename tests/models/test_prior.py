@@ -101,24 +101,35 @@ def test_the_loss_falls_and_the_captions_draw_their_codes(made, toy, tmp_path, o
     assert torch.equal(drawn, model.tokenizer.decode_ids(toy.ids))
 
 
-def test_dropped_codes_are_shown_to_the_net_in_training_alone(made, toy, monkeypatch) -> None:
-    model = prior(made, code_dropout=0.5)
+def test_dropped_codes_are_replaced_or_masked_in_training_alone(made, toy, monkeypatch) -> None:
+    model = prior(made, code_dropout=0.8)
     shown: list[torch.Tensor] = []
-    forward = model.gpt.forward
-    monkeypatch.setattr(model.gpt, "forward", lambda ids, *rest: shown.append(ids) or forward(ids, *rest))
+    masked: list[torch.Tensor] = []
+    embed = model.gpt.embed
+
+    def spy(each, mask=None):
+        shown.append(each[..., 0])
+        masked.append(mask)
+        return embed(each, mask)
+
+    monkeypatch.setattr(model.gpt, "embed", spy)
     null = torch.zeros(4, dtype=torch.bool)
     torch.manual_seed(0)
-    for _ in range(50):
+    for _ in range(200):
         model.loss(toy, null)
-    changed = torch.stack([ids != toy.ids for ids in shown]).float().mean().item()
-    assert changed == pytest.approx(0.5 * 15 / 16, abs=0.03)  # a random other is the same one time in sixteen
+    changed = torch.stack([ids != toy.ids[:, :-1] for ids in shown]).float()
+    # On average two fifths, half of them masked; a random other is the same one time in sixteen.
+    assert changed.mean().item() == pytest.approx(0.2 * 15 / 16, abs=0.02)
+    assert torch.stack(masked).float().mean().item() == pytest.approx(0.2, abs=0.02)
+    a_picture = (torch.stack(masked) | changed.bool()).float().mean(2)
+    assert a_picture.min() == 0 and a_picture.max() > 0.6  # every picture has a share of its own
     assert all(int(ids.max()) < 16 and int(ids.min()) >= 0 for ids in shown)
     model.eval()
     shown.clear()
     model.loss(toy, null)
-    assert torch.equal(shown[0], toy.ids)
-    with pytest.raises(ValueError, match=r"code_dropout=1.0 is a share, within \[0, 1\)"):
-        prior(made, code_dropout=1.0)
+    assert torch.equal(shown[0], toy.ids[:, :-1])
+    with pytest.raises(ValueError, match=r"code_dropout=1.5 is a share, within \[0, 1\]"):
+        prior(made, code_dropout=1.5)
 
 
 def test_only_the_gpt_is_trained_and_saved(made, toy, tmp_path) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from t2i.nets.factorised_head import around
 from t2i.nets.gpt import GPT
-from t2i.nets.transformer import squared_relu
+from t2i.nets.transformer import rotary, squared_relu, turned
 from t2i.types import ravel_index, unravel_index
 
 CODES, GRID, TEXT, LENGTH = 12, (2, 3), 5, 4
@@ -36,10 +36,15 @@ def inputs():
     return ids, states, mask, torch.tensor([False, False, True])
 
 
+PLAIN = {"positions": "rotary", "word_triples": False, "neighbours": False, "running_sums": False,
+         "part_heads": "depth"}
+
+
+@pytest.mark.parametrize("options", [{}, PLAIN], ids=["default", "plain"])
 @pytest.mark.parametrize("factors", [WHOLE, PARTS])
 @pytest.mark.parametrize("given", [0, 1, 3, 5])
-def test_cached_logits_are_the_uncached_ones(inputs, given: int, factors) -> None:
-    net, (ids, states, mask, null) = tiny(factors), inputs
+def test_cached_logits_are_the_uncached_ones(inputs, given: int, factors, options) -> None:
+    net, (ids, states, mask, null) = tiny(factors, **options), inputs
     each = unravel_index(ids, factors)
     with torch.no_grad():
         expected = net(ids, states, mask, null)
@@ -74,6 +79,48 @@ def test_a_part_sees_the_parts_before_it_too(inputs, part: int) -> None:
     assert all(torch.equal(a[:, :3], b[:, :3]) for a, b in zip(before, after, strict=True))
     later = [bool((a[:, 4] - b[:, 4]).abs().max() > 1e-4) for a, b in zip(before, after, strict=True)]
     assert later == [part == 0, True, True]  # the blocks see forms alone: what colour came before is for readers
+
+
+def test_with_depth_heads_the_blocks_see_all_parts(inputs) -> None:
+    net, (ids, states, mask, null) = tiny(PARTS, part_heads="depth"), inputs
+    for table in net.part_codes:
+        torch.nn.init.normal_(table.weight)
+    each = unravel_index(ids, PARTS)
+    each[:, 3, 2] = (each[:, 3, 2] + 1) % PARTS[2]  # the last part
+    before, after = net(ids, states, mask, null), net(ravel_index(each, PARTS), states, mask, null)
+    for a, b in zip(before, after, strict=True):
+        assert torch.equal(a[:, :4], b[:, :4]) and (a[:, 4] - b[:, 4]).abs().max() > 1e-3
+
+
+def test_each_option_takes_its_parameters_away() -> None:
+    left = {name.split(".")[0] for name, _ in tiny(WHOLE, **PLAIN).named_parameters()}
+    assert not left & {"row", "column", "above", "above_right", "tally", "tally_in", "masked_code"}
+    assert tiny(WHOLE, **PLAIN).text_in.weight.shape == (16, TEXT) and tiny().text_in.weight.shape == (16, 3 * TEXT)
+
+
+def test_rotary_scores_depend_on_the_difference_of_places_alone() -> None:
+    turns = rotary(1, (4, 4), 8)
+    assert torch.equal(turns[:, 0], torch.stack([torch.ones(4), torch.zeros(4)]))  # the prefix is not turned
+    q, k = torch.randn(8), torch.randn(8)
+    score = turned(q.expand(17, 8), turns)[1:] @ turned(k.expand(17, 8), turns)[1:].T
+    score = score.view(4, 4, 4, 4)  # row, column of the query, and of the key
+    torch.testing.assert_close(score[1, 2, 0, 0], score[3, 3, 2, 1])
+    torch.testing.assert_close(score[:-1, :-1, :-1, :-1], score[1:, 1:, 1:, 1:])
+    assert (score[1, 2, 0, 0] - score[2, 1, 0, 0]).abs() > 1e-3  # rows and columns differ
+
+
+def test_what_is_shown_and_masked_is_seen_by_later_places(inputs) -> None:
+    net, (ids, states, mask, null) = tiny(masks=True, **PLAIN), inputs
+    torch.nn.init.normal_(net.masked_code)
+    (plain,) = net(ids, states, mask, null)
+    masked = torch.zeros_like(ids, dtype=torch.bool)
+    masked[:, 2] = True
+    (hidden,) = net(ids, states, mask, null, ids, masked)
+    assert torch.equal(plain[:, :3], hidden[:, :3]) and (plain[:, 3] - hidden[:, 3]).abs().max() > 1e-3
+    other = ids.clone()
+    other[:, 2] = (ids[:, 2] + 1) % CODES
+    torch.testing.assert_close(net(ids, states, mask, null, other, masked)[0], hidden)  # what is masked is not seen
+    assert (net(ids, states, mask, null, other)[0][:, 3] - plain[:, 3]).abs().max() > 1e-3
 
 
 def test_around_is_left_above_and_above_to_the_right() -> None:

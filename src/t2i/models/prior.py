@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
@@ -32,9 +32,11 @@ class Prior(BaseModule):
     Args:
         tokenizer: frozen; gives codebook size, grid and picture size.
         text_encoder: frozen; gives the prefix's width and length.
-        width, num_layers, num_heads, dropout, text_noise: see `t2i.nets.gpt.GPT`.
-        code_dropout: in training, the share of codes that the net is shown as random others (1 - pkeep of
-            arXiv 2012.09841): it must then listen to the caption, where it would follow the picture so far.
+        width, num_layers, num_heads, dropout, text_noise, positions, word_triples, neighbours, running_sums,
+            part_heads: see `t2i.nets.gpt.GPT`.
+        code_dropout: in training, each picture's codes are shown with a share of them replaced, drawn from
+            U(0, code_dropout): half by random others (pkeep of arXiv 2012.09841), half by a mask. The net learns to
+            go on from its own errors, and to listen to the caption where it would follow the picture so far.
         cache_text: whether training reads the captions' states from a cache instead of running the text encoder.
         caption_dropout: probability with which a training caption gives way to the learned null prefix.
         max_steps: length of training in batches, for the schedule.
@@ -67,18 +69,21 @@ class Prior(BaseModule):
         code_dropout: float = 0.0,
         cache_text: bool = False,
         checkpointing: bool = False,
+        positions: Literal["learned", "rotary"] = "learned",
+        word_triples: bool = True,
+        neighbours: bool = True,
+        running_sums: bool = True,
+        part_heads: Literal["pointer", "depth"] = "pointer",
     ) -> None:
         super().__init__()
         if not 0 <= caption_dropout < 1:
             raise ValueError(f"caption_dropout={caption_dropout} is a probability, within [0, 1)")
-        if not 0 <= code_dropout < 1:
-            raise ValueError(f"code_dropout={code_dropout} is a share, within [0, 1)")
-        if code_dropout and len(tokenizer.factors) > 1:
-            raise ValueError(f"code_dropout={code_dropout}: the later parts of a code are read off its first, which"
-                             " must be true; 0 is allowed with codes in parts")
+        if not 0 <= code_dropout <= 1:
+            raise ValueError(f"code_dropout={code_dropout} is a share, within [0, 1]")
         self.frozen_parts = (tokenizer, text_encoder)
         self.gpt = GPT(tokenizer.factors, tokenizer.grid, text_encoder.dim, text_encoder.max_length,
-                       width, num_layers, num_heads, dropout, text_noise)
+                       width, num_layers, num_heads, dropout, text_noise, positions, word_triples, neighbours,
+                       running_sums, part_heads, masks=code_dropout > 0)
         self.gpt.start_from(tokenizer.codebooks())
         set_checkpointing(self.gpt, checkpointing)
         self.code_dropout = code_dropout
@@ -145,14 +150,20 @@ class Prior(BaseModule):
         else:
             text = self.text_encoder(batch.text)
             states, mask = text.states, text.mask
-        ids = batch.ids
+        shown = masked = None
         if self.training and self.code_dropout:
-            random = torch.randint_like(ids, self.tokenizer.codebook_size)
-            ids = torch.where(torch.rand(ids.shape, device=ids.device) < self.code_dropout, random, ids)
-        logits = self.gpt(ids, states, mask, null)
+            shown, masked = self.corrupted(batch.ids)
+        logits = self.gpt(batch.ids, states, mask, null, shown, masked)
         each = unravel_index(batch.ids, self.gpt.factors).flatten(0, 1)
         parts = [cross_entropy(part.flatten(0, 1), each[:, i]) for i, part in enumerate(logits)]
         return torch.stack(parts).sum()
+
+    def corrupted(self, ids: Int[Tensor, "b n"]) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:
+        """Codes as training shows them, and which of them are masked."""
+        share = self.code_dropout * torch.rand(len(ids), 1, device=ids.device)
+        drawn = torch.rand(ids.shape, device=ids.device)
+        random = torch.randint_like(ids, self.tokenizer.codebook_size)
+        return torch.where(drawn < share / 2, random, ids), (drawn >= share / 2) & (drawn < share)
 
     def training_step(self, batch: CodeBatch, batch_index: int) -> Tensor:
         size = len(batch.text)

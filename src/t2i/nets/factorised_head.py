@@ -1,12 +1,15 @@
 """How a transformer predicts codes that have parts (several numbers a place, as `quantizers/product.py` makes).
 
 A code is predicted part by part, each under those before it, as the depth transformer of RQ-Transformer does (arXiv
-2203.01941). The first part is an ordinary linear head, and the only one that the transformer sees. The others are read
-by pointers: the transformer's output only says where to look, among the words of the caption, the codes of the places
-around and a few constants, and what is seen there decides. So a colour is the one that its word names, or the one next
-to it, and that a shape never had it in training is no reason against it (docs/log.md has the gains). Pointer networks
-(arXiv 1506.03134) and copying (arXiv 1603.06393) are the ancestors; here values are mixed, not probabilities, which
-learns far more quickly.
+2203.01941). The first part is an ordinary linear head. The others are of one of two kinds:
+
+"depth": a small network sees the transformer's output and the parts before.
+
+"pointer": the transformer sees no part but the first, and its output only says where to look, among the words of the
+caption, the codes of the places around and a few constants, and what is seen there decides. So a colour is the one that
+its word names, or the one next to it, and that a shape never had it in training is no reason against it (docs/log.md has
+the gains). Pointer networks (arXiv 1506.03134) and copying (arXiv 1603.06393) are the ancestors; here values are mixed,
+not probabilities, which learns far more quickly.
 
 Codes of one part are the ordinary case: one norm, one matrix.
 """
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -106,15 +109,48 @@ class PointerHead(nn.Module):
         return self.head(self.norm_out(y + self.mlp_out(squared_relu(self.mlp_in(self.norm_mlp(y))))))
 
 
+class DepthHead(nn.Module):
+    """p(part | the transformer's output, parts before), as logits.
+
+    Args:
+        factors: of the whole code; `index` says which part this one predicts, from 1.
+        width: of the transformer.
+    """
+
+    def __init__(self, factors: tuple[int, ...], index: int, width: int) -> None:
+        super().__init__()
+        self.told = nn.ModuleList(nn.Embedding(k, width) for k in factors[:index])
+        self.norm_in = nn.LayerNorm(width, bias=False)
+        self.mlp_in = nn.Linear(width, 2 * width, bias=False)
+        self.mlp_out = nn.Linear(2 * width, width, bias=False)
+        self.norm_out = nn.LayerNorm(width, bias=False)
+        self.head = nn.Linear(width, factors[index], bias=False)
+
+    def words(self, states: Tensor, triples: Tensor, mask: Tensor) -> Words:
+        """Nothing: this head does not look at words."""
+        return Words(states[:, :0], states[:, :0], mask)
+
+    def forward(
+        self, x: Float[Tensor, "b n width"], known: Int[Tensor, "b n i"], near: Int[Tensor, "b n 3 f"], words: Words
+    ) -> Float[Tensor, "b n k"]:
+        for i, table in enumerate(self.told):
+            x = x + table(known[..., i])
+        return self.head(self.norm_out(x + self.mlp_out(squared_relu(self.mlp_in(self.norm_in(x))))))
+
+
 class FactorisedHead(nn.Module):
     """p(part i | the transformer's output, parts before i), as logits."""
 
-    def __init__(self, factors: tuple[int, ...], width: int, text_dim: int) -> None:
+    def __init__(
+        self, factors: tuple[int, ...], width: int, text_dim: int, kind: Literal["pointer", "depth"] = "pointer"
+    ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, bias=False)
         self.first = nn.Linear(width, factors[0], bias=False)
-        readers = nn.ModuleList(PointerHead(factors, i, width, text_dim) for i in range(1, len(factors)))
-        self.readers = cast(Sequence[PointerHead], readers)  # torch's own type forgets what it holds
+        later = range(1, len(factors))
+        readers = nn.ModuleList(PointerHead(factors, i, width, text_dim) if kind == "pointer"
+                                else DepthHead(factors, i, width) for i in later)
+        self.readers = cast(Sequence[PointerHead | DepthHead], readers)  # torch's own type forgets what it holds
 
     def words(self, states: Tensor, triples: Tensor, mask: Tensor) -> list[Words]:
         """The caption as each pointer head sees it, once a caption."""

@@ -2,15 +2,15 @@
 
 After GPT-2 with the changes that small and bf16 training reward: QK-norm (LayerNorm on queries and keys, arXiv
 2302.05442) so that attention logits stay bounded, squared ReLU (arXiv 2109.08668), no biases. The text prefix sees
-itself in both directions, codes see the prefix and the codes before them. Caption states are normalised (a small CLIP's
-word embeddings are tiny) and each comes with its two neighbours, so that an adjective stands with its noun before any
-attention has learned to look there. Positions are learned, as the sum of a row, a column and a cell embedding. A
-position's input names not only the code before it but also those above and above to the right of the cell that it
-predicts (gated copies of one embedding), which attention would first have to find; and, since softmax attention
-averages where counting needs a sum, running sums over all codes before it of a few learned numbers a code. The gains
-are in docs/log.md. Codes are predicted part by part
-(`nets/factorised_head.py`); where they have parts, the blocks see the first alone, so that what is drawn cannot come to
-depend on its colour. Embedding and head may start from the codebook.
+itself in both directions, codes see the prefix and the codes before them. Positions are learned, as the sum of a row, a
+column and a cell embedding, or two-dimensional rotary ones beside a cell embedding (arXiv 2403.13298). Codes of several
+parts are predicted part by part (`nets/factorised_head.py`). Embedding and head may start from the codebook.
+
+What may be added, each by its own option (docs/log.md has what each gave): a word's state with those of its two
+neighbours, so that an adjective stands with its noun before any attention has learned to look there; the codes above and
+above to the right of the cell that is predicted (gated copies of one embedding), which attention would first have to
+find; and, since softmax attention averages where counting needs a sum, running sums over all codes so far of a few
+learned numbers a code.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from t2i.nets.factorised_head import HEADS as POINTER_HEADS
 from t2i.nets.factorised_head import FactorisedHead, Words, around
-from t2i.nets.transformer import Block, attend, matrix_vector
+from t2i.nets.transformer import Block, attend, matrix_vector, rotary
 from t2i.types import unravel_index
 
 RUNNING_SUMS = 16  # over the codes so far
@@ -48,6 +48,7 @@ class Cache:
     ids: Tensor
     running_sums: Tensor
     words: list[Words]
+    turns: Tensor | None
     prefix: int
     length: int
 
@@ -67,18 +68,32 @@ class GPT(nn.Module):
             see in training. Words of one kind lie far apart and stay clear, faint evidence ("green things are no
             circles") does not. The recipes take 0.3 for word embeddings; 1.0 slowed counting and positions
             (docs/log.md). 0 for states whose nuances count.
+        positions: "learned", or "rotary": queries and keys of codes are turned by their row and column.
+        word_triples, neighbours, running_sums: see above.
+        part_heads: how parts of a code after the first are predicted: "pointer" or "depth", see
+            `nets/factorised_head.py`. With "depth" the blocks see all parts, with "pointer" the first alone.
+        masks: whether inputs may be masked (`forward`'s `masked`), by a learned code of their own.
     """
 
     def __init__(
         self, factors: Sequence[int], grid: tuple[int, int], text_dim: int, text_length: int, width: int = 256,
         num_layers: int = 6, num_heads: int = 4, dropout: float = 0.0, text_noise: float = 0.0,
+        positions: Literal["learned", "rotary"] = "learned", word_triples: bool = True, neighbours: bool = True,
+        running_sums: bool = True, part_heads: Literal["pointer", "depth"] = "pointer", masks: bool = False,
     ) -> None:
         super().__init__()
         if num_heads < 1 or num_layers < 1:
             raise ValueError(f"num_heads={num_heads} and num_layers={num_layers} must be at least 1")
         if width % num_heads:
             raise ValueError(f"width={width} is not divisible by num_heads={num_heads}")
-        if len(factors) > 1 and width % POINTER_HEADS:
+        if positions not in ("learned", "rotary"):
+            raise ValueError(f"positions={positions!r}: one of learned, rotary is needed")
+        if part_heads not in ("pointer", "depth"):
+            raise ValueError(f"part_heads={part_heads!r}: one of pointer, depth is needed")
+        if positions == "rotary" and width // num_heads % 4:
+            raise ValueError(f"positions=rotary needs heads of a multiple of 4 channels; width={width} over"
+                             f" num_heads={num_heads} gives {width // num_heads}")
+        if len(factors) > 1 and part_heads == "pointer" and width % POINTER_HEADS:
             raise ValueError(f"width={width} is not divisible by {POINTER_HEADS}, as codes of several parts need")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout={dropout} is outside [0, 1)")
@@ -89,21 +104,30 @@ class GPT(nn.Module):
         self.grid, self.text_length = tuple(grid), text_length
         rows, columns = grid
         self.num_codes = rows * columns
+        self.rotary, self.word_triples = positions == "rotary", word_triples
+        self.neighbours, self.running_sums = neighbours, running_sums
         self.codes = nn.Embedding(self.factors[0], width)
-        self.tally = nn.Embedding(self.factors[0], RUNNING_SUMS)
-        self.tally_in = nn.Linear(RUNNING_SUMS, width, bias=False)
-        self.above = nn.Parameter(torch.zeros(width))
-        self.above_right = nn.Parameter(torch.zeros(width))
+        later = self.factors[1:] if part_heads == "depth" else ()
+        self.part_codes = nn.ModuleList(nn.Embedding(size, width) for size in later)
+        if running_sums:
+            self.tally = nn.Embedding(self.factors[0], RUNNING_SUMS)
+            self.tally_in = nn.Linear(RUNNING_SUMS, width, bias=False)
+        if neighbours:
+            self.above = nn.Parameter(torch.zeros(width))
+            self.above_right = nn.Parameter(torch.zeros(width))
+        if masks:
+            self.masked_code = nn.Parameter(torch.zeros(width))
         self.start = nn.Parameter(torch.zeros(width))
-        self.row = nn.Parameter(torch.zeros(rows, 1, width))
-        self.column = nn.Parameter(torch.zeros(1, columns, width))
+        if not self.rotary:
+            self.row = nn.Parameter(torch.zeros(rows, 1, width))
+            self.column = nn.Parameter(torch.zeros(1, columns, width))
         self.cell = nn.Parameter(torch.zeros(rows, columns, width))
-        self.text_in = nn.Linear(3 * text_dim, width)
+        self.text_in = nn.Linear(text_dim * (3 if word_triples else 1), width)
         self.text_position = nn.Parameter(torch.zeros(text_length, width))
         self.null = nn.Parameter(torch.zeros(width))  # the caption that says nothing: learned, one position
         blocks = nn.ModuleList(Block(width, num_heads, dropout) for _ in range(num_layers))
         self.blocks = cast(Sequence[Block], blocks)  # torch's own type forgets what it holds
-        self.predict = FactorisedHead(self.factors, width, text_dim)
+        self.predict = FactorisedHead(self.factors, width, text_dim, part_heads)
         self.initialise()
 
     def initialise(self) -> None:
@@ -115,7 +139,7 @@ class GPT(nn.Module):
             elif name.endswith(("qkv.weight", "mlp_in.weight", "text_in.weight", "query.weight", "key.weight",
                                 "value.weight", "summary_in.weight")):  # fmt: skip
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
-            elif name.startswith("tally.") or name.endswith(("look.weight", "constants")):
+            elif name.startswith(("tally.", "part_codes.")) or name.endswith(("look.weight", "constants")):
                 nn.init.zeros_(parameter)
             elif name.endswith(("first.weight", "head.weight")):
                 nn.init.normal_(parameter, std=0.02)
@@ -133,8 +157,8 @@ class GPT(nn.Module):
         states = F.layer_norm(states.to(self.text_in.weight.dtype), states.shape[-1:]) * mask[..., None]
         before, after = F.pad(states, (0, 0, 1, 0))[:, :-1], F.pad(states, (0, 0, 0, 1))[:, 1:]
         triples = torch.cat([before, states, after], -1)
-        noise = self.text_noise * self.training
-        x = self.text_in(triples + noise * torch.randn_like(triples) if noise else triples)
+        noise, words = self.text_noise * self.training, triples if self.word_triples else states
+        x = self.text_in(words + noise * torch.randn_like(words) if noise else words)
         x = x + self.text_position[: states.shape[1]]
         first = (torch.arange(mask.shape[1], device=mask.device) == 0).expand_as(mask)
         mask, shown = torch.where(null[:, None], first, mask), ~null[:, None, None]
@@ -145,14 +169,36 @@ class GPT(nn.Module):
         """Running sums (float32: bf16 cannot count beyond 256) as part of an input."""
         return self.tally_in((sums * self.num_codes**-0.5).to(self.tally_in.weight.dtype))
 
-    def embed(self, each: Int[Tensor, "b m f"]) -> Tensor:
+    def position(self) -> Float[Tensor, "n width"]:
+        """The embedding of the place that a position predicts."""
+        return (self.cell if self.rotary else self.row + self.column + self.cell).flatten(0, 1)
+
+    def turns(self, text_length: int, device: torch.device) -> Float[Tensor, "2 s half"] | None:
+        """Cosines and sines for the prefix, which is not turned, and all codes; None without rotary positions."""
+        if not self.rotary:
+            return None
+        block = self.blocks[0]
+        return rotary(text_length, self.grid, self.start.shape[0] // block.num_heads).to(device)
+
+    def code(self, each: Int[Tensor, "b m f"]) -> Float[Tensor, "b m width"]:
+        """Codes as the blocks see them."""
+        x = self.codes(each[..., 0])
+        for i, table in enumerate(self.part_codes, 1):
+            x = x + table(each[..., i])
+        return x
+
+    def embed(self, each: Int[Tensor, "b m f"], masked: Bool[Tensor, "b m"] | None = None) -> Tensor:
         """The start token and m codes, each with what is known around the code that it predicts: (b, m + 1, width)."""
         (b, m), columns = each.shape[:2], self.grid[1]
-        position = (self.row + self.column + self.cell).flatten(0, 1)
-        codes = self.codes(each[..., 0])
-        tokens = codes + self.running_sum_input(self.tally(each[..., 0]).float().cumsum(1))
-        tokens = torch.cat([self.start.expand(b, 1, -1), tokens], 1)[:, : self.num_codes] + position[: m + 1]
-        if m < columns:
+        tokens = codes = self.code(each)
+        if masked is not None:
+            tokens = codes = torch.where(masked[..., None], self.masked_code.to(codes.dtype), codes)
+        if self.running_sums:
+            tallied = self.tally(each[..., 0]).float()
+            tallied = tallied if masked is None else tallied * ~masked[..., None]
+            tokens = tokens + self.running_sum_input(tallied.cumsum(1))
+        tokens = torch.cat([self.start.expand(b, 1, -1), tokens], 1)[:, : self.num_codes] + self.position()[: m + 1]
+        if m < columns or not self.neighbours:
             return tokens
         count = tokens.shape[1] - columns  # cells below the first row
         inside = (torch.arange(count, device=each.device) % columns < columns - 1)[:, None]
@@ -173,6 +219,8 @@ class GPT(nn.Module):
             head.weight.copy_(0.04 * projected + 0.01 * torch.randn_like(projected))
             if i == 0:
                 self.codes.weight.copy_(0.5 * projected + 0.1 * torch.randn_like(projected))
+            elif self.part_codes:
+                self.part_codes[i - 1].weight.copy_(0.5 * projected + 0.1 * torch.randn_like(projected))
 
     def mask(self, text: Bool[Tensor, "b t"], num_codes: int, dtype: torch.dtype) -> Tensor:
         """Additive mask (b, 1, t + n, t + n): everyone sees the real text, codes see codes up to themselves."""
@@ -185,19 +233,22 @@ class GPT(nn.Module):
 
     def forward(
         self, ids: Int[Tensor, "b n"], states: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"],
-        null: Bool[Tensor, " b"],
+        null: Bool[Tensor, " b"], shown: Int[Tensor, "b n"] | None = None, masked: Bool[Tensor, "b n"] | None = None,
     ) -> list[Float[Tensor, "b n k"]]:
         """Logits of every code given those before it, a list for each of `factors`; `null` marks pictures whose
-        caption is dropped."""
+        caption is dropped. `shown` are the codes that the net sees instead (the parts of a code itself are true),
+        `masked` those that it does not see at all."""
         each = unravel_index(ids, self.factors)
+        seen = each if shown is None else unravel_index(shown, self.factors)
         text, mask, words = self.prefix(states, mask, null)
-        x = torch.cat([text, self.embed(each[:, :-1])], 1)
+        x = torch.cat([text, self.embed(seen[:, :-1], None if masked is None else masked[:, :-1])], 1)
+        turns = self.turns(text.shape[1], x.device)
         additive = self.mask(mask, ids.shape[1], torch.float32)
         if torch.is_autocast_enabled(x.device.type):
             additive = additive.to(torch.get_autocast_dtype(x.device.type))  # once, not in every block
         for block in self.blocks[:-1]:
-            x = block(x, additive)
-        x, near = self.blocks[-1](x, additive, text.shape[1]), around(each, self.grid[1])
+            x = block(x, additive, turns)
+        x, near = self.blocks[-1](x, additive, turns, text.shape[1]), around(seen, self.grid[1])
         return [self.predict(x, each[..., :i], near, words) for i in range(len(self.factors))]
 
     def prefill(
@@ -209,18 +260,19 @@ class GPT(nn.Module):
         text, mask, words = self.prefix(states, mask, null)
         x = torch.cat([text, self.embed(each)], 1)
         b, t = mask.shape
-        additive = self.mask(mask, x.shape[1] - t, torch.float32)
+        additive, turns = self.mask(mask, x.shape[1] - t, torch.float32), self.turns(t, x.device)
         cache = None
         for layer, block in enumerate(self.blocks):
-            q, k, v = block.heads(x)
+            q, k, v = block.heads(x, None if turns is None else turns[:, : x.shape[1]])
             if cache is None:
                 size = (len(self.blocks), b, block.num_heads, t + self.num_codes, k.shape[-1])
                 dtype = torch.float32 if k.device.type == "cpu" else k.dtype
                 after = F.pad(additive[:, :, -1:, :t], (0, self.num_codes)).to(dtype)
                 ids = torch.zeros(b, self.num_codes, len(self.factors), dtype=torch.long, device=x.device)
                 ids[:, : each.shape[1]] = each
-                empty, sums = k.new_zeros(size, dtype=dtype), self.tally(each[..., 0]).float().sum(1)
-                cache = Cache(empty, torch.zeros_like(empty), after, ids, sums, words, t, x.shape[1])
+                empty = k.new_zeros(size, dtype=dtype)
+                sums = self.tally(each[..., 0]).float().sum(1) if self.running_sums else k.new_zeros(b, 0)
+                cache = Cache(empty, torch.zeros_like(empty), after, ids, sums, words, turns, t, x.shape[1])
             cache.keys[layer, :, :, : x.shape[1]] = k
             cache.values[layer, :, :, : x.shape[1]] = v
             x = block.finish(x, attend(q, k, v, additive))
@@ -239,17 +291,20 @@ class GPT(nn.Module):
         index = cache.length - cache.prefix  # the cell that this step predicts
         row, column = divmod(index, self.grid[1])
         cache.ids[:, index - 1] = each
-        cache.running_sums += self.tally(each[..., 0]).float()
-        x = self.codes(each[..., 0]) + self.running_sum_input(cache.running_sums)
-        x = x + (self.row[row, 0] + self.column[0, column] + self.cell[row, column])
-        if row:
-            x = x + self.above * self.codes(cache.ids[:, index - self.grid[1], 0])
+        x = self.code(each)
+        if self.running_sums:
+            cache.running_sums += self.tally(each[..., 0]).float()
+            x = x + self.running_sum_input(cache.running_sums)
+        place = self.cell[row, column]
+        x = x + (place if self.rotary else self.row[row, 0] + self.column[0, column] + place)
+        if row and self.neighbours:
+            x = x + self.above * self.code(cache.ids[:, index - self.grid[1]])
             if column < self.grid[1] - 1:
-                x = x + self.above_right * self.codes(cache.ids[:, index - self.grid[1] + 1, 0])
+                x = x + self.above_right * self.code(cache.ids[:, index - self.grid[1] + 1])
         end = cache.length + 1
-        mask = cache.mask[..., :end]
+        mask, turn = cache.mask[..., :end], None if cache.turns is None else cache.turns[:, end - 1]
         with matrix_vector(x):
             for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
-                x = block.step(x, keys[:, :, :end], values[:, :, :end], mask)
+                x = block.step(x, keys[:, :, :end], values[:, :, :end], mask, turn)
         cache.length = end
         return x

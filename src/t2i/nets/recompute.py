@@ -21,7 +21,7 @@ class Recomputed(nn.Module):
 
     checkpointing = False
 
-    def again(self, run: Callable[..., Tensor], *inputs: Tensor | int) -> Tensor:
+    def again(self, run: Callable[..., Tensor], *inputs: Tensor | int | None) -> Tensor:
         """`run(*inputs)`, where gradients are wanted without keeping what lies between."""
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(run, *inputs, use_reentrant=False)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -28,6 +29,22 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(q.float(), k, v.float(), attn_mask=mask.float())
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
+
+
+def rotary(prefix: int, grid: tuple[int, int], head_dim: int) -> Float[Tensor, "2 s half"]:
+    """Cosines and sines that turn pairs of channels by the place in a grid, half of the pairs by its row and half by
+    its column (rotary positions, arXiv 2104.09864, on two axes as in 2403.13298), after `prefix` places not turned."""
+    frequencies = 100.0 ** -(torch.arange(head_dim // 4) / (head_dim // 4))
+    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    angles = torch.cat([rows.reshape(-1, 1) * frequencies, columns.reshape(-1, 1) * frequencies], 1)
+    angles = F.pad(angles, (0, 0, prefix, 0))
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def turned(x: Float[Tensor, "... d"], turns: Float[Tensor, "2 ... half"]) -> Float[Tensor, "... d"]:
+    """Each pair (channel i, channel i + d / 2) rotated by its angle."""
+    (cosine, sine), (a, b) = turns.to(x.dtype), x.chunk(2, -1)
+    return torch.cat([a * cosine - b * sine, a * sine + b * cosine], -1)
 
 
 @contextmanager
@@ -79,12 +96,14 @@ class Block(Recomputed):
         self.mlp_in = nn.Linear(width, 4 * width, bias=False)
         self.mlp_out = nn.Linear(4 * width, width, bias=False)
 
-    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (b, s, width) -> q, k, v, each (b, heads, s, head_dim), q and k normalised."""
+    def heads(self, x: Tensor, turns: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """x (b, s, width) -> q, k, v, each (b, heads, s, head_dim), q and k normalised, and turned (`rotary`)."""
         b, s, width = x.shape
         q, k, v = self.qkv(self.norm_attention(x)).view(b, s, 3, self.num_heads, width // self.num_heads).unbind(2)
-        q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        q, k = self.norm_q(q).transpose(1, 2), self.norm_k(k).transpose(1, 2)
+        if turns is not None:
+            q, k = turned(q, turns), turned(k, turns)
+        return q.to(v.dtype), k.to(v.dtype), v.transpose(1, 2)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Adds the attention's result (b, heads, s, head_dim) and the MLP to x (b, s, width)."""
@@ -95,22 +114,27 @@ class Block(Recomputed):
     def drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.training and self.dropout > 0 else x
 
-    def forward(self, x: Tensor, mask: Tensor, start: int = 0) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, turns: Tensor | None = None, start: int = 0) -> Tensor:
         """Positions from `start` on, which see all that the mask lets them see."""
-        return self.again(self.run, x, mask, start)
+        return self.again(self.run, x, mask, turns, start)
 
-    def run(self, x: Tensor, mask: Tensor, start: int) -> Tensor:
-        q, k, v = self.heads(x)
+    def run(self, x: Tensor, mask: Tensor, turns: Tensor | None, start: int) -> Tensor:
+        q, k, v = self.heads(x, turns)
         return self.finish(x[:, start:], attend(q[:, :, start:], k, v, mask[:, :, start:]))
 
-    def step(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    def step(
+        self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor, turns: Tensor | None = None
+    ) -> Tensor:
         """One position a picture, x (b, width), over cached keys and values (b, heads, s, head_dim), of which the
         last are filled in. As `forward`, in fewer and smaller operations: at batch 1 their number counts."""
         b, width = x.shape
         q, k, v = self.qkv(self.norm_attention(x)).view(b, 3, self.num_heads, width // self.num_heads).unbind(1)
-        keys[:, :, -1] = self.norm_k(k)
+        q, k = self.norm_q(q), self.norm_k(k)
+        if turns is not None:
+            q, k = turned(q, turns), turned(k, turns)
+        keys[:, :, -1] = k
         values[:, :, -1] = v
-        attended = attend(self.norm_q(q)[:, :, None], keys, values, mask)
+        attended = attend(q[:, :, None], keys, values, mask)
         x = x + self.attention_out(attended.to(v.dtype).view(b, width))
         hidden = F.relu(self.mlp_in(self.norm_mlp(x)))
         return x + self.mlp_out(hidden * hidden)
