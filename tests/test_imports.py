@@ -17,7 +17,8 @@ ROOMS = (
 )  # fmt: skip
 FLOOR = {room: len(ROOMS) - i for i, line in enumerate(ROOMS) for room in line}
 # Models are built of parts that enter through their constructors, and do not know each other.
-ENTER = ("t2i.quantizers", "t2i.data", "t2i.text_encoders.clip.", "t2i.text_encoders.bilstm.")
+ENTER = ("t2i.quantizers", "t2i.data",
+         *(f"t2i.text_encoders.{name}." for name in ("bilstm", "clip", "sentence")))
 HEAVY = {"torch", "torchvision", "pytorch_lightning", "transformers", "numpy", "matplotlib"}
 # What answers before anything heavy is imported.
 LIGHT = ["t2i/version.py", *(f for f in FILES if f.startswith("t2i/config/")),

@@ -98,9 +98,10 @@ def warm() -> None:
     for name in ("training.train", "generation.text_to_image", "evaluation.evaluate", "evaluation.compare.compare",
                  "training.pipeline", "training.report", "cli.console", "convert.inspection", "convert.convert",
                  "convert.reconstruct", "convert.tokenizers", "models.vqgan", "models.prior", "models.clip",
-                 "models.dfgan", "models.stackgan", "text_encoders.clip", "text_encoders.bilstm",
-                 "data.shapes", "data.folder", "training.callbacks.ema", "training.callbacks.image_grid",
-                 "training.callbacks.validation_metrics", "training.callbacks.progress", "viz.plots"):
+                 "models.dfgan", "models.stackgan", "text_encoders.clip", "text_encoders.sentence",
+                 "text_encoders.bilstm", "data.shapes", "data.folder", "training.callbacks.ema",
+                 "training.callbacks.image_grid", "training.callbacks.validation_metrics",
+                 "training.callbacks.progress", "viz.plots"):
         __import__(f"t2i.{name}")
     from t2i.config.compose import compose
 

@@ -106,6 +106,7 @@ def test_every_word_of_a_marked_class_is_a_place_or_known_to_be_none() -> None:
     ("t2i.data.cub.CUB", "data", "root"), ("t2i.data.webdataset.WebDataset", "data", "root"),
     ("t2i.data.emoji.Emoji", "data", "font"), ("t2i.text_encoders.clip.CLIPText", "text_encoder", "path"),
     ("t2i.text_encoders.bilstm.BiLSTMText", "text_encoder", "path"),
+    ("t2i.text_encoders.sentence.SentenceEncoder", "text_encoder", "path"),
 ])  # fmt: skip
 def test_a_file_opens_what_the_user_named(target: str, role: str, key: str, tmp_path: Path) -> None:
     node = {"_target_": target, key: str(tmp_path / "inside")}

@@ -156,11 +156,12 @@ def test_what_is_left_out_is_told(tmp_path, capsys) -> None:
 
 def test_states_are_those_of_the_encoder_without_padding(tmp_path) -> None:
     rows = JsonLines.of([{"key": "a", "captions": ["one", "two three é"]}, {"key": "b", "captions": []},
-                     {"key": "c", "captions": ["x " * 9]}])
+                     {"key": "c", "captions": ["x " * 9, "one"]}])
     head = text_embedding_cache.header("words", rows)
     text_embedding_cache.build(tmp_path / "s", rows, Words(), head, batch_size=2)
     held = text_embedding_cache.TextEmbeddingCache(tmp_path / "s", head)
-    for index, caption in ((0, 0), (0, 1), (2, 0)):
+    assert len(held.ends) == 3  # "one" stands there once
+    for index, caption in ((0, 0), (0, 1), (2, 0), (2, 1)):
         text = rows[index]["captions"][caption]
         assert np.array_equal(held[index, caption], Words()([text]).states[0].numpy())
     for wrong in ((0, 2), (1, 0)):

@@ -1,8 +1,8 @@
-"""The cache of a frozen text encoder's states: every caption of a data set once, without its padding.
+"""The cache of a frozen text encoder's states: every caption of a data set, equal ones once, without its padding.
 
-A folder with `states.bin` (float32, caption after caption, each length x dim), `ends.npy` (the last position of each
-caption, counted in positions) and `starts.npy` (the first caption of each picture). float32, so that a prior trains on
-it to the same weights as without it.
+A folder with `states.bin` (float32, text after text, each length x dim), `ends.npy` (the last position of each text,
+counted in positions), `texts.npy` (the number of each caption's text) and `starts.npy` (the first caption of each
+picture). float32, so that a prior trains on it to the same weights as without it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from t2i.data import cache
 from t2i.data.rows import JsonLines
 from t2i.types import TextEncoder
 
-VERSION = 1
+VERSION = 2
 WHAT = "cache of caption states"
 
 
@@ -29,12 +29,17 @@ def build(folder: Path, rows: JsonLines, encoder: TextEncoder, head: cache.Heade
     """Encodes every caption of every row into `folder`, whole or not at all."""
 
     def fill(part: Path) -> cache.Header:
-        starts, ends = [0], [0]
+        numbers: dict[str, int] = {}
+        starts, texts, ends = [0], [], [0]
         waiting: list[str] = []
         with (part / "states.bin").open("wb") as file:
             for i, row in enumerate(rows, 1):
-                waiting += row["captions"]
-                starts.append(starts[-1] + len(row["captions"]))
+                for caption in row["captions"]:
+                    if caption not in numbers:
+                        numbers[caption] = len(numbers)
+                        waiting.append(caption)
+                    texts.append(numbers[caption])
+                starts.append(len(texts))
                 if waiting and (len(waiting) >= batch_size or i == len(rows)):
                     text = encoder(waiting)
                     for states, mask in zip(text.states.float().cpu(), text.mask.cpu(), strict=True):
@@ -44,8 +49,8 @@ def build(folder: Path, rows: JsonLines, encoder: TextEncoder, head: cache.Heade
                     waiting = []
                 if progress is not None:
                     progress(i, len(rows))
-        np.save(part / "starts.npy", np.asarray(starts, np.int64))
-        np.save(part / "ends.npy", np.asarray(ends[1:], np.int64))
+        for name, values in (("starts", starts), ("texts", texts), ("ends", ends[1:])):
+            np.save(part / f"{name}.npy", np.asarray(values, np.int64))
         return {"dim": encoder.dim}
 
     cache.build(folder, head, fill, WHAT)
@@ -60,7 +65,7 @@ class TextEmbeddingCache:
         if header is None:
             raise ValueError(f"{folder} holds no {WHAT}")
         self.folder, self.expected, self.dim = folder, expected, header["dim"]
-        self.starts, self.ends = np.load(folder / "starts.npy"), np.load(folder / "ends.npy")
+        self.starts, self.texts, self.ends = (np.load(folder / f"{name}.npy") for name in ("starts", "texts", "ends"))
         path = folder / "states.bin"
         positions = int(self.ends[-1]) if len(self.ends) else 0
         if path.stat().st_size != positions * self.dim * 4:
@@ -69,9 +74,10 @@ class TextEmbeddingCache:
 
     def __getitem__(self, at: tuple[int, int]) -> np.ndarray:
         index, caption = at
-        number = int(self.starts[index]) + caption
-        if not number < self.starts[index + 1]:
-            raise IndexError(f"caption {caption} of picture {index}, which has {self.starts[index + 1] - number}")
+        first, end = self.starts[index : index + 2]
+        if not first + caption < end:
+            raise IndexError(f"caption {caption} of picture {index}, which has {end - first}")
+        number = int(self.texts[first + caption])
         assert self.values is not None  # there is at least this one
         return self.values[int(self.ends[number - 1]) if number else 0 : int(self.ends[number])]
 

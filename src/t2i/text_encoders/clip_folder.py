@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
@@ -29,8 +29,8 @@ from t2i.checkpoint import file_checks
 from t2i.checkpoint.building import on_meta_device
 from t2i.checkpoint.plain_files import read_json
 from t2i.config.messages import quoted, shown
+from t2i.text_encoders.fast_tokenizer import FastTokenizer, read_tokenizer
 from t2i.text_encoders.folders import replacing
-from t2i.text_encoders.limited_warnings import LimitedWarnings
 
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 # In this order: transformers takes the end token's id 2 for the mark of an old config and then pools at the
@@ -43,87 +43,30 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 PREPROCESSOR = "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-CACHED_CAPTIONS = 100_000
 
 
-class CaptionTokenizer:
+class CaptionTokenizer(FastTokenizer):
     """Captions to token ids: start, words, end, padded to the batch's longest and cut at `max_length` tokens."""
 
     def __init__(self, tokenizer: Tokenizer, max_length: int, start: int, end: int, pad: int) -> None:
-        self.tokenizer, self.max_length = tokenizer, max_length
-        self.start, self.end, self.pad = start, end, pad
-        self._cache: dict[str, list[int]] = {}
-        self._warn_cut = LimitedWarnings("cuts")
+        super().__init__(tokenizer, max_length, [start], [end], pad)
+        self.start, self.end = start, end
 
     @classmethod
     def from_json(cls, text: str, max_length: int) -> CaptionTokenizer:
         """From the text of a tokenizer.json."""
-        try:
-            _check_normalizers(json.loads(text))
-            tokenizer = Tokenizer.from_str(text)
-        except ValueError as error:
-            raise ValueError(f"the tokenizer.json cannot be taken: {shown(error)}") from error
-        except Exception as error:  # tokenizers raises nothing more special
-            raise ValueError(f"the tokenizer.json is damaged ({shown(error)})") from error
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
+        tokenizer, _ = read_tokenizer(text)
         start, end, pad = (tokenizer.token_to_id(token) for token in SPECIAL)
         if start is None or end is None:
             raise ValueError(f"the tokenizer has no {START} or no {END}: it is none of CLIP's")
         # OpenAI's vocabulary has no padding token and pads with the end token.
         return cls(tokenizer, max_length, start, end, end if pad is None else pad)
 
-    def to_json(self) -> str:
-        return self.tokenizer.to_str()
-
-    def _ids(self, caption: str) -> list[int]:
-        if (known := self._cache.get(caption)) is not None:
-            return known
-        encoding = self.tokenizer.encode(caption, add_special_tokens=False)
-        room = self.max_length - 2
-        ids = [self.start, *encoding.ids[:room], self.end]
-        if len(encoding.ids) > room:
-            at = encoding.offsets[room][0]
-            self._warn_cut(f"the caption has {len(encoding.ids)} tokens, the text encoder takes {room}: it is cut after"
-                           f" {caption[:at].strip()[-60:]!r}, and what follows is not seen:"
-                           f" '{shown(caption[at:].strip())}'")
-            return ids  # not kept, so that the same prompt warns again
-        if len(self._cache) < CACHED_CAPTIONS:
-            self._cache[caption] = ids
-        return ids
-
-    def __call__(self, captions: list[str]) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
-        """Token ids and the mask of real tokens (start and end are real, padding is not)."""
-        rows = [self._ids(caption) for caption in captions]
-        longest = max((len(row) for row in rows), default=2)
-        ids = torch.tensor([row + [self.pad] * (longest - len(row)) for row in rows]).view(len(rows), longest)
-        lengths = torch.tensor([len(row) for row in rows])
-        return ids.long(), torch.arange(longest) < lengths[:, None]
-
-
-# What changes a text before it is parted, and lets it grow by no more than Unicode's own forms do.
-NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents", "Replace", "Sequence")
-
-
-def _check_normalizers(node: Any, key: str = "") -> None:
-    """ValueError where a tokenizer.json would make long texts out of short ones."""
-    if isinstance(node, dict) and key == "normalizer":
-        if node.get("type") not in NORMALIZERS:
-            raise ValueError(f"normalizer {quoted(node.get('type'))}; {', '.join(NORMALIZERS)} are taken")
-        if node.get("type") == "Replace" and len(str(node.get("content", ""))) > 1:
-            raise ValueError("a normalizer that replaces by more than one letter")
-        for inner in node.get("normalizers") or []:
-            _check_normalizers(inner, "normalizer")
-    elif isinstance(node, dict) and not key:
-        _check_normalizers(node.get("normalizer"), "normalizer")
-
 
 def check_fit(captions: CaptionTokenizer, text: CLIPTextConfig, path: str) -> None:
     """ValueError where a tokenizer has ids that the text tower's embedding lacks, or ends captions with another token
     than the one the tower pools at: every caption would get one and the same embedding."""
-    highest = max(captions.tokenizer.get_vocab().values(), default=0)
-    if highest >= text.vocab_size:
-        raise ValueError(f"path={path!r}: the tokenizer has the id {highest}, the text tower {text.vocab_size} words")
+    captions.check_vocabulary(text.vocab_size, f"path={path!r}")
     # Of configs with the id 2 transformers makes the largest id of a caption.
     old_config = text.eos_token_id == 2 and captions.end == captions.tokenizer.get_vocab_size() - 1
     if text.eos_token_id != captions.end and not old_config:

@@ -159,7 +159,8 @@ class Parts:
 
     def missing(self, part: str) -> Path | None:
         node = self.config["model"].get(part)
-        return Path(node["path"]) if node and not Path(node["path"]).expanduser().exists() else None
+        path = node["path"] if node and "path" in node else None  # null: what comes with a package
+        return Path(path) if path is not None and not Path(path).expanduser().exists() else None
 
     def maker(self, path: Path, kind: str) -> dict[str, Any] | None:
         """The config of the run that makes a file: an earlier stage's, its folder's own, or the recipe of that name;
