@@ -100,7 +100,8 @@ class Muon(torch.optim.Optimizer):
 
 
 OUTSIDE = ("stem", "head", "codes", "codebook", "embedding", "text_in", "cell", "row", "column", "position", "start",
-           "tally", "part_codes", "masked_code", "null", "first", "told", "seen", "look", "summary", "constants", "words")
+           "tally", "part_codes", "masked_code", "null", "first", "told", "seen", "look", "summary", "constants",
+           "words")
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:

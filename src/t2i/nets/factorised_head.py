@@ -6,10 +6,10 @@ A code is predicted part by part, each under those before it, as the depth trans
 "depth": a small network sees the transformer's output and the parts before.
 
 "pointer": the transformer sees no part but the first, and its output only says where to look, among the words of the
-caption, the codes of the places around and a few constants, and what is seen there decides. So a colour is the one that
-its word names, or the one next to it, and that a shape never had it in training is no reason against it (docs/log.md has
-the gains). Pointer networks (arXiv 1506.03134) and copying (arXiv 1603.06393) are the ancestors; here values are mixed,
-not probabilities, which learns far more quickly.
+caption, the codes of the places around and a few constants, and what is seen there decides. So a colour is the one
+that its word names, or the one next to it, and that a shape never had it in training is no reason against it
+(docs/log.md has the gains). Pointer networks (arXiv 1506.03134) and copying (arXiv 1603.06393) are the ancestors; here
+values are mixed, not probabilities, which learns far more quickly.
 
 Codes of one part are the ordinary case: one norm, one matrix.
 """

@@ -7,9 +7,9 @@ column and a cell embedding, or two-dimensional rotary ones beside a cell embedd
 parts are predicted part by part (`nets/factorised_head.py`). Embedding and head may start from the codebook.
 
 What may be added, each by its own option (docs/log.md has what each gave): a word's state with those of its two
-neighbours, so that an adjective stands with its noun before any attention has learned to look there; the codes above and
-above to the right of the cell that is predicted (gated copies of one embedding), which attention would first have to
-find; and, since softmax attention averages where counting needs a sum, running sums over all codes so far of a few
+neighbours, so that an adjective stands with its noun before any attention has learned to look there; the codes above
+and above to the right of the cell that is predicted (gated copies of one embedding), which attention would first have
+to find; and, since softmax attention averages where counting needs a sum, running sums over all codes so far of a few
 learned numbers a code.
 """
 
