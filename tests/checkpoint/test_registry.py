@@ -82,6 +82,9 @@ def test_roles() -> None:
     check_file_node(fsq, "quantizer", "x.ckpt", "quantizer")
     product = {"_target_": "t2i.quantizers.product.Product", "parts": {"a": fsq}}
     check_file_node(product, "quantizer", "x.ckpt", "quantizer")
+    check_file_node(product | {"parts": [fsq, fsq]}, "quantizer", "x.ckpt", "quantizer")
+    with pytest.raises(ValueError, match=r"quantizer\.parts\.1\._target_=os\.system"):
+        check_file_node(product | {"parts": [fsq, {"_target_": "os.system"}]}, "quantizer", "x.ckpt", "quantizer")
     for role in set(ROLES) - {"quantizer"}:
         with pytest.raises(ValueError, match=f"is a quantizer; a {role} is wanted"):
             check_file_node(fsq, "node", "x.ckpt", role)

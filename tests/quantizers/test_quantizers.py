@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 import resource
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +13,18 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from tests.in_child import in_child, in_children
+from torch import nn
 
 from t2i.models.base import NonFiniteLoss, check_finite
 from t2i.quantizers.base import straight_through
 from t2i.quantizers.ema import EMA
 from t2i.quantizers.fsq import FSQ
 from t2i.quantizers.gumbel import Gumbel
+from t2i.quantizers.lfq import LFQ, entropy
 from t2i.quantizers.nearest import nearest
 from t2i.quantizers.product import Product
+from t2i.quantizers.residual import Residual
+from t2i.quantizers.simvq import SimVQ
 from t2i.quantizers.vq import VQ, rotate
 from t2i.types import Quantizer, ravel_index, unravel_index
 
@@ -31,7 +36,11 @@ ALL = {
     "ema": lambda: EMA(codebook_size=40, dim=4),
     "fsq": lambda: FSQ(levels=(5, 2, 2, 2)),
     "gumbel": lambda: Gumbel(codebook_size=40, dim=4),
+    "simvq": lambda: SimVQ(codebook_size=40, dim=4),
+    "lfq": lambda: LFQ(dim=4),
     "product": lambda: Product({"a": EMA(codebook_size=8, dim=2), "b": VQ(codebook_size=5, dim=2)}),
+    "groups": lambda: Product(quantizer=SimVQ(codebook_size=6, dim=2), groups=2),
+    "residual": lambda: Residual(EMA(codebook_size=6, dim=4), depth=2),
 }
 
 
@@ -39,20 +48,22 @@ ALL = {
 def test_contract(name: str) -> None:
     torch.manual_seed(0)
     quantizer = ALL[name]().eval()
-    assert isinstance(quantizer, Quantizer) and (quantizer.codebook_size, quantizer.dim) == (40, 4)
+    size = {"lfq": 16, "groups": 36, "residual": 36}.get(name, 40)
+    assert isinstance(quantizer, Quantizer) and (quantizer.codebook_size, quantizer.dim) == (size, 4)
     z = torch.randn(2, 4, 3, 5, requires_grad=True)
     out = quantizer(z)
     assert out.z_q.shape == z.shape and out.ids.shape == (2, 3, 5) and out.ids.dtype == torch.long
     assert out.loss.shape == () and all(value.shape == () for value in out.metrics.values())
     torch.testing.assert_close(out.z_q, quantizer.decode_ids(out.ids), atol=1e-6, rtol=1e-6)
-    assert math.prod(quantizer.factors) == 40
+    assert math.prod(quantizer.factors) == size
     each = unravel_index(out.ids[0, 0, 0], quantizer.factors)
-    vectors = torch.cat([book[i] for book, i in zip(quantizer.codebooks(), each, strict=True)])
+    found = [book[i] for book, i in zip(quantizer.codebooks(), each, strict=True)]
+    vectors = sum(found) if name == "residual" else torch.cat(found)
     torch.testing.assert_close(vectors, quantizer.decode_ids(out.ids)[0, :, 0, 0])
     (out.z_q.square().sum() + out.loss).backward()
     assert z.grad.isfinite().all() and z.grad.abs().sum() > 0
-    for wrong in (40, -1):
-        with pytest.raises(ValueError, match=rf"code id {wrong} is out of range: .* 40 entries, ids 0\.\.39"):
+    for wrong in (size, -1):
+        with pytest.raises(ValueError, match=rf"code id {wrong} is out of range: .* {size} entries, ids 0..{size - 1}"):
             quantizer.decode_ids(torch.tensor([[[0, wrong]]]))
 
 
@@ -271,19 +282,32 @@ def test_ema_with_fewer_latents_than_codes() -> None:
     assert quantizer.codebook.isfinite().all() and len(quantizer.codebook.unique(dim=0)) == 64
 
 
-def test_ema_resumes_bit_for_bit() -> None:
-    def steps(quantizer: EMA, numbers: range) -> None:
+@pytest.mark.parametrize("make", [
+    lambda: EMA(codebook_size=32, dim=4, dead_threshold=0.5),
+    lambda: SimVQ(codebook_size=32, dim=4),
+    lambda: Product(quantizer=EMA(codebook_size=8, dim=2, dead_threshold=0.5), groups=2),
+    lambda: Residual(EMA(codebook_size=8, dim=4, dead_threshold=0.5), depth=3),
+    lambda: Residual(SimVQ(codebook_size=8, dim=4), depth=2),
+], ids=["ema", "simvq", "product ema", "residual ema", "residual simvq"])  # fmt: skip
+def test_resumes_bit_for_bit(make: Callable[[], nn.Module]) -> None:
+    def steps(quantizer: nn.Module, numbers: range) -> None:
         for number in numbers:
             torch.manual_seed(number)
-            quantizer(torch.randn(2, 3, 8, 8))
+            loss = quantizer(torch.randn(2, 4, 8, 8)).loss
+            if loss.requires_grad:
+                quantizer.zero_grad()
+                loss.backward()
+                with torch.no_grad():
+                    for parameter in quantizer.parameters():
+                        parameter -= 0.1 * parameter.grad
             torch.rand(3)  # what else the run draws must not matter
 
-    unbroken = EMA(codebook_size=32, dim=3, dead_threshold=0.5)
+    unbroken = make()
     steps(unbroken, range(6))
-    first = EMA(codebook_size=32, dim=3, dead_threshold=0.5)
+    first = make()
     steps(first, range(3))
-    second = EMA(codebook_size=32, dim=3, dead_threshold=0.5)
-    second.eval()(torch.randn(1, 3, 2, 2))  # a sanity check before the weights are loaded
+    second = make()
+    second.eval()(torch.randn(1, 4, 2, 2))  # a sanity check before the weights are loaded
     second.train().load_state_dict(copy.deepcopy(first.state_dict()))
     steps(second, range(3, 6))
     for key, value in unbroken.state_dict().items():
@@ -351,6 +375,100 @@ def test_each_part_of_a_product_quantises_its_own_channels() -> None:
     assert torch.equal(unravel_index(quantizer(other).ids, (8, 16))[..., 1], each[..., 1])  # not moved
 
 
+def test_groups_of_one_node_are_quantisers_of_their_own() -> None:
+    torch.manual_seed(0)
+    quantizer = Product(quantizer=SimVQ(codebook_size=8, dim=2), groups=3)
+    assert quantizer.factors == (8, 8, 8) and quantizer.dim == 6 and len(list(quantizer.parameters())) == 3
+    quantizer(torch.randn(4, 6, 5, 5)).loss.backward()
+    gradients = [parameter.grad for parameter in quantizer.parameters()]
+    assert not torch.equal(gradients[0], gradients[1])
+    listed = Product([SimVQ(codebook_size=8, dim=2) for _ in range(3)])
+    listed.load_state_dict(quantizer.state_dict())  # strictly: the same names
+
+
+def test_largest_codes_of_parts() -> None:
+    quantizer = Product(quantizer=FSQ((8, 8)), groups=10)
+    last = torch.tensor([[[2**60 - 1]]])
+    assert torch.equal(quantizer(quantizer.decode_ids(last) * 9).ids, last)
+
+
+def test_a_residual_code_adds_up() -> None:
+    quantizer = Residual(VQ(codebook_size=2, dim=1, beta=0.5), depth=2)
+    with torch.no_grad():
+        for part, values in zip(quantizer.parts.values(), ([0.0, 8.0], [-1.0, 1.0]), strict=True):
+            part.codebook.copy_(torch.tensor(values)[:, None])
+    z = torch.tensor([6.0, 9.5]).view(1, 1, 1, 2).requires_grad_()
+    out = quantizer(z)
+    assert out.ids.flatten().tolist() == [0b10, 0b11] and out.z_q.flatten().tolist() == [7.0, 9.0]
+    # What each depth leaves over: -2, 1.5, then -1, 0.5; the codebook's term and half the commitment of each.
+    left = [(4 + 2.25) / 2, (1 + 0.25) / 2]
+    assert out.loss.item() == pytest.approx(1.5 * sum(left))
+    out.loss.backward()  # d/dz of 0.5 (first² + second²) / 2
+    assert z.grad.flatten().tolist() == pytest.approx([0.5 * (-2 - 1), 0.5 * (1.5 + 0.5)])
+    z.grad = None
+    quantizer(z).z_q.sum().backward()
+    assert z.grad.flatten().tolist() == [1, 1]
+
+
+def test_simvq_moves_every_code_with_the_chosen_ones() -> None:
+    quantizer, again = SimVQ(codebook_size=16, dim=2, seed=3), SimVQ(codebook_size=16, dim=2, seed=3)
+    assert torch.equal(quantizer.codebook, again.codebook) and torch.equal(quantizer.vectors(), quantizer.codebook)
+    assert not torch.equal(quantizer.codebook, SimVQ(codebook_size=16, dim=2, seed=4).codebook)
+    assert SimVQ(codebook_size=4096, dim=16).codebook.std().item() == pytest.approx(0.25, rel=0.02)
+    z = (quantizer.codebook[5] + torch.tensor([0.01, 0.02])).view(1, 2, 1, 1).detach().requires_grad_()
+    out = quantizer(z)
+    assert out.ids.item() == 5 and out.loss.item() == pytest.approx(1.25 * (0.01**2 + 0.02**2) / 2, rel=1e-3)
+    out.loss.backward()
+    assert z.grad.flatten().tolist() == pytest.approx([0.25 * 0.01, 0.25 * 0.02], rel=1e-3)
+    before = quantizer.vectors()
+    with torch.no_grad():
+        quantizer.codebook_map.weight -= quantizer.codebook_map.weight.grad
+    assert (quantizer.vectors() - before).abs().sum(1).min() > 0
+    assert [name for name, _ in quantizer.named_parameters()] == ["codebook_map.weight"]
+    assert set(quantizer.state_dict()) == {"codebook", "codebook_map.weight"}
+
+
+def test_simvq_stretches_its_codebook_over_the_latents_and_uses_all_of_it() -> None:
+    torch.manual_seed(0)
+    z = torch.randn(16, 2, 8, 8) * torch.tensor([8.0, 0.5]).view(2, 1, 1)
+    quantizer = SimVQ(codebook_size=32, dim=2)
+    optimizer = torch.optim.Adam(quantizer.parameters(), 0.2)
+    before = quantizer(z).metrics["commitment"]
+    for _ in range(60):
+        optimizer.zero_grad()
+        quantizer(z).loss.backward()
+        optimizer.step()
+    out = quantizer(z)
+    assert out.metrics["commitment"] < 0.1 * before and len(out.ids.unique()) == 32
+
+
+@pytest.mark.parametrize("dim", [1, 3, 9])
+def test_lfq_entropies_are_those_of_a_softmax_over_all_codes(dim: int) -> None:
+    torch.manual_seed(0)
+    quantizer = LFQ(dim, beta=0, entropy_weight=1, diversity=0.5, temperature=2.0)
+    z = torch.randn(3, dim, 2, 2)
+    out, x = quantizer(z), z.permute(0, 2, 3, 1).flatten(0, 2)
+    p = (-torch.cdist(x, quantizer.codebooks()[0]).square() / 2.0).softmax(-1)
+    sure, spread = entropy(p).mean(), entropy(p.mean(0))
+    torch.testing.assert_close(out.metrics["entropy"], sure)
+    torch.testing.assert_close(out.metrics["codebook_entropy"], spread)
+    torch.testing.assert_close(out.loss, sure - 0.5 * spread)
+    assert torch.equal(out.ids.flatten(), ((x > 0) * 2 ** torch.arange(dim)).sum(1))
+
+
+def test_lfq_of_many_bits_bounds_the_entropy_from_above() -> None:
+    x = torch.randn(20, 11, generator=torch.Generator().manual_seed(0))
+    quantizer = LFQ(11)
+    p = (-torch.cdist(x, quantizer.codebooks()[0]).square()).softmax(-1)
+    sure, spread = quantizer.entropies(x)
+    torch.testing.assert_close(sure, entropy(p).mean(), rtol=1e-3, atol=1e-3)
+    assert entropy(p.mean(0)) < spread <= 11 * math.log(2)
+    with pytest.raises(ValueError, match="dim=25: a code has from 1 to 24 bits"):
+        LFQ(25)
+    with pytest.raises(ValueError, match="latent of 3 channels: dim=11"):
+        quantizer(torch.zeros(1, 3, 2, 2))
+
+
 def test_parts_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"parts=\{\}: at least one"):
         Product({})
@@ -358,6 +476,18 @@ def test_parts_that_do_not_fit_are_refused() -> None:
         Product({"a": EMA(4, dim=2), "b": EMA(4, dim=3)})
     with pytest.raises(ValueError, match="latent of 5 channels: the parts quantise 4"):
         Product({"a": EMA(4, dim=2), "b": EMA(4, dim=2)})(torch.zeros(1, 5, 2, 2))
+    for wrong in ({}, {"parts": [EMA(4, 2)], "quantizer": EMA(4, 2), "groups": 2}, {"quantizer": EMA(4, 2)}):
+        with pytest.raises(ValueError, match="parts, or of quantizer and groups"):
+            Product(**wrong)
+    with pytest.raises(ValueError, match="groups=0: at least 1"):
+        Product(quantizer=EMA(4, 2), groups=0)
+    for many in (11, 10**9):
+        with pytest.raises(ValueError, match=rf"groups={many}: codes of .* parts of 64, 64.* less than 2\*\*63"):
+            Product(quantizer=FSQ((8, 8)), groups=many)
+    assert Product(quantizer=FSQ((8, 8)), groups=10).codebook_size == 2**60
+    for wrong_part in (FSQ((3, 3)), LFQ(2), Gumbel(4, 2), VQ(4, 2, normalize=True)):
+        with pytest.raises(ValueError, match=f"quantizer={type(wrong_part).__name__}: residuals need"):
+            Residual(wrong_part)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -372,7 +502,13 @@ def test_what_is_not_rounded_lies_where_the_codes_do(name: str) -> None:
             quantizer.proj.weight.mul_(1e4)
         torch.testing.assert_close(quantizer.unrounded(z), quantizer.decode_ids(quantizer(z).ids))
         return
-    parts = [p.dim for p in quantizer.parts.values()] if name == "product" else [4]
+    if name == "residual":  # the first code is the nearest, and the sum of all is nearer
+        out, (first, _) = quantizer(z), quantizer.codebooks()
+        nearest_first = torch.cdist(unrounded.permute(0, 2, 3, 1).flatten(0, 2), first).min(1)
+        assert torch.equal(nearest_first.indices, unravel_index(out.ids, (6, 6))[..., 0].flatten())
+        assert (out.z_q - z).square().sum() < nearest_first.values.square().sum()
+        return
+    parts = [p.dim for p in quantizer.parts.values()] if name in ("product", "groups") else [4]
     each = unravel_index(quantizer(z).ids, quantizer.factors)
     for i, (part, book) in enumerate(zip(unrounded.split(parts, 1), quantizer.codebooks(), strict=True)):
         assert torch.equal(torch.cdist(part.permute(0, 2, 3, 1).flatten(0, 2), book).argmin(1), each[..., i].flatten())

@@ -42,7 +42,12 @@ def check_ids(ids: Int[Tensor, "..."], codebook_size: int) -> None:
 
 
 class CodebookQuantizer(nn.Module):
-    """Latents (b, dim, h, w) to one of `codebook_size` vectors each."""
+    """Latents (b, dim, h, w) to one of `codebook_size` vectors each.
+
+    moves_latents: `unrounded` is not the latents themselves, but where else the codes lie.
+    """
+
+    moves_latents = False
 
     def __init__(self, codebook_size: int, dim: int) -> None:
         super().__init__()

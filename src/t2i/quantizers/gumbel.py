@@ -28,6 +28,8 @@ class Gumbel(CodebookQuantizer):
     on, with the gradient of the soft choice; without it a mixture of codes.
     """
 
+    moves_latents = True
+
     def __init__(
         self,
         codebook_size: int = 8192,

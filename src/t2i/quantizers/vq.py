@@ -54,6 +54,7 @@ class VQ(CodebookQuantizer):
         if gradient not in ("ste", "rotation"):
             raise ValueError(f"gradient={gradient!r}: one of ste, rotation is needed")
         self.beta, self.gradient, self.normalize, self.legacy_beta = beta, gradient, normalize, legacy_beta
+        self.moves_latents = normalize
         bound = 1 / codebook_size
         self.codebook = nn.Parameter(torch.empty(codebook_size, dim).uniform_(-bound, bound))
         if normalize:
