@@ -48,7 +48,7 @@ def bootstrap(values: Float[Tensor, " n"], seed: int, resamples: int = 1000) -> 
 
 
 def wilson(right: Bool[Tensor, " n"]) -> Interval:
-    """A share and its 95 % score interval (Wilson 1927, J. Am. Stat. Assoc. 22), which is no point at 0 and 1 either."""
+    """A share and its 95 % score interval (Wilson 1927, J. Am. Stat. Assoc. 22): no point at 0 and 1."""
     from scipy.stats import binomtest  # slow to import
 
     if right.ndim != 1 or not len(right):

@@ -50,17 +50,17 @@ def _averages(pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 768"]:
 
 def variants(images: UInt8[Tensor, "n 3 s s"]) -> Iterator[Float[Tensor, "v n 768"]]:
     """The averages of pictures moved and scaled, all shifts of one scale after the other."""
-    pixels, side = images.float() / 255, images.shape[-1]
+    pixels, (height, width) = images.float() / 255, images.shape[-2:]
     border = torch.cat([pixels[..., 0, :], pixels[..., -1, :], pixels[..., 0], pixels[..., -1]], -1)
     ground = border.median(-1).values[..., None, None]
-    shifts = sorted({round(shift * side / 64) for shift in SHIFTS})
+    shifts = sorted({round(shift * width / 64) for shift in SHIFTS})
     reach = max(shifts)
     for scale in SCALES:
         theta = pixels.new_tensor([[1 / scale, 0, 0], [0, 1 / scale, 0]]).expand(len(pixels), 2, 3)
         grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
         scaled = F.grid_sample(pixels - ground, grid, padding_mode="zeros", align_corners=False)
         padded = F.pad(scaled, [reach] * 4) + ground
-        yield torch.stack([_averages(padded[..., reach + y : reach + y + side, reach + x : reach + x + side])
+        yield torch.stack([_averages(padded[..., reach + y : reach + y + height, reach + x : reach + x + width])
                            for y in shifts for x in shifts])
 
 
