@@ -117,15 +117,16 @@ class Evaluation:
             self._take()
 
     def _open_model(self) -> None:
-        config, drawing = self.config, any(name not in BACK for name in self.metrics)
-        kinds: tuple[str, ...] = KINDS if drawing else ("prior", "vqgan")
+        # A tokenizer draws nothing, but its reconstructions have their nearest renders, too.
+        config, drawing = self.config, any(name not in (*BACK, "nearest_render") for name in self.metrics)
+        kinds: tuple[str, ...] = KINDS if drawing else (*KINDS, "vqgan")
         if any(name in BACK for name in self.metrics):
             kinds = tuple(kind for kind in kinds if kind in ("prior", "vqgan"))
         self.model = building.load(config["ckpt"], kind=kinds).to(self.device)
         if hasattr(self.model, "place"):
             self.model.place()
         self.generator = self.model
-        if drawing:
+        if drawing or ("nearest_render" in self.metrics and self.model.kind != "vqgan"):
             wanted = self.protocol.truncation
             if config["truncation"] is None and wanted is not None and "truncation" not in self.model.options:
                 self.changed.append(f"no truncation instead of {wanted}: a {self.model.kind} has no noise to truncate")
@@ -215,16 +216,21 @@ class Evaluation:
     def open_gallery(self) -> Gallery:
         """All true pictures of the data, of the drawn pictures' size."""
         trained = self.held["data"] if self.held is not None and "data" in self.held else None
-        return nearest_render.open_gallery(self.data, self.size if self.images is None else self.image_size, trained)
+        size = self.size if self.model is None and self.images is None else self.image_size
+        return nearest_render.open_gallery(self.data, size, trained)
 
     def judge_renders(self) -> None:
         """Adds the scores of drawings by their nearest renders."""
-        scores, guided, images = self.scores, "clip_guided" in self.config, self.images
-        self.judged = found = nearest_render.judged(
-            listed(images, "nearest_render") if images is not None else
-            lambda split, text: self.draw(f"nearest_render, {split}", text, guided).all(),
-            self.gallery, getattr(self.model, "tokenizer", None), self.config["n_pairs"], self.seed, self.sharpness,
-            styles=images is None)
+        scores, guided, tokenizer = self.scores, "clip_guided" in self.config, getattr(self.model, "tokenizer", None)
+
+        def drawn(split: str, text: list[str]) -> Tensor:
+            return self.draw(f"nearest_render, {split}", text, guided).all()
+
+        paint = drawn if self.images is None else listed(self.images, "nearest_render")
+        if self.model is not None and self.model.kind == "vqgan":
+            paint, tokenizer = nearest_render.through(tokenizer, self.gallery), None
+        self.judged = found = nearest_render.judged(paint, self.gallery, tokenizer, self.config["n_pairs"], self.seed,
+                                                    self.sharpness, styles=self.images is None)
         held = {**self.base(), **nearest_render.JUDGE, "n_pairs": self.config["n_pairs"],
                 "renders": len(self.gallery.images), "styles": list(dict.fromkeys(self.gallery.styles))}
         for split, kinds in found.scores.items():
