@@ -21,7 +21,8 @@ from t2i.models.clip import CLIP
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = choices("experiments")
 # What a choice needs beside itself before it says anything.
-BASE = {"model/quantizer": ["model=vqgan"], "model/autoencoder": ["model=vqgan"], "text_encoder": ["model=prior"],
+BASE = {"model/quantizer": ["model=vqgan"], "model/autoencoder": ["model=vqgan"],
+        "model/perceptual": ["model=vqgan"], "text_encoder": ["model=prior"],
         "model/generator": ["model=dfgan"], "model/discriminator": ["model=dfgan"],
         "model/monitor": ["model=dfgan"], "model": []}  # fmt: skip
 NEEDED = {

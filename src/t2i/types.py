@@ -23,6 +23,28 @@ class Example:
     key: str
 
 
+@dataclass(frozen=True)
+class Gallery:
+    """All true pictures of a data set of concepts drawn in styles, row i of every field for picture i.
+
+    images: (n, 3, s, s) uint8. concepts, styles: names. captions: one caption a picture that names concept and style.
+    held_out: (n,) bool: the pair is in no training split.
+    """
+
+    images: UInt8[Tensor, "n 3 s s"]
+    concepts: list[str]
+    styles: list[str]
+    captions: list[str]
+    held_out: Bool[Tensor, " n"]
+
+
+@runtime_checkable
+class HasGallery(Protocol):
+    """A data set of concepts drawn in styles; whichever split it is, `gallery` has the pictures of all."""
+
+    def gallery(self) -> Gallery: ...
+
+
 @dataclass
 class Batch:
     """Pictures in [-1, 1] with one caption each; `key` names the source of each."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 from tests import tiny
+from tests.gallery import gallery
 from torch import Tensor
 
 from t2i.checkpoint.lock import exclusive
 from t2i.config.compose import ConfigError, compose
 from t2i.data.seeds import derive_seed as seed_number
-from t2i.evaluation import evaluate
+from t2i.evaluation import evaluate, nearest_render
 from t2i.evaluation.composition import listed
 from t2i.evaluation.feature_models import involvement
 from t2i.evaluation.generated_images import GeneratedImages, draw
@@ -174,6 +176,11 @@ def test_a_tokenizer_is_judged_by_what_comes_back(place: Path, tmp_path: Path, m
     assert scores["psnr"]["n"] == 12 and scores["psnr"]["low"] < scores["psnr"]["value"] < scores["psnr"]["high"]
     assert scores["rfd_clip"]["better"] == "lower" and result["protocols"]["psnr"]["split"] == "val"
     assert (tmp_path / "vq/evaluation-reconstructions.png").is_file()
+    made = gallery(6, 32)
+    monkeypatch.setattr(nearest_render, "dataset", lambda config, split: SimpleNamespace(gallery=lambda: made))
+    judged = evaluate.run(config(place, *own, "metrics=[nearest_render,rfd_efficientnet]", "n_pairs=1"))["scores"]
+    assert list(judged["nearest_render"]["seen"]) == ["score", "ceiling_renders"] and "rfd_efficientnet" in judged
+    assert judged["nearest_render_heldout_perceptual"]["value"] > 0  # it is hardly trained
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(ValueError, match=r"vgg16-397923af\.pth"):
         evaluate.run(config(place, *own, "metrics=[lpips]"))

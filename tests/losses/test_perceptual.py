@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.transforms.functional import gaussian_blur
 
-from t2i.losses.perceptual import LPIPS, VGG16Features
+from t2i.losses.perceptual import LPIPS, EfficientNetDistance, VGG16Features
 
 # The heads come with the lpips package, which training needs only for this loss.
 lpips_spec = importlib.util.find_spec("lpips")
+SHIFT, BLUR = 0.1150, 0.1816  # of `drawing`, by EfficientNetDistance
 needs_heads = pytest.mark.skipif(lpips_spec is None, reason="lpips is not installed")
 
 
@@ -104,3 +106,47 @@ def test_wrong_files_are_refused(tmp_path: Path, vgg_path: str) -> None:
     torch.save({"lin0.model.1.weight": torch.zeros(1, 64, 1, 1)}, tmp_path / "heads.pth")
     with pytest.raises(ValueError, match="does not hold the LPIPS heads"):
         LPIPS(vgg_path=vgg_path, heads_path=str(tmp_path / "heads.pth"))
+
+
+@pytest.fixture(scope="module")
+def efficientnet() -> EfficientNetDistance:
+    return EfficientNetDistance()
+
+
+def drawing(side: int = 64) -> torch.Tensor:
+    """Discs and bars with sharp edges on white, in [-1, 1]."""
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    image = torch.ones(3, side, side)
+    image[:, (x - 24) ** 2 + (y - 28) ** 2 < 200] = torch.tensor([0.9, -0.4, -0.8])[:, None]
+    image[:, (x - 40) ** 2 + (y - 40) ** 2 < 90] = torch.tensor([-0.8, -0.2, 0.7])[:, None]
+    image[:, (x // 3 % 2 == 0) & (y > 48) & (y < 56)] = -1
+    return image[None]
+
+
+def test_a_shift_is_nearer_than_a_blur(efficientnet: EfficientNetDistance) -> None:
+    image = drawing()
+    shifted, blurred = image.roll(1, -1), gaussian_blur(image, [9, 9], [1.0, 1.0])
+    assert efficientnet(image, image).tolist() == [0]
+    assert efficientnet(shifted, image) < efficientnet(blurred, image)
+    assert (shifted - image).square().mean() > (blurred - image).square().mean()
+    torch.testing.assert_close(efficientnet(torch.cat([shifted, blurred]), torch.cat([image, image])),
+                               torch.tensor([SHIFT, BLUR]), atol=1e-4, rtol=1e-3)
+
+
+def test_its_gradient_flows_and_its_net_stays_frozen(efficientnet: EfficientNetDistance) -> None:
+    image = drawing(40).requires_grad_()
+    efficientnet.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = efficientnet(image, torch.ones(1, 3, 40, 40))
+    assert value.dtype == torch.float32 and not any(p.requires_grad for p in efficientnet.parameters())
+    value.sum().backward()
+    assert image.grad.isfinite().all() and image.grad.abs().sum() > 0
+    assert not any(module.training for module in efficientnet.efficientnet.modules())
+    with pytest.raises(ValueError, match="EfficientNetDistance needs at least 32"):
+        efficientnet(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16))
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="efficientnet_lite_pytorch: pip install efficientnet-lite-pytorch"):
+        EfficientNetDistance()

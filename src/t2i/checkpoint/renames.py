@@ -65,6 +65,10 @@ def current(config: Mapping[str, Any]) -> dict[str, Any]:
         for folder in folders:
             into = into.setdefault(folder, {})
         into.setdefault(name, value)
+    data = found.get("data")
+    if isinstance(data, dict) and data.get("_target_") == "t2i.data.emoji.Emoji" and data.get("flags") is False:
+        data.pop("flags")  # emoji were those of a font, before there were styles
+        data.setdefault("styles", ["font"])
     for key, value in ADDED.items():
         section, _, name = key.partition(".")
         if isinstance(found.get(section), dict):

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from t2i.checkpoint import building
+from t2i.config.check import constructor
 from t2i.config.machine import cores
 from t2i.config.messages import quoted
 from t2i.data import code_cache, packed, text_embedding_cache
@@ -40,7 +41,14 @@ def check_data_node(node: Any, source: Any) -> None:
     the user did not name."""
     if not isinstance(node, dict):
         raise ValueError(f"{source}: t2i.config.data is {quoted(node)}; a node with _target_ is wanted")
-    building.check_file_node(dataset_node({"data": node}), "t2i.config.data", source, "data", ("split",))
+    building.check_file_node(dataset_node({"data": node}), "t2i.config.data", source, "data", ("split", "cache"))
+
+
+def given_arguments(config: dict[str, Any], split: str) -> dict[str, Any]:
+    """What our code gives a data set: its split, and where it may keep things, if it takes that."""
+    found = constructor(config["data"]["_target_"])
+    takes = found is not None and "cache" in found.arguments
+    return {"split": split} | ({"cache": Path(config["paths"]["cache"])} if takes else {})
 
 
 def dataset(config: dict[str, Any], split: str, build: Callable[..., Any] = building.build_registered) -> Any:
@@ -48,7 +56,7 @@ def dataset(config: dict[str, Any], split: str, build: Callable[..., Any] = buil
 
     `build`: `building.build` where the config is the user's own, and none out of a file.
     """
-    made = build(dataset_node(config), split=split)
+    made = build(dataset_node(config), **given_arguments(config, split))
     if not isinstance(made, ImageDataset):
         return made
     if made.pack:

@@ -1,164 +1,128 @@
-"""Emoji as a data set: drawn from a colour font of this machine, captioned by their Unicode names.
+"""Emoji as a data set of pairs: a concept (a pretzel) drawn in a style (twemoji), captioned by both.
 
-Which there are is read from the font: single characters of its cmap, and the sequences that its ligatures join
-(keycaps, people with something, flags); without skin tones. Pillow draws bitmap fonts (CBDT, sbix) and layers of one
-colour each (COLR version 0), and joins sequences where it has libraqm.
+Concepts are the emoji that all chosen styles have, without those that metadata says look alike (`emoji_names.py`);
+some pairs are held out, whose concept is seen in other styles and whose style with other concepts (`emoji_splits.py`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont, features
+from PIL import ImageColor
 from torch import Tensor
 
 from t2i.checkpoint.registry import register
-from t2i.data.emoji_names import INDICATORS, SKIN, captions_for, name_of, name_of_sequence
-from t2i.data.image_dataset import ImageDataset, assign_splits
+from t2i.data import packed
+from t2i.data.emoji_art import open_art, words_of
+from t2i.data.emoji_names import captions_for, concepts
+from t2i.data.emoji_splits import find_near_duplicates, group_concepts, held_out_pairs
+from t2i.data.image_dataset import ImageDataset
 from t2i.data.rows import Row
-from t2i.viz.fonts import find_font, fitting_size, open_font
-
-MARGIN = 0.04  # of the canvas, on each side
+from t2i.types import Gallery
 
 
-@register("data", places=("font",))
+@register("data", places=("icons", "font"))
 class Emoji(ImageDataset):
-    """Captioned emoji on white: `dataset[index, epoch] -> Example`, key `1f600`, or `1f469-200d-1f4bb`.
+    """Captioned emoji in several styles: `dataset[index, epoch] -> Example`, key `twemoji/1f968`.
 
-    Every twentieth is for validation, by a hash of its key. How many there are depends on the font, on Python's table
-    of names, and on whether Pillow has libraqm, without which sequences are left out.
+    The split val has the held-out pairs. A row's first caption names concept and style, others one of them or a second
+    name; with one style alone no caption names it.
 
     Args:
+        styles: openmoji, openmoji_line and twemoji come with pip packages, noto and fluent with `icons`, font with
+            `font`.
+        icons: the folder in which Iconify's icon sets were unpacked.
         font: a colour emoji font; None looks in the usual places of Linux, macOS and Windows.
-        flags: also flags of countries, whose names are not at hand: they are named by their two letters.
+        background: a colour, as CSS has it.
+        cache: where near duplicates are kept, and the gallery's pictures; None finds and renders them anew.
         Everything else: see `ImageDataset`.
     """
 
-    def __init__(self, split: Literal["train", "val"], font: str | None = None, image_size: int = 64,
+    def __init__(self, split: Literal["train", "val"], styles: Sequence[str] = ("openmoji", "openmoji_line", "twemoji"),
+                 icons: str | None = None, font: str | None = None, background: str = "white", image_size: int = 64,
                  load_size: int | None = None, crop: Literal["center", "random"] = "center", flip: bool = False,
-                 flags: bool = False, views: int = 1, seed: int = 0, on_error: Literal["raise", "skip"] = "raise",
-                 pack: bool = True) -> None:
-        self.font, self.flags = find_font(font), flags
-        found = read_font(self.font)
-        self.size = fitting_size(self.font, found.sizes)
-        with self.font.open("rb") as file:
-            self.hash = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        rows = list(rows_of(found, flags, self.joins))
-        splits = assign_splits([row["key"] for row in rows])
-        rows = [row for row, of in zip(rows, splits, strict=True) if of == split]
-        super().__init__(split, self.font.parent, rows, [], image_size, load_size, crop, flip, views, seed, on_error,
-                         pack)
-
-    def joins(self, codes: Sequence[int]) -> bool:
-        """Whether Pillow, too, draws a sequence as one."""
-        face = open_font(self.font, self.size)
-        text = "".join(map(chr, codes))
-        return face.getlength(text) < 1.5 * face.getlength(text[0])
+                 views: int = 1, seed: int = 0, on_error: Literal["raise", "skip"] = "raise", pack: bool = True,
+                 cache: Path | None = None) -> None:
+        self.styles, self.background, self.cache = tuple(styles), colour(background), cache
+        self._source = {"styles": self.styles, "icons": icons, "font": font, "background": background,
+                        "image_size": image_size, "on_error": on_error, "pack": pack, "cache": cache}
+        if twice := [style for style, times in Counter(self.styles).items() if times > 1]:
+            raise ValueError(f"data.styles=[{', '.join(self.styles)}] lists {twice[0]} twice")
+        if not self.styles:
+            raise ValueError("data.styles=[]: at least one style is needed")
+        self.arts = {style: open_art(style, icons, font) for style in self.styles}
+        shared = set.intersection(*(set(art.keys()) for art in self.arts.values()))
+        known, self.left_out = concepts()
+        keys = [key for key in known if key in shared]
+        if not keys:
+            raise ValueError(f"data.styles=[{', '.join(self.styles)}] share no concept: they have "
+                             + ", ".join(f"{len(known.keys() & art.keys())} of {art.path}" for art in self.arts.values()))
+        self.near, faults = find_near_duplicates(self.arts, keys, self.background, cache)
+        self.concepts = {key: known[key] for key in keys if key not in faults}
+        self.held_out = held_out_pairs(list(self.concepts), self.styles, self.near)
+        words = {style: words_of(style) if len(self.styles) > 1 else None for style in self.styles}
+        rows = [{"key": f"{style}/{key}", "captions": captions_for(concept, words[style])}
+                for key, concept in self.concepts.items() for style in self.styles
+                if ((key, style) in self.held_out) == (split == "val")]
+        root = self.arts[self.styles[0]].path
+        super().__init__(split, root, rows, list(faults.values()), image_size, load_size, crop, flip, views, seed,
+                         on_error, pack)
 
     def name(self, row: Row) -> str:
-        return f"the emoji {row['key']} of {self.font}"
+        return f"the emoji {row['key']} ({row['captions'][0]})"
 
     def pixels(self, row: Row) -> UInt8[Tensor, "3 h w"]:
-        text = "".join(chr(int(code, 16)) for code in row["key"].split("-"))
-        image = draw(text, open_font(self.font, self.size))
-        if (image == 255).all():
-            raise ValueError(f"{self.name(row)} cannot be drawn: Pillow {Image.__version__} leaves it empty")
-        return image
+        style, _, key = row["key"].partition("/")
+        return self.arts[style].pixels(key, self.side, self.background)
 
     def settings(self) -> dict[str, Any]:
-        return super().settings() | {"font": self.hash, "size": self.size, "margin": MARGIN, "flags": self.flags}
+        art = {style: art.version for style, art in self.arts.items()}
+        return super().settings() | {"styles": list(self.styles), "art": art, "background": self.background}
+
+    def gallery(self) -> Gallery:
+        """The pictures of all pairs at `image_size`, whatever this split's crops and flips."""
+        pictures: dict[str, tuple[Tensor, str]] = {}
+        for split in ("train", "val"):
+            part = Emoji(split, **self._source)
+            if self.cache is not None and self.pack:
+                packed.attach(part, self.cache / "packed")
+            for index in range(len(part)):
+                example = part[index, 0]
+                pictures[example.key] = example.image, example.captions[0]
+        pairs = [pair for pair in ((key, style) for key in self.concepts for style in self.styles)
+                 if f"{pair[1]}/{pair[0]}" in pictures]
+        found = [pictures[f"{style}/{key}"] for key, style in pairs]
+        return Gallery(torch.stack([image for image, _ in found]), [self.concepts[key].name for key, _ in pairs],
+                       [style for _, style in pairs], [text for _, text in found],
+                       torch.tensor([pair in self.held_out for pair in pairs]))
+
+    def facts(self) -> dict[str, Any]:
+        every, known = [set(art.keys()) for art in self.arts.values()], concepts()[0]
+        shared, groups = set.intersection(*every), group_concepts(list(self.concepts), self.near)
+        apart = Counter(self.left_out.get(key, "without a name") for key in shared if key not in known)
+        lacking = {f"not in {style}": len(known.keys() & set.union(*every) - set(art.keys()))
+                   for style, art in self.arts.items()}
+        joined = [group for group, size in Counter(groups.values()).items() if size > 1]
+        seen, out = self.concepts, Counter(style for _, style in self.held_out)
+        return {
+            "styles": list(self.styles), "concepts": len(seen), "pairs": len(seen) * len(self.styles),
+            "seen": len(seen) * len(self.styles) - len(self.held_out), "held out": len(self.held_out),
+            "held out by style": dict(out), "left out": dict(apart.most_common()) | lacking,
+            "near duplicates": len(self.near),
+            "concepts joined by them": [[self.concepts[key].name for key in seen if groups[key] == group]
+                                        for group in joined],
+            "captions of one": self.captions(0),
+        }
 
 
-@dataclass
-class FontContent:
-    """What a font holds: glyph by code point, those in colour, (code points, glyph) of its ligatures, bitmap sizes."""
-
-    cmap: dict[int, str]
-    coloured: set[str]
-    ligatures: list[tuple[tuple[int, ...], str]]
-    sizes: list[int]
-
-
-def read_font(path: Path) -> FontContent:
-    """What is in a font file; ValueError where it is none, or none in colour."""
-    from fontTools.ttLib import TTFont, TTLibError
-
+def colour(text: str) -> str:
+    """A colour as `#rrggbb`; ValueError where it is none."""
     try:
-        with TTFont(path, lazy=True, fontNumber=0) as font:
-            cmap = font.getBestCmap() or {}
-            sizes: list[int] = []
-            coloured: set[str] = set()
-            if "CBLC" in font:
-                for strike in font["CBLC"].strikes:
-                    sizes.append(strike.bitmapSizeTable.ppemY)
-                    coloured.update(name for part in strike.indexSubTables for name in part.names)
-            elif "sbix" in font:
-                for size, strike in font["sbix"].strikes.items():
-                    sizes.append(size)
-                    coloured.update(name for name, glyph in strike.glyphs.items() if glyph.graphicType)
-            elif "COLR" in font and font["COLR"].version == 0:
-                coloured.update(font["COLR"].ColorLayers)
-            ligatures = list(read_ligatures(font["GSUB"].table, cmap)) if "GSUB" in font else []
-            tables = [tag for tag in ("COLR", "SVG ") if tag in font]
-    except (TTLibError, OSError, AssertionError, KeyError, ValueError) as error:
-        raise ValueError(f"data.font={path} cannot be read as a font: {error}") from error
-    if not coloured:
-        has = f" of the kind {' and '.join(tag.strip() for tag in tables)}" if tables else ""
-        raise ValueError(f"data.font={path} has no colours that Pillow draws{has or ' at all'}; wanted is a font with"
-                         " bitmaps (CBDT, sbix) or COLR version 0, such as NotoColorEmoji.ttf")
-    return FontContent(cmap, coloured, ligatures, sorted(set(sizes), reverse=True))
-
-
-def read_ligatures(table: Any, cmap: dict[int, str]) -> Iterator[tuple[tuple[int, ...], str]]:
-    """Every sequence of code points that a font's GSUB table joins, with its glyph."""
-    codes: dict[str, int] = {}
-    for code, name in sorted(cmap.items()):
-        codes.setdefault(name, code)
-    for lookup in table.LookupList.Lookup if table.LookupList is not None else []:
-        for part in lookup.SubTable:
-            part = getattr(part, "ExtSubTable", part)
-            for first, ligatures in getattr(part, "ligatures", {}).items():
-                for ligature in ligatures:
-                    names = [first, *ligature.Component]
-                    if all(name in codes for name in names):
-                        yield tuple(codes[name] for name in names), ligature.LigGlyph
-
-
-def rows_of(found: FontContent, flags: bool, joins: Callable[[Sequence[int]], bool]) -> Iterator[Row]:
-    """A row for each emoji of a font, single ones first; a glyph that is drawn for two of them is taken once."""
-    taken: set[str] = set()
-
-    def row(codes: tuple[int, ...], name: str, glyph: str) -> Iterator[Row]:
-        if name and glyph in found.coloured and glyph not in taken:
-            taken.add(glyph)
-            yield {"key": "-".join(f"{code:x}" for code in codes), "captions": captions_for(name)}
-
-    for code, glyph in sorted(found.cmap.items()):
-        yield from row((code,), name_of(code), glyph)
-    if not features.check("raqm"):
-        return
-    for codes, glyph in sorted(found.ligatures):
-        if any(code in SKIN for code in codes) or (codes[0] in INDICATORS and not flags):
-            continue
-        if (name := name_of_sequence(codes)) and joins(codes):
-            yield from row(codes, name, glyph)
-
-
-def draw(text: str, font: ImageFont.FreeTypeFont) -> UInt8[Tensor, "3 s s"]:
-    """One emoji on white, its box in the middle of a square that is as large for small ones."""
-    empty = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    left, top, right, bottom = empty.textbbox((0, 0), text, font=font, embedded_color=True)
-    longest = max(right - left, bottom - top, font.getlength(text))
-    side = math.ceil(longest / (1 - 2 * MARGIN))
-    image = Image.new("RGB", (side, side), (255, 255, 255))
-    at = round((side - (right - left)) / 2 - left), round((side - (bottom - top)) / 2 - top)
-    ImageDraw.Draw(image).text(at, text, font=font, fill=(0, 0, 0), embedded_color=True)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return "#%02x%02x%02x" % ImageColor.getrgb(text)[:3]
+    except ValueError:
+        raise ValueError(f"data.background={text}: a colour is needed, such as white or '#ffeecc'") from None

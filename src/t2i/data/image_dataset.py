@@ -126,6 +126,10 @@ class ImageDataset:
         """What decides about the stored pixels, beside the files."""
         return {"data": type(self).__name__, "split": self.split, "side": self.side, "square": self.crop == "center"}
 
+    def facts(self) -> dict[str, Any]:
+        """What `prepare.py` is to show of the data set beside what it finds in every one."""
+        return {}
+
     def use(self, store: ImageStore) -> None:
         """From here on rows and pixels come from a packed cache."""
         self.store, self.rows = store, store.rows

@@ -24,7 +24,7 @@ from torch import Tensor
 from t2i.checkpoint import atomic, building
 from t2i.config.machine import cores
 from t2i.data import packed
-from t2i.data.datasets import SPLITS, dataset_node
+from t2i.data.datasets import SPLITS, dataset_node, given_arguments
 from t2i.data.decode import fit
 from t2i.data.image_dataset import ImageDataset
 from t2i.data.rows import ListingError, one_line
@@ -165,13 +165,16 @@ def run(config: dict[str, Any]) -> int:
         name = node["_target_"].rpartition(".")[2]
         raise ValueError(f"data={name} is drawn, not read: there is nothing to look over")
     try:
-        made = {split: building.build(node, split=split, on_error="skip", pack=True) for split in SPLITS}
+        made = {split: building.build(node, on_error="skip", pack=True, **given_arguments(config, split))
+                for split in SPLITS}
     except ListingError as error:
         raise ValueError(error.full_text) from error
     seen = {split: collect(data, config["sheet"]) for split, data in made.items()}
     result: dict[str, Any] = {split: summary(one) for split, one in seen.items()}
     result["in both splits"] = both = across(seen["train"], seen["val"])
     label = type(made["train"]).__name__.lower()
+    if facts := made["train"].facts():
+        result = {"data set": facts, **result}
     print(f"{label}: {made['train'].root}")
     for name, value in result.items():
         print("\n".join(as_lines(name, value)))
@@ -185,7 +188,7 @@ def run(config: dict[str, Any]) -> int:
     print(f"All of it: {out / f'{label}.json'}")
     if config["pack"]:
         for split in SPLITS:
-            data = building.build(node, split=split)
+            data = building.build(node, **given_arguments(config, split))
             with counter(f"packing {split}", len(data)) as progress:
                 packed.attach(data, cache, progress, cores())
             print(f"Packed: {packed.cache_folder(data, cache)}, {len(data)} pictures")

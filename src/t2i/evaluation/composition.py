@@ -82,8 +82,8 @@ def composed(
     return result
 
 
-def listed(images: GeneratedImages) -> Paint:
-    """Pictures of a folder by their captions; the k-th of equal captions is the k-th picture with it."""
+def listed(images: GeneratedImages, metric: str = "composition") -> Paint:
+    """Pictures of a folder by a metric's captions; the k-th of equal captions is the k-th picture with it."""
     places: dict[str, list[int]] = defaultdict(list)
     for i, text in enumerate(images.captions()):
         places[text].append(i)
@@ -95,9 +95,9 @@ def listed(images: GeneratedImages) -> Paint:
             k = used[caption]
             used[caption] += 1
             if k >= len(places[caption]):
-                raise ValueError(f"images={images.folder}: none for the caption {caption!r} of composition ({split}):"
-                                 " evaluate.py export=FOLDER metrics=[composition] writes the captions to draw (same"
-                                 " data=, n_per_task=, seed=)")
+                raise ValueError(f"images={images.folder}: none for the caption {caption!r} of {metric} ({split}):"
+                                 f" evaluate.py export=FOLDER metrics=[{metric}] writes the captions to draw (same"
+                                 " data=, n_per_task=, n_pairs=, seed=)")
             order.append(places[caption][k])
         return images.only(order).all()
 

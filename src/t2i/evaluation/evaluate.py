@@ -28,20 +28,22 @@ from t2i.config.quiet import quiet
 from t2i.data.datasets import check_data_node
 from t2i.data.scenes import render
 from t2i.evaluation import composition as compositions
-from t2i.evaluation import evaluator, reference_images
+from t2i.evaluation import evaluator, nearest_render, reference_images
 from t2i.evaluation.composition import KINDS as SPLITS
 from t2i.evaluation.composition import composed, listed, refined, world_of
 from t2i.evaluation.evaluator import Evaluator, Scores, too_few, without
 from t2i.evaluation.feature_models import involvement, open_clip_model, open_inception
 from t2i.evaluation.generated_images import GeneratedImages, largest_batch
-from t2i.evaluation.protocols import BACK, DRAWN, settle
+from t2i.evaluation.protocols import BACK, DRAWN, NEEDS_EFFICIENTNET, OF_OWN_CAPTIONS, settle
 from t2i.evaluation.reference_images import Reference
 from t2i.generation.text_to_image import KINDS, device_of, options_of
-from t2i.losses.perceptual import LPIPS
+from t2i.losses.perceptual import LPIPS, EfficientNetDistance
 from t2i.metrics.composition import READER
+from t2i.metrics.efficientnet import EfficientNetFeatures
 from t2i.metrics.features import FeatureNet
 from t2i.metrics.intervals import bootstrap
 from t2i.models.distributed import barrier, first_error, local_device, rank_and_world_size
+from t2i.types import Gallery
 from t2i.version import code_version, version
 from t2i.viz.progress import counter
 
@@ -58,8 +60,8 @@ def place(config: Mapping[str, Any]) -> Path:
 class Evaluation:
     """One command's model or folder, protocol and feature models, opened and checked before anything is drawn.
 
-    What there is to show of it is kept: `examples` of the composition by split, `measured` pictures, `reconstructions`
-    beside their originals.
+    What there is to show of it is kept: `examples` of the composition by split, `judged` by the nearest render,
+    `measured` pictures, `reconstructions` beside their originals.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -67,6 +69,7 @@ class Evaluation:
         self.scores, self.lock = Scores(), ExitStack()
         self.composition: dict[str, Any] = {}  # scores by split
         self.examples: dict[str, tuple[Tensor, list[str], list[bool]]] = {}
+        self.judged: nearest_render.Judged | None = None
         self.images: GeneratedImages | None = None  # of a folder
         self.measured: GeneratedImages | None = None
         self.reconstructions: tuple[Tensor, Tensor] | None = None
@@ -103,20 +106,27 @@ class Evaluation:
         if not exporting:
             self.clip = open_clip_model(config, self.protocol, self.held, self.device)
             self.inception = open_inception(config, self.protocol, self.device)
+            self.efficientnet = EfficientNetFeatures(self.device) if set(NEEDS_EFFICIENTNET) & set(metrics) else None
             self.perceptual = LPIPS(config["vgg"]).to(self.device) if "lpips" in metrics else None
+            self.sharpness: EfficientNetDistance | None = None
+            if "nearest_render" in metrics:
+                self.gallery = self.open_gallery()
+                with self.scores.trying(["nearest_render_perceptual"]):
+                    self.sharpness = EfficientNetDistance().to(self.device)
             self._check()
             self._take()
 
     def _open_model(self) -> None:
-        config, drawing = self.config, any(name not in BACK for name in self.metrics)
-        kinds: tuple[str, ...] = KINDS if drawing else ("prior", "vqgan")
+        # A tokenizer draws nothing, but its reconstructions have their nearest renders, too.
+        config, drawing = self.config, any(name not in (*BACK, "nearest_render") for name in self.metrics)
+        kinds: tuple[str, ...] = KINDS if drawing else (*KINDS, "vqgan")
         if any(name in BACK for name in self.metrics):
             kinds = tuple(kind for kind in kinds if kind in ("prior", "vqgan"))
         self.model = building.load(config["ckpt"], kind=kinds).to(self.device)
         if hasattr(self.model, "place"):
             self.model.place()
         self.generator = self.model
-        if drawing:
+        if drawing or ("nearest_render" in self.metrics and self.model.kind != "vqgan"):
             wanted = self.protocol.truncation
             if config["truncation"] is None and wanted is not None and "truncation" not in self.model.options:
                 self.changed.append(f"no truncation instead of {wanted}: a {self.model.kind} has no noise to truncate")
@@ -141,7 +151,7 @@ class Evaluation:
         if asked and self.data is not None:
             self.reference = Reference(self.data, self.protocol, self.size, self.seed)
             self.changed += self.reference.shortfalls()
-        if self.images is not None and {"clip_score", "r_precision", "composition"} & set(self.metrics):
+        if self.images is not None and {"clip_score", "r_precision", *OF_OWN_CAPTIONS} & set(self.metrics):
             self.images.captions()
         if asked:
             text: Sequence[str | None] = (self.images.text if self.images is not None else
@@ -203,6 +213,31 @@ class Evaluation:
 
         return refined(found(False), found(True)) if "clip_guided" in self.config else found(False)
 
+    def open_gallery(self) -> Gallery:
+        """All true pictures of the data, of the drawn pictures' size."""
+        trained = self.held["data"] if self.held is not None and "data" in self.held else None
+        size = self.size if self.model is None and self.images is None else self.image_size
+        return nearest_render.open_gallery(self.data, size, trained)
+
+    def judge_renders(self) -> None:
+        """Adds the scores of drawings by their nearest renders."""
+        scores, guided, tokenizer = self.scores, "clip_guided" in self.config, getattr(self.model, "tokenizer", None)
+
+        def drawn(split: str, text: list[str]) -> Tensor:
+            return self.draw(f"nearest_render, {split}", text, guided).all()
+
+        paint = drawn if self.images is None else listed(self.images, "nearest_render")
+        if self.model is not None and self.model.kind == "vqgan":
+            paint, tokenizer = nearest_render.through(tokenizer, self.gallery), None
+        self.judged = found = nearest_render.judged(paint, self.gallery, tokenizer, self.config["n_pairs"], self.seed,
+                                                    self.sharpness, styles=self.images is None)
+        held = {**self.base(), **nearest_render.JUDGE, "n_pairs": self.config["n_pairs"],
+                "renders": len(self.gallery.images), "styles": list(dict.fromkeys(self.gallery.styles))}
+        for split, kinds in found.scores.items():
+            for name, interval in kinds["score"]["plain"].items():
+                scores.add(f"nearest_render_{split}_{name}", interval,
+                           "lower" if name in nearest_render.LOWER else "higher", found.n[split], held)
+
     @property
     def image_size(self) -> int:
         """Side of the pictures that are measured."""
@@ -226,6 +261,9 @@ class Evaluation:
                     scores.add(f"composition_{split}", bootstrap(torch.tensor(right, dtype=torch.float64), self.seed),
                                "higher", len(right), {**self.base(), **COMPOSITION, "interval": "bootstrap, 1000",
                                                       "n_per_task": self.config["n_per_task"]})
+        if "nearest_render" in metrics:
+            with scores.trying(["nearest_render"]):
+                self.judge_renders()
         if asked := [name for name in metrics if name in DRAWN]:
             with scores.trying(asked):
                 self._measure_captioned(asked)
@@ -233,7 +271,8 @@ class Evaluation:
             from t2i.evaluation.tokenizer import reconstruction
 
             data = {**self.data, "data": {**self.data["data"], "image_size": self.model.image_size}}
-            nets: list[FeatureNet] = [net for net in (self.inception, self.clip) if net is not None]
+            nets: list[FeatureNet] = [net for net in (self.inception, self.clip, self.efficientnet)
+                                      if net is not None]
             with scores.trying(asked):
                 self.reconstructions = reconstruction(self.model.tokenizer, data, self.config["split"], self.protocol.n,
                                                       metrics, nets, self.perceptual, self.base(), scores)
@@ -248,7 +287,8 @@ class Evaluation:
         involved = None if self.clip is None else involvement(
             self.clip, self.generator if self.model is not None else None, images.guides)
         text = images.captions() if {"clip_score", "r_precision"} & set(metrics) else None
-        measuring = Evaluator(metrics, self.reference, self.clip, self.inception, self.seed, involved, self.base())
+        measuring = Evaluator(metrics, self.reference, self.clip, self.inception, self.seed, involved, self.base(),
+                              efficientnet=self.efficientnet)
         with counter("scoring", len(images)) as progress:
             embedded = measuring.embed(images.batches(progress=progress), self.scores)
         measuring.measure(embedded, text, self.scores)
@@ -267,27 +307,32 @@ class Evaluation:
             "data": None if self.data is None else self.data["data"], "code": code_version(),
             "seconds": round(time.monotonic() - self.started, 1),
         }
-        composition = {"composition": self.composition} if self.composition else {}
-        return {"scores": {**composition, **scores.values}, "protocols": scores.protocols, "protocol": protocol,
+        nested: dict[str, Any] = {"composition": self.composition} if self.composition else {}
+        if self.judged is not None:
+            nested |= {"nearest_render": self.judged.described(), "confusions": self.judged.confusions}
+        return {"scores": {**nested, **scores.values}, "protocols": scores.protocols, "protocol": protocol,
                 "missing": scores.missing}
 
     def save(self) -> tuple[dict[str, Any], Path]:
         """Prints the scores and writes `evaluation.json`."""
         result, path = self.result(), self.out / "evaluation.json"
-        if self.composition:
-            print(compositions.table(self.composition))
+        print(nested_tables(result["scores"]), end="")
         print(evaluator.table(result["scores"], result["missing"]))
         atomic.write_text(path, json.dumps(result, indent=1))
         return result, path
 
     def export(self) -> dict[str, Any]:
         """Writes one set of captions with their true pictures, and neither draws nor measures."""
-        kinds = {name == "composition" for name in self.metrics if name == "composition" or name in DRAWN}
+        kinds = {name if name in OF_OWN_CAPTIONS else "captions" for name in self.metrics if name not in BACK}
         if len(kinds) != 1:
-            raise ValueError(f"export= writes one set of captions, but metrics={list(self.metrics)} have two:"
-                             " composition has its own; export them one after the other")
+            raise ValueError(f"export= writes one set of captions, but metrics={list(self.metrics)} have more:"
+                             f" {' and '.join(OF_OWN_CAPTIONS)} have their own; export them one after the other")
         pairs: Iterator[tuple[str, np.ndarray]]
-        if kinds == {True}:
+        if kinds == {"nearest_render"}:
+            gallery = self.open_gallery()
+            at = torch.cat(list(nearest_render.chosen(gallery, self.config["n_pairs"], self.seed).values())).tolist()
+            total, pairs = len(at), ((gallery.captions[i], gallery.images[i].permute(1, 2, 0).numpy()) for i in at)
+        elif kinds == {"composition"}:
             world = world_of(self.data["data"])
             chosen = [pair for _, split, tasks in SPLITS for pair in zip(*compositions.prompts(
                 split, tasks, self.config["n_per_task"], self.seed, world), strict=True)]
@@ -298,6 +343,13 @@ class Evaluation:
                 (text, reference.picture(i)) for (i, _), text in zip(reference.picked, reference.text, strict=True))
         reference_images.export(Path(self.config["export"]), total, pairs)
         return {"out": str(self.config["export"]), "n": total}
+
+
+def nested_tables(scores: Mapping[str, Any]) -> str:
+    """What stands under `composition` and `nearest_render` in `evaluation.json` as Markdown, with a line's end."""
+    found = [compositions.table(scores["composition"])] if "composition" in scores else []
+    found += [nearest_render.table(scores["nearest_render"])] if "nearest_render" in scores else []
+    return "".join(f"{one}\n\n" for one in found)
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:

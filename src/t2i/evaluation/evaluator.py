@@ -31,9 +31,13 @@ from t2i.metrics.statistics import Statistics, frechet
 from t2i.viz.tables import markdown_table
 
 LEAST_KID = 10  # pictures: less says nothing at all
-LEAST = {"fid": 2, "fd_clip": 2, "kid": LEAST_KID, "kd_clip": LEAST_KID, "precision_recall": 4,
-         "precision_recall_clip": 4}  # on either side
+LEAST = {"fid": 2, "fd_clip": 2, "fd_efficientnet": 2, "kid": LEAST_KID, "kd_clip": LEAST_KID,
+         "precision_recall": 4, "precision_recall_clip": 4}  # on either side
 OF_INCEPTION, OF_CLIP = ("fid", "kid", "precision_recall"), ("fd_clip", "kd_clip", "precision_recall_clip")
+# Fréchet and kernel distance, precision and recall, by feature net.
+BY_NET: dict[str, tuple[str | None, ...]] = {
+    "clip": OF_CLIP, "inception": OF_INCEPTION, "inception_torchvision": OF_INCEPTION,
+    "efficientnet": ("fd_efficientnet", None, None)}
 WITH_CAPTIONS = ("clip_score", "r_precision")
 
 
@@ -106,7 +110,7 @@ class Evaluator:
     Args:
         metrics: of `protocols.DRAWN`.
         reference: the real pictures; None where no metric compares with any.
-        clip, inception: as far as the metrics need them.
+        clip, inception, efficientnet: as far as the metrics need them.
         seed: of resampling and of candidates.
         involved: how the CLIP was involved in the pictures (`feature_models.involvement`).
         protocol: what goes into every score's protocol.
@@ -116,17 +120,17 @@ class Evaluator:
     def __init__(
         self, metrics: Sequence[str], reference: Reference | None, clip: CLIPScorer | None,
         inception: FeatureNet | None, seed: int, involved: str | None = None,
-        protocol: Mapping[str, Any] | None = None, intervals: bool = True,
+        protocol: Mapping[str, Any] | None = None, intervals: bool = True, efficientnet: FeatureNet | None = None,
     ) -> None:
         self.metrics, self.reference, self.clip, self.seed = list(metrics), reference, clip, seed
         self.involved, self.protocol, self.intervals = involved, dict(protocol or {}), intervals
-        self.nets = [net for net in (inception, clip) if net is not None and self.asked(net)]
+        self.nets = [net for net in (inception, clip, efficientnet) if net is not None and self.asked(net)]
         self.with_captions = [name for name in WITH_CAPTIONS if name in metrics and clip is not None]
         self._real: dict[str, Statistics] = {}
 
     def asked(self, net: FeatureNet) -> list[str]:
         """The metrics that are asked for of a net's features."""
-        return [name for name in (OF_CLIP if net.name == "clip" else OF_INCEPTION) if name in self.metrics]
+        return [name for name in BY_NET[net.name] if name is not None and name in self.metrics]
 
     def _keeps(self, net: FeatureNet) -> bool:
         return any(name in KEEPS for name in self.asked(net))
@@ -171,27 +175,26 @@ class Evaluator:
 
     def _distances(self, net: FeatureNet, fake: Statistics, real: Statistics, scores: Scores) -> None:
         """Fréchet and kernel distance, precision and recall, as far as they are asked for."""
-        by_clip = net.name == "clip"
-        fd, kd, pr = OF_CLIP if by_clip else OF_INCEPTION
+        by_clip, (fd, kd, pr) = net.name == "clip", BY_NET[net.name]
         involved = self.involved if by_clip else None
         special = "_dfgan" if net.name == "inception_torchvision" else ""
         held = {**self.protocol, "features": net.protocol, "n_fake": fake.count, "n_real": real.count,
                 **({"clip_involvement": involved} if involved else {})}
         if self.reference is not None:
             held |= {"reference": self.reference.described, "reference_hash": self.reference.hash()}
-        if fd in self.metrics:
-            stem = score_name(fd, involved) if by_clip else fid_name(f"fid{special}", fake.count, real.count)
+        if fd is not None and fd in self.metrics:
+            stem = fid_name(f"fid{special}", fake.count, real.count) if fd == "fid" else score_name(fd, involved)
             with scores.trying([fd]):
                 scores.add(stem, frechet(fake, real, self.intervals), "lower", fake.count, {
                     **held, "interval": "jackknife over ten groups of the drawn pictures"})
-        if kd in self.metrics:
+        if kd is not None and kd in self.metrics:
             size = min(1000, min(fake.count, real.count) // 2)  # of all, every subset would be the same
             with scores.trying([kd]):
                 scores.add(score_name(kd, involved) + special,
                            kernel_distance(fake.features, real.features, self.seed, 100, size), "lower", fake.count,
                            {**held, "kernel": "(x.y/d + 1)^3, unbiased", "subsets": 100, "subset_size": size,
                             "interval": "the middle 95 % of the subsets"})
-        if pr in self.metrics:
+        if pr is not None and pr in self.metrics:
             with scores.trying([pr]):
                 for part, interval in precision_recall(fake.features, real.features, self.seed).items():
                     name = score_name(f"{part}_clip", involved) if by_clip else part + special

@@ -14,7 +14,7 @@ from PIL import Image
 
 from t2i.config.messages import shown as printable
 from t2i.data.datasets import check_data_node, dataset
-from t2i.evaluation import evaluator
+from t2i.evaluation import evaluator, nearest_render
 from t2i.evaluation.generated_images import GeneratedImages
 from t2i.metrics.nearest_neighbours import nearest
 from t2i.viz import grids
@@ -34,6 +34,7 @@ class PageContents(Protocol):
     scores: evaluator.Scores
     composition: dict[str, Any]
     examples: dict[str, tuple[torch.Tensor, list[str], list[bool]]]
+    judged: nearest_render.Judged | None
     measured: GeneratedImages | None
     reconstructions: tuple[torch.Tensor, torch.Tensor] | None
 
@@ -81,6 +82,10 @@ def write(task: PageContents, result: Mapping[str, Any]) -> list[Path]:
         sections.append(("Composition", composition_tables(task.composition), [
             show(split, grids.grid(images, captions, columns=len(captions) // 2), f"{split}: two of each task")
             for split, (images, captions, _) in task.examples.items()]))
+    if task.judged is not None:
+        sections.append(("Nearest render", [
+            *nearest_render.tables(task.judged.described()), *nearest_render.confusion_tables(task.judged.confusions),
+        ], [show(name, sheet, nearest_render.CAPTIONS[name]) for name, sheet in task.judged.sheets.items()]))
     if (images := task.measured) is not None:
         some = range(min(2 * SHOWN, len(images)))
         under = [images.text[i] or "" for i in some]

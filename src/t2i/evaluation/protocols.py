@@ -8,7 +8,8 @@
               from 304 to 256, torchvision's Inception; comparable with nothing else
 
 Without a name the model's own data is taken: the first caption (by chance, of the seed) of each validation picture,
-against all validation pictures as training sees them. What a command changes of a named protocol is listed beside it.
+against all validation pictures as training sees them; its metric is composition, with emoji
+nearest_render. What a command changes of a named protocol is listed beside it.
 """
 
 from __future__ import annotations
@@ -19,18 +20,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 # Of captions' pictures, and of a tokenizer's reconstructions.
-DRAWN = ("fid", "kid", "precision_recall", "fd_clip", "kd_clip", "precision_recall_clip", "clip_score", "r_precision")
-BACK = ("reconstruction", "lpips", "rfid", "rfd_clip")
-METRICS = ("composition", *DRAWN, *BACK)
+DRAWN = ("fid", "kid", "precision_recall", "fd_clip", "kd_clip", "precision_recall_clip", "fd_efficientnet",
+         "clip_score", "r_precision")
+BACK = ("reconstruction", "lpips", "rfid", "rfd_clip", "rfd_efficientnet")
+OF_OWN_CAPTIONS = ("composition", "nearest_render")  # they say what is drawn
+METRICS = (*OF_OWN_CAPTIONS, *DRAWN, *BACK)
 FORMER = {"prc": "precision_recall", "prc_clip": "precision_recall_clip"}  # names that are taken for one release
 NEEDS_CLIP = ("fd_clip", "kd_clip", "precision_recall_clip", "clip_score", "r_precision", "rfd_clip")
 NEEDS_INCEPTION = ("fid", "kid", "precision_recall", "rfid")
+NEEDS_EFFICIENTNET = ("fd_efficientnet", "rfd_efficientnet")
 # What needs every picture's features, not their moments alone.
 KEEPS = ("kid", "precision_recall", "kd_clip", "precision_recall_clip")
 LEAST_FID = 2048  # fewer pictures than features: the covariance is singular and the distance mostly bias
 OVERRIDES = ("n", "size", "clip_model", "prefix", "resize", "truncation")
 RESIZES = ("clean", "tensorflow", "antialias")  # of Inception's pictures (`metrics/inception.py`)
 SHAPES = "t2i.data.shapes.Shapes"
+EMOJI = "t2i.data.emoji.Emoji"
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,8 @@ def settle(config: Mapping[str, Any], data: str | None) -> tuple[Protocol, list[
     if base.data is not None and data is not None and data != base.data:
         raise ValueError(f"protocol={wanted} is of data={base.data.split('.')[-2]}; here the data are"
                          f" {data.rpartition('.')[2]} (give data=… or another protocol)")
-    fitting = tuple(name for name in base.metrics if name != "composition" or data in (None, SHAPES))
+    usual = ("nearest_render",) if wanted is None and data == EMOJI else base.metrics
+    fitting = tuple(name for name in usual if name != "composition" or data in (None, SHAPES))
     metrics = fitting if config["metrics"] is None else tuple(config["metrics"])
     for name in (name for name in metrics if name in FORMER):
         print(f"metrics=[{name}] is now called {FORMER[name]}", file=sys.stderr)

@@ -29,7 +29,7 @@ BETTER = {"psnr": "higher", "ssim": "higher", "lpips": "lower"}
 
 
 def metric_of(net: FeatureNet) -> str:
-    return "rfd_clip" if net.name == "clip" else "rfid"
+    return "rfid" if net.name.startswith("inception") else f"rfd_{net.name}"
 
 
 @torch.inference_mode()
@@ -80,8 +80,10 @@ def reconstruction(
     for net in nets:
         fake, real = sets[net.name]
         special = "_dfgan" if net.name == "inception_torchvision" else ""
-        stem = "rfd_clip" if net.name == "clip" else fid_name(f"rfid{special}", fake.count, real.count)
-        with scores.trying([metric_of(net)]):
+        stem = metric_of(net)
+        with scores.trying([stem]):
+            if stem == "rfid":
+                stem = fid_name(f"rfid{special}", fake.count, real.count)
             scores.add(stem, frechet(fake, real), "lower", count, {
                 **held, "features": net.protocol, "interval": "jackknife over ten groups of the reconstructions"})
     return first

@@ -1,12 +1,14 @@
-"""Intervals of scores: 95 %, by the percentile bootstrap of a mean (Efron 1979, Annals of Statistics 7)."""
+"""Intervals of scores, 95 %: the percentile bootstrap of a mean (Efron 1979, Annals of Statistics 7), a share's, a
+median's."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 _CELLS = 2**22  # numbers that are drawn at a time
@@ -43,3 +45,24 @@ def bootstrap(values: Float[Tensor, " n"], seed: int, resamples: int = 1000) -> 
         means.append(held[picked].mean(1))
     low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
     return Interval(float(held.mean()), float(low), float(high))
+
+
+def wilson(right: Bool[Tensor, " n"]) -> Interval:
+    """A share and its 95 % score interval (Wilson 1927, J. Am. Stat. Assoc. 22): no point at 0 and 1."""
+    from scipy.stats import binomtest  # slow to import
+
+    if right.ndim != 1 or not len(right):
+        raise ValueError(f"right {tuple(right.shape)}: one verdict a picture is wanted, at least one")
+    found = binomtest(int(right.sum()), len(right))
+    ends = found.proportion_ci(0.95, "wilson")
+    return Interval(float(found.statistic), float(ends.low), float(ends.high))
+
+
+def median(values: Tensor) -> Interval:
+    """The median of one number a picture, between the order statistics that hold it in 95 % (Conover 1999, 3.2)."""
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"values {tuple(values.shape)}: one number a picture is wanted, at least one")
+    ordered, n = values.double().sort().values, len(values)
+    reach = 0.98 * n**0.5  # 1.96 standard deviations of the number of values below the median
+    low, high = max(0, math.floor(n / 2 - reach)), min(n - 1, math.ceil(n / 2 + reach) - 1)
+    return Interval(float(ordered.quantile(0.5)), float(ordered[low]), float(ordered[high]))

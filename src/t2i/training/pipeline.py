@@ -18,7 +18,7 @@ from t2i.checkpoint import atomic, file_format
 from t2i.checkpoint.plain_files import read_table
 from t2i.config import quiet
 from t2i.config.compose import Stage, compose
-from t2i.evaluation import composition, evaluate
+from t2i.evaluation import evaluate, nearest_render
 from t2i.training import train
 from t2i.viz.progress import clock
 
@@ -35,7 +35,7 @@ def evaluated(settings: dict[str, Any], ckpt: Path, out: Path) -> dict[str, Any]
     if (found := out / "evaluation.json").is_file():
         held = read_table(found, protocol=dict, scores=dict)
         if held["protocol"].get("hash") == file_format.file_hash(ckpt) and held.get("settings") == settings:
-            print(f"already there:\n{composition.table(held['scores']['composition'])}")
+            print(f"already there:\n{evaluate.nested_tables(held['scores'])}", end="")
             return held
     started = time.monotonic()
     result = evaluate.run(compose(overrides, "evaluate"))
@@ -76,21 +76,34 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
         trained.append({"name": stage.name, "command": stage.command, **result})
     done, scores, grids, notes = list(trained), None, [], []
     last = f"{trained[-1]['run_dir']}/last.ckpt"
-    prompt = "two red circles above a blue square" if settings is not None else "a caption of your own"
-    commands = [f'python sample.py ckpt={last} prompt="{prompt}" n=8',
-                f"python sample.py ckpt={last} prompts=prompts.txt out=drawings"]
+    tables, overall = [], {}
+    prompt = "a caption of your own"
+    following: list[str] = []
     if settings is not None:
         result = evaluated(settings, Path(last), folder)
-        scores, protocol = result["scores"]["composition"], result["protocol"]
-        grids = [(f"Drawn for captions of {name} combinations, two of each task", folder / f"evaluation-{split}.png")
-                 for split, name in (("seen", "seen"), ("heldout", "held-out"))]
+        protocol = result["protocol"]
         done.append({"name": "evaluation", "run_dir": str(folder), "command": result["command"],
                      "seconds": result["seconds"]})
-        notes.append(f"Sampler: {protocol['sampler']}, {settings['n_per_task']} pictures a task,"
-                     f" seed {protocol['seed']}; reader: {protocol['reader']}.")
-        following = "shapes" if config["group"] == "quickstart" else "pictures data.root=FOLDER"
-        commands += [f"python evaluate.py ckpt={last} n_per_task=200", f"python train.py experiments={following}"]
+        notes.append(f"Sampler: {protocol['sampler']}, seed {protocol['seed']}.")
+        if "composition" in result["scores"]:
+            scores, prompt = result["scores"]["composition"], "two red circles above a blue square"
+            grids += [(f"Drawn for captions of {name} combinations, two of each task",
+                       folder / f"evaluation-{split}.png") for split, name in (("seen", "seen"),
+                                                                                ("heldout", "held-out"))]
+            notes.append(f"Composition: {protocol['n_per_task']} pictures a task; reader: {protocol['reader']}.")
+            recipe = "shapes" if config["group"] == "quickstart" else "pictures data.root=FOLDER"
+            following = [f"python evaluate.py ckpt={last} n_per_task=200", f"python train.py experiments={recipe}"]
+            overall |= {f"composition_{split}": kinds["score"]["overall"] for split, kinds in scores.items()}
+        if "nearest_render" in result["scores"]:
+            judged = result["scores"]["nearest_render"]
+            tables += nearest_render.tables(judged)
+            grids += [(text, folder / f"evaluation-{name}.png") for name, text in nearest_render.CAPTIONS.items()
+                      if name == "styles" or name.removeprefix("nearest_render_") in judged]
+            overall |= {f"nearest_render_{split}": kinds["score"]["plain"]["pair"]["value"]
+                        for split, kinds in judged.items()}
     shown = scores
+    commands = [f'python sample.py ckpt={last} prompt="{prompt}" n=8',
+                f"python sample.py ckpt={last} prompts=prompts.txt out=drawings", *following]
     if comparison is not None:
         heading("Comparison")
         since = time.monotonic()
@@ -104,9 +117,8 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
     total = time.monotonic() - started
     cost = f"{clock(total)} min and {peak_memory():.1f} GB of memory at most."
     notes.append(f"This command took {cost}")
-    report = write_report(folder, done, shown, grids, commands, notes=notes)
+    report = write_report(folder, done, shown, grids, commands, notes=notes, tables=tables)
     heading(f"Done in {cost}")
     print(f"Pictures: {grids[0][1] if grids else done[-1]['run_dir']}\nReport:   {report}\nTry next:")
     print("\n".join(f"  {command}" for command in commands))
-    overall = {f"composition_{split}": kinds["score"]["overall"] for split, kinds in (scores or {}).items()}
     return {"report": str(report), "seconds": round(total, 1), **overall}

@@ -49,6 +49,7 @@ def write_report(
     next_commands: Sequence[str] = (),
     title: str = "From captions to pictures",
     notes: Sequence[str] = (),
+    tables: Sequence[Table] = (),
 ) -> Path:
     """Writes `<folder>/report.html` and returns its path.
 
@@ -56,6 +57,7 @@ def write_report(
         stages: in order; each with `name`, `run_dir`, and where known `command`, `seconds`, `steps`, `metrics`. Plots
             and the newest grids are taken from the run folder.
         scores: {split: {kind: {task: share}}}, as `t2i.evaluation.evaluate` gives under `composition`.
+        tables: of other scores.
         grids: (caption, PNG) shown at the top.
         next_commands: what to try next.
         notes: lines under the title (hardware, sampler, protocol).
@@ -66,5 +68,5 @@ def write_report(
     return write_page(
         Path(folder) / "report.html", "report.html", title=title, date=time.strftime("%Y-%m-%d %H:%M"),
         spent=clock(total) if total else "", notes=notes, grids=[picture(Path(path), text) for text, path in grids],
-        scores=composition_tables(scores) if scores else [], next_commands=next_commands,
+        scores=[*(composition_tables(scores) if scores else []), *tables], next_commands=next_commands,
         times=times if len(stages) > 1 else None, stages=[_stage(stage) for stage in stages])

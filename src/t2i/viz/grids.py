@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -28,6 +28,7 @@ SMALLEST = 128  # pixels; smaller pictures are enlarged to at least this side
 MARGIN = 8
 LINE_HEIGHT = TEXT_SIZE + 4
 FRAME = "#d8d8d8"  # white pictures on the white page need one
+STRONG = "#d62728"
 LINES = 4  # of a caption; longer ones end in an ellipsis
 FRAME_TIME = 120  # milliseconds of an animation's frame
 MARKS = 3  # on one letter; more would reach into what is above and below
@@ -185,6 +186,33 @@ def rows(labelled: Sequence[tuple[str, Tensor | np.ndarray]], captions: Sequence
             paste(page, image, gutter + i * (width + MARGIN), top)
     for i, text in enumerate(texts):
         write_lines(page, gutter + i * (width + MARGIN), bottom + 4, text)
+    return page
+
+
+def framed_table(pixels: UInt8[np.ndarray, "r c h w 3"], row_labels: Sequence[str], column_labels: Sequence[str],
+                 framed: Bool[np.ndarray, "r c"], scale: int | None = None) -> Image.Image:
+    """A table of pictures, labelled at the left and above; those of `framed` stand in a strong frame."""
+    count, columns = pixels.shape[:2]
+    if (len(row_labels), len(column_labels), framed.shape) != (count, columns, (count, columns)) or not count * columns:
+        raise ValueError(f"{count}x{columns} pictures, {len(row_labels)} and {len(column_labels)} labels, frames"
+                         f" {framed.shape}: one of each a row, a column, a picture is wanted")
+    cells = _enlarged(pixels.reshape(-1, *pixels.shape[2:]), scale)
+    height, width = cells.shape[1:3]
+    labels = [wrap(label, 110) for label in row_labels]
+    heads = [wrap(label, width) for label in column_labels]
+    left = MARGIN + max(int(length(line)) + 1 for label in labels for line in label) + MARGIN
+    top = MARGIN + LINE_HEIGHT * max(map(len, heads))
+    page = Image.new("RGB", (left + columns * (width + MARGIN), top + count * (height + MARGIN)), "white")
+    for c, head in enumerate(heads):
+        write_lines(page, left + c * (width + MARGIN), MARGIN // 2, head)
+    for r, label in enumerate(labels):
+        y = top + r * (height + MARGIN)
+        write_lines(page, MARGIN // 2, y + (height - LINE_HEIGHT * len(label)) // 2, label)
+        for c in range(columns):
+            x = left + c * (width + MARGIN)
+            paste(page, Image.fromarray(cells[r * columns + c]), x, y)
+            if framed[r, c]:
+                ImageDraw.Draw(page).rectangle((x - 3, y - 3, x + width + 2, y + height + 2), outline=STRONG, width=3)
     return page
 
 

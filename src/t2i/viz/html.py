@@ -26,6 +26,8 @@ LONGEST = 10_000  # characters of one value
 NAMES = {
     "score": "score", "ceiling_renders": "ceiling: true renders",
     "ceiling_reconstructions": "ceiling: reconstructions", "floor_shuffled_captions": "floor: shuffled captions",
+    "floor_other_style": "floor: the concept in another style", "floor_other_concept": "floor: another concept",
+    "floor_mean": "floor: mean of the other styles", "floor_ridge": "floor: ridge regression on the other styles",
     "seen": "seen combinations", "heldout": "held-out combinations",
 }
 
@@ -89,11 +91,13 @@ class Table:
     strong_columns: Sequence[int] = ()
 
 
+def named(name: str) -> str:
+    """What a key of scores is called on pages."""
+    return NAMES[name] if name in NAMES else name.replace("_", " ")
+
+
 def composition_tables(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[Table]:
     """Of {split: {kind: {task: share}}}, one a split: tasks in rows, score and its bounds in columns."""
-    def named(name: str) -> str:
-        return NAMES[name] if name in NAMES else name.replace("_", " ")
-
     made = []
     for split, kinds in scores.items():
         tasks = list(dict.fromkeys(task for kind in kinds.values() for task in kind))

@@ -1,0 +1,219 @@
+"""Drawings of concepts in styles, judged by the nearest render (`t2i.metrics.nearest_render`).
+
+On seen and on held-out pairs: measures beside ceilings (the true renders, the tokenizer's reconstructions) and, where
+pairs are held out, floors that need no net (`t2i.metrics.unseen_pairs`); what was taken for what; sheets to look at.
+Beside them stands how far pictures are from their true ones by `EfficientNetDistance`, which tells sharp from blurred
+and judges nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+from t2i.data.datasets import dataset
+from t2i.evaluation.composition import Paint, reconstructed
+from t2i.evaluation.generated_images import BATCH
+from t2i.losses.perceptual import EfficientNetDistance
+from t2i.metrics.intervals import Interval, bootstrap
+from t2i.metrics.nearest_render import DISTANCES, MEASURES, SIDE, NearestRender, Verdicts
+from t2i.metrics.unseen_pairs import floors, places
+from t2i.types import Gallery, HasGallery
+from t2i.viz import grids
+from t2i.viz.html import Table, named
+from t2i.viz.tables import markdown_table
+
+JUDGE = {"judge": f"nearest of all true renders, squared differences of {SIDE} x {SIDE} averages",
+         "interval": "Wilson; of a median order statistics; of a distance bootstrap, 1000"}
+SHOWN = 4  # right and as many wrong drawings on a sheet
+CONCEPTS = 8  # rows of the table of styles
+LISTED = 20  # confusions
+CAPTIONS = {
+    "styles": "concepts in every style, the pairs that no training saw framed",
+    "nearest_render_seen": "seen: the first right and the first wrong ones",
+    "nearest_render_heldout": "held out: the first right and the first wrong ones",
+}
+RENDERS = ("ceiling_renders", "floor_other_style", "floor_other_concept")
+LOWER = ("median_rank", "perceptual")
+
+
+@dataclass
+class Judged:
+    """`scores` by split, kind, distance and measure; `confusions` by split; `sheets` by name."""
+
+    scores: dict[str, dict[str, dict[str, dict[str, Interval]]]] = field(default_factory=dict)
+    confusions: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    sheets: dict[str, Image.Image] = field(default_factory=dict)
+    n: dict[str, int] = field(default_factory=dict)
+
+    def described(self) -> dict[str, Any]:
+        """The scores as plain numbers."""
+        return {split: {kind: {by: {name: one.described() for name, one in found.items()} for by, found in each.items()}
+                        for kind, each in kinds.items()} for split, kinds in self.scores.items()}
+
+
+def open_gallery(config: dict[str, Any], size: int, trained: Mapping[str, Any] | None) -> Gallery:
+    """The true pictures of a config's data at this size. `trained`: the data node that a checkpoint was trained on.
+
+    ValueError for data without a gallery, and for styles that the checkpoint never saw.
+    """
+    made = dataset({**config, "data": {**config["data"], "image_size": size}}, "val")
+    if not isinstance(made, HasGallery):
+        raise ValueError("metrics=[nearest_render] is of data with concepts drawn in styles, such as data=emoji;"
+                         f" {type(made).__name__} has none")
+    found = made.gallery()
+    if trained is not None and "styles" in trained:
+        if unknown := [style for style in dict.fromkeys(found.styles) if style not in trained["styles"]]:
+            raise ValueError(f"data.styles: the checkpoint was trained on {', '.join(trained['styles'])}, never on"
+                             f" {', '.join(unknown)}")
+    return found
+
+
+def chosen(gallery: Gallery, n: int, seed: int) -> dict[str, Int[Tensor, " m"]]:
+    """Places of the pairs that are drawn, by chance: `heldout`, n of them or all, and as many `seen`; n where none is
+    held out."""
+    chance, held = torch.Generator().manual_seed(seed), gallery.held_out
+    n = min(n, int(held.sum())) if held.any() else n
+    each = {"seen": (~held).nonzero()[:, 0], "heldout": held.nonzero()[:, 0]}
+    return {split: at[torch.randperm(len(at), generator=chance)[:n]] for split, at in each.items() if len(at)}
+
+
+def channels_first(pictures: UInt8[Tensor, "n h w 3"]) -> UInt8[Tensor, "n 3 h w"]:
+    return pictures.permute(0, 3, 1, 2).contiguous()
+
+
+def channels_last(pictures: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n h w 3"]:
+    return pictures.permute(0, 2, 3, 1).contiguous()
+
+
+def judged(
+    paint: Paint, gallery: Gallery, tokenizer: Any, n: int, seed: int, distance: EfficientNetDistance | None = None,
+    styles: bool = True,
+) -> Judged:
+    """Judges what `paint` gives for the captions of `chosen` pairs.
+
+    Args:
+        tokenizer: whose reconstructions are a ceiling; None for none.
+        distance: of pictures to their true ones.
+        styles: also paints the first concepts of the held-out pairs (or of all) in every style, for a table.
+    """
+    judge, result, picked = NearestRender(gallery), Judged(), chosen(gallery, n, seed)
+    for split, truth in picked.items():
+        renders = gallery.images[truth]
+        drawn = channels_first(paint(split, [gallery.captions[i] for i in truth]))
+        kinds = {"score": drawn, "ceiling_renders": renders}
+        if tokenizer is not None:
+            kinds["ceiling_reconstructions"] = channels_first(reconstructed(tokenizer, channels_last(renders)))
+        if split == "heldout":
+            kinds |= {f"floor_{name}": pictures for name, pictures in floors(gallery, truth, seed).items()}
+        result.scores[split], result.n[split] = {}, len(truth)
+        for kind, pictures in kinds.items():
+            # What is a render lies as it should: 75 looks at it would tell nothing.
+            distances = DISTANCES[:1] if kind in RENDERS else DISTANCES
+            found = {by: judge.verdicts(pictures, truth, by) for by in distances}
+            each = {by: verdicts.measures() for by, verdicts in found.items()}
+            if distance is not None:
+                each["plain"]["perceptual"] = bootstrap(_apart(distance, pictures, renders), seed)
+            result.scores[split][kind] = each
+            if kind == "score":
+                result.confusions[split] = confusions(gallery, truth, found["plain"])
+                result.sheets[f"nearest_render_{split}"] = sheet(gallery, truth, drawn, found["plain"])
+    if styles:
+        result.sheets["styles"] = style_table(paint, gallery, picked["heldout" if "heldout" in picked else "seen"])
+    return result
+
+
+def through(tokenizer: Any, gallery: Gallery) -> Paint:
+    """A tokenizer's reconstructions in place of drawings."""
+    at = {caption: i for i, caption in enumerate(gallery.captions)}
+    return lambda split, text: reconstructed(tokenizer, channels_last(gallery.images[[at[one] for one in text]]))
+
+
+@torch.no_grad()
+def _apart(distance: EfficientNetDistance, pictures: Tensor, renders: Tensor) -> Tensor:
+    device = next(distance.parameters()).device
+
+    def scaled(part: Tensor) -> Tensor:
+        return part.to(device).float().div(127.5).sub(1)
+
+    return torch.cat([distance(scaled(a), scaled(b)).cpu()
+                      for a, b in zip(pictures.split(BATCH), renders.split(BATCH), strict=True)])
+
+
+def confusions(gallery: Gallery, truth: Int[Tensor, " n"], verdicts: Verdicts) -> dict[str, list[Any]]:
+    """`styles` and `concepts`: [true, taken for, times], the most frequent first; `examples` of wrong pairs."""
+    pairs = list(zip(truth.tolist(), verdicts.nearest.tolist(), verdicts.rank.tolist(), strict=True))
+
+    def counted(names: list[str]) -> list[Any]:
+        taken = Counter((names[i], names[j]) for i, j, _ in pairs if names[i] != names[j])
+        return [[*names, times] for names, times in taken.most_common(LISTED)]
+
+    wrong = [(i, j, rank) for i, j, rank in pairs if i != j]
+    return {"styles": counted(gallery.styles), "concepts": counted(gallery.concepts),
+            "examples": [{"caption": gallery.captions[i], "taken_for": gallery.captions[j], "rank_in_style": rank}
+                         for i, j, rank in wrong[:LISTED]]}
+
+
+def sheet(gallery: Gallery, truth: Int[Tensor, " n"], drawn: UInt8[Tensor, "n 3 s s"], verdicts: Verdicts
+          ) -> Image.Image:
+    """The first right and the first wrong drawings over their true renders and the nearest ones."""
+    right, wrong = (mask.nonzero()[:, 0].tolist() for mask in (verdicts.pair, ~verdicts.pair))
+    some = sorted(right[: max(SHOWN, 2 * SHOWN - len(wrong))]) + wrong[: max(SHOWN, 2 * SHOWN - len(right))]
+    under = []
+    for k in some:
+        i, j = int(truth[k]), int(verdicts.nearest[k])
+        under.append(f"{gallery.captions[i]}: right" if i == j else
+                     f"{gallery.captions[i]}: taken for {gallery.captions[j]}; rank {int(verdicts.rank[k])}")
+    rows = [("drawn", drawn[some]), ("true render", gallery.images[truth[some]]),
+            ("nearest render", gallery.images[verdicts.nearest[some]])]
+    return grids.rows([(label, channels_last(pictures)) for label, pictures in rows], under)
+
+
+def style_table(paint: Paint, gallery: Gallery, truth: Int[Tensor, " n"]) -> Image.Image:
+    """The concepts of the first of these pairs drawn in every style, held-out pairs framed."""
+    names = list(dict.fromkeys(gallery.concepts[i] for i in truth))[:CONCEPTS]
+    order = list(dict.fromkeys(gallery.concepts))
+    at = places(gallery)[[order.index(name) for name in names]]
+    there = at >= 0
+    drawn = paint("styles", [gallery.captions[i] for i in at[there]])
+    pixels = torch.full((*at.shape, *drawn.shape[1:]), 255, dtype=torch.uint8)
+    pixels[there] = drawn
+    return grids.framed_table(pixels.numpy(), names, list(dict.fromkeys(gallery.styles)),
+                              (there & gallery.held_out[at]).numpy())
+
+
+def tables(scores: Mapping[str, Any]) -> list[Table]:
+    """Of `Judged.described`, one a split: kinds and distances in rows, measures with their intervals in columns."""
+    def cell(name: str, found: Mapping[str, Mapping[str, float]]) -> str:
+        if name not in found:
+            return "–"
+        digits = "{:.0f}" if name == "median_rank" else "{:.3f}"
+        value, low, high = (digits.format(found[name][end]) for end in ("value", "low", "high"))
+        return value if low == high else f"{value} ({low} to {high})"
+
+    made = []
+    for split, kinds in scores.items():
+        names = [*MEASURES, "perceptual"]
+        rows = [[named(kind), by, *(cell(name, found) for name in names)]
+                for kind, each in kinds.items() for by, found in each.items()]
+        made.append(Table(named(split).capitalize(), ["pictures", "distance", *map(named, names)], rows,
+                          strong_rows=range(len(DISTANCES))))
+    return made
+
+
+def confusion_tables(found: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    return [Table(f"{named(split).capitalize()}: {what} taken for others", ["true", "taken for", "drawings"],
+                  [[true, taken, str(times)] for true, taken, times in lists[what]])
+            for split, lists in found.items() for what in ("styles", "concepts") if lists[what]]
+
+
+def table(scores: Mapping[str, Any]) -> str:
+    """`tables` as Markdown."""
+    return "\n\n".join(f"{one.title}:\n\n{markdown_table(one.head, one.rows)}" for one in tables(scores))
