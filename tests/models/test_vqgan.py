@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -12,10 +14,15 @@ from t2i.config import quiet
 from t2i.data.data_module import DataModule
 from t2i.losses.gan import hinge_d, hinge_g
 from t2i.models.base import NonFiniteLoss, check_finite, frozen_call
+from t2i.models.distributed import StepRandom, shared_rand
 from t2i.models.optimizers import warmup_cosine
 from t2i.models.vqgan import VQGAN, load_tokenizer
 from t2i.nets.patchgan import PatchGAN
+from t2i.nets.tokenizer import ImageTokenizer
+from t2i.quantizers.residual import Residual
+from t2i.quantizers.simvq import SimVQ
 from t2i.training import loggers
+from t2i.training.callbacks.seeding import StepSeed
 from t2i.types import Batch
 
 MODEL = {
@@ -215,9 +222,14 @@ class Saves(pl.Callback):
         trainer.save_checkpoint(self.folder / f"at{trainer.global_step}.ckpt")
 
 
-def test_a_resumed_run_ends_with_the_same_weights(tmp_path) -> None:
+@pytest.mark.parametrize("noise", [False, True])
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path, noise: bool) -> None:
+    """The second case: residual codes of SimVQ, which begin after noise in the third step, all of it drawn by step."""
     def run(callbacks=(), **options) -> dict[str, torch.Tensor]:
-        model = vqgan(discriminator_start=0.5, optimizer="muon")
+        torch.manual_seed(0)
+        changes = {"quantizer": Residual(SimVQ(8, 4), 2), "quantizer_start": 0.5, "bounded_latents": True}
+        model = vqgan(discriminator_start=0.5, optimizer="muon", **changes if noise else {})
+        callbacks = [*callbacks, StepSeed(3)] if noise else callbacks
         data = DataModule(Whole(), Whole(), batch_size=1, collate=lambda items: items[0])
         assert fit(model, tmp_path, data=data, callbacks=callbacks, **options).global_step == 6
         return weights(model)
@@ -226,6 +238,50 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path) -> None:
     for stop in (2, 4, 5):  # before the discriminator starts, at an epoch's end, in the next
         found = run(ckpt_path=tmp_path / f"at{stop}.ckpt")
         assert all(torch.equal(expected[name], value) for name, value in found.items()), stop
+
+
+def test_noise_stands_in_for_codes_until_the_quantiser_starts(tmp_path, monkeypatch) -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    decode = ImageTokenizer.decode
+
+    def watched(self: ImageTokenizer, z_q: torch.Tensor) -> torch.Tensor:
+        seen.append((z_q.detach(), self.quantizer.vectors().detach()))
+        return decode(self, z_q)
+
+    monkeypatch.setattr(ImageTokenizer, "decode", watched)
+    model = vqgan(quantizer=SimVQ(16, 4), discriminator=None, quantizer_start=0.5, bounded_latents=True)
+    before = weights(model)["tokenizer.quantizer.codebook_map.weight"]
+    rows = Losses()
+    fit(model, tmp_path, callbacks=[rows, StepSeed(3)])
+    distances = [(z[:, None] - codes[:, :, None, None]).norm(dim=2).amin(1).max() for z, codes in seen]
+    assert all(d > 0.01 for d in distances[:3]) and all(d < 1e-5 for d in distances[3:]) and len(distances) == 6
+    assert all(z.abs().max() <= 1.125 for z, _ in seen[:3]) and not torch.equal(seen[0][1], seen[2][1])
+    assert not torch.equal(before, model.tokenizer.quantizer.codebook_map.weight)
+    assert all("train/loss/quantizer" in row for row in rows.rows)
+    image, noise = batches(1)[0].image, 0.125 * torch.ones(2, 4, 8, 8)
+    reconstruction, quantized = model.tokenizer.with_noise(image, noise)
+    torch.testing.assert_close(reconstruction, model.tokenizer.decode(model.tokenizer.latents(image) + noise))
+    gradients = torch.autograd.grad(quantized.loss, [model.tokenizer.quant_conv.weight,
+                                                     model.tokenizer.quantizer.codebook_map.weight], allow_unused=True)
+    assert gradients[0] is None and gradients[1].abs().sum() > 0
+    module = SimpleNamespace(shared_seed=5, device="cpu")
+    torch.manual_seed(5)  # what one rank draws is what several share
+    assert torch.equal(shared_rand(module, 4, 2, 3, 3), StepRandom(module, 4).uniform(18).view(4, 2, 3, 3))
+    for wrong in ({"quantizer_start": 1.0}, {"latent_noise": -1.0}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}={next(iter(wrong.values()))}"):
+            vqgan(**wrong)
+
+
+def test_bounded_latents_come_out_of_the_checkpoint(tmp_path) -> None:
+    quantizer = {"_target_": "t2i.quantizers.product.Product", "groups": 2,
+                 "quantizer": {"_target_": "t2i.quantizers.simvq.SimVQ", "codebook_size": 8, "dim": 2, "seed": 1}}
+    config = MODEL | {"quantizer": quantizer, "bounded_latents": True}
+    model, image = vqgan(quantizer=building.build(quantizer), bounded_latents=True), 9 * batches(1)[0].image
+    path = tmp_path / "last.ckpt"
+    atomic.save_atomic({"state_dict": model.state_dict(), "t2i": file_format.pack(model, {"model": config})}, path)
+    tokenizer = load_tokenizer(path)
+    assert torch.equal(tokenizer.encode(image), model.eval().tokenizer.encode(image))
+    assert tokenizer.bounded_latents and tokenizer.factors == (8, 8) and tokenizer.latents(image).abs().max() <= 1
 
 
 def test_the_tokenizer_comes_out_of_the_checkpoint_alone(tmp_path) -> None:

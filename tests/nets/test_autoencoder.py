@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from t2i.nets.autoencoder import Autoencoder, Decoder, Encoder
+from t2i.nets.resnet_blocks import Downsample, Upsample
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -146,6 +147,41 @@ def test_wrong_sizes_are_named() -> None:
     net = Encoder(channels=8, multipliers=(1, 2), num_res_blocks=1, attention_levels=(), z_channels=4)
     with pytest.raises(ValueError, match=r"15x16 .* factor 2"):
         net(torch.zeros(1, 3, 15, 16))
+
+
+def test_antialiased_downsampling_blurs_by_the_binomial() -> None:
+    down = Downsample(1, antialias=True)
+    with torch.no_grad():
+        down.conv.weight.zero_()[..., 1, 1] = 1
+        down.conv.bias.zero_()
+        impulse = torch.zeros(1, 1, 8, 8)
+        impulse[..., 4, 4] = 1
+        line = torch.tensor([0, 1 / 8, 3 / 8, 0])  # outputs lie in the middle of pixels 2 i and 2 i + 1
+        torch.testing.assert_close(down(impulse)[0, 0], line[:, None] * line)
+        torch.testing.assert_close(down(torch.ones(1, 1, 6, 4)), torch.ones(1, 1, 3, 2))  # up to the borders
+        up = Upsample(1, antialias=True)
+        up.conv.load_state_dict(down.conv.state_dict())
+        line = torch.tensor([0, 0, 0, 1 / 4, 3 / 4, 3 / 4, 1 / 4, 0])
+        torch.testing.assert_close(up(impulse[..., 2:6, 2:6])[0, 0], line[:, None] * line)
+
+
+def test_antialiasing_makes_shifts_count_less_and_keeps_the_names() -> None:
+    torch.manual_seed(0)
+    small = {"channels": 8, "multipliers": (1, 1, 1), "num_res_blocks": 1, "attention_levels": (), "z_channels": 4,
+             "num_groups": 4, "mid_attention": False}
+    plain, blurred = Autoencoder(**small), Autoencoder(**small, antialias=True)
+    blurred.load_state_dict(plain.state_dict())
+    image = F.interpolate((torch.rand(4, 3, 16, 16) > 0.5).float() * 2 - 1, scale_factor=4.0)
+    moved = image.roll(1, -1)
+    inside = (..., slice(16, -16), slice(16, -16))
+    with torch.no_grad():
+        errors = [F.mse_loss(net(moved)[inside], net(image).roll(1, -1)[inside]) / net(image)[inside].var()
+                  for net in (plain, blurred)]
+        again = [F.mse_loss(net.encoder(moved), net.encoder(image)) / net.encoder(image).var()
+                 for net in (plain, blurred)]
+    assert errors[1] < 0.5 * errors[0] and again[1] < 0.5 * again[0], (errors, again)
+    with pytest.raises(ValueError, match=r"antialias=true .* multipliers=\[1\] is one level"):
+        Autoencoder(multipliers=(1,), attention_levels=(), antialias=True)
 
 
 def test_a_local_encoder_gives_equal_codes_to_equal_patches() -> None:

@@ -43,7 +43,8 @@ def encode(part: Path, dataset: Any, tokenizer: Tokenizer, views: int, batch_siz
     """Pictures in order, all views of one together. `rows.jsonl` says how far an earlier call came: its lines are
     written after their codes."""
     rows, columns = tokenizer.grid
-    kind = np.uint16 if tokenizer.codebook_size <= 2**16 else np.int32
+    size = tokenizer.codebook_size
+    kind = np.uint16 if size <= 2**16 else np.int32 if size <= 2**31 else np.int64
     path, shape = part / "codes.npy", (len(dataset), views, rows * columns)
     begun = path.is_file() and (part / "rows.jsonl").is_file()
     done = (part / "rows.jsonl").read_bytes().split(b"\n")[:-1] if begun else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -70,12 +71,12 @@ def first_rank_without(condition: Tensor) -> int | None:
     return None if int(rank) == dist.get_world_size() else int(rank)
 
 
-def shared_rand(module: Any, count: int) -> Tensor:
-    """`count` uniform numbers, this rank's share of those of the global batch: what one rank alone draws first in its
-    step (`t2i.training.callbacks.seeding.StepSeed`)."""
+def shared_rand(module: Any, count: int, *size: int) -> Tensor:
+    """Uniform numbers (count, *size) in [0, 1), this rank's share of those of the global batch: what one rank alone
+    draws first in its step (`t2i.training.callbacks.seeding.StepSeed`)."""
     if not is_distributed():
-        return torch.rand(count, device=module.device)
-    return StepRandom(module, count).uniform(1)[:, 0]
+        return torch.rand(count, *size, device=module.device)
+    return StepRandom(module, count).uniform(math.prod(size)).view(count, *size)
 
 
 class StepRandom:

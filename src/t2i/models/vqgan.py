@@ -18,11 +18,14 @@ from t2i.checkpoint.registry import register
 from t2i.losses.gan import adaptive_weight, hinge_d, hinge_g, vanilla_d, vanilla_g
 from t2i.models import optimizers
 from t2i.models.base import GANModule, check_finite, frozen_call
-from t2i.models.distributed import log_step
+from t2i.models.distributed import log_step, shared_rand
 from t2i.nets.recompute import set_checkpointing
 from t2i.nets.resnet_blocks import Level, Middle
 from t2i.nets.tokenizer import ImageTokenizer
 from t2i.types import Autoencoder, Batch, Quantizer
+
+# A VQGAN's arguments that its tokenizer is made of.
+TOKENIZER = ("autoencoder", "quantizer", "image_size", "bounded_latents")
 
 
 @register("model")
@@ -30,12 +33,16 @@ class VQGAN(GANModule):
     """A tokenizer, its discriminator, and how the two train.
 
     Args:
-        autoencoder, quantizer, image_size: see `t2i.nets.tokenizer.ImageTokenizer`.
+        autoencoder, quantizer, image_size, bounded_latents: see `t2i.nets.tokenizer.ImageTokenizer`.
         discriminator: images -> patch logits, or None for none.
         perceptual: (x, y) in [-1, 1] -> distance a picture, or None for none.
         discriminator_start: fraction of `max_steps` after which the discriminator trains and is heard.
         discriminator_weight: factor on the generator's GAN loss; times λ when `adaptive_weight`.
         max_steps: length of training in batches, for schedules.
+        quantizer_start: fraction of `max_steps` in which the decoder is given latents with uniform noise of
+            ±`latent_noise` in place of codes: an autoencoder learns faster with no quantiser in its way, and the noise
+            spaces the latents as codes will. The quantiser learns beside it from latents that do not learn from it.
+            Latents must be bounded, or they outgrow the noise: `bounded_latents`, or fsq.
         checkpointing: the autoencoder's residual blocks and attentions compute their activations again in the
             backward instead of keeping them.
     """
@@ -69,11 +76,19 @@ class VQGAN(GANModule):
         optimizer: Literal["adamw", "muon"] = "adamw",
         muon_learning_rate: float = 0.02,
         checkpointing: bool = False,
+        bounded_latents: bool = False,
+        quantizer_start: float = 0.0,
+        latent_noise: float = 0.125,
     ) -> None:
         super().__init__(learning_rate, warmup_steps, max_steps, gradient_clip)
         if not 0 <= discriminator_start <= 1:
             raise ValueError(f"discriminator_start={discriminator_start} is a fraction of training, within [0, 1]")
-        self.tokenizer = ImageTokenizer(autoencoder, quantizer, image_size)
+        if not 0 <= quantizer_start < 1:
+            raise ValueError(f"quantizer_start={quantizer_start} is a fraction of training, within [0, 1)")
+        if not latent_noise >= 0:
+            raise ValueError(f"latent_noise={latent_noise}: a number from 0 is needed")
+        self.quantizer_start, self.latent_noise = quantizer_start, latent_noise
+        self.tokenizer = ImageTokenizer(autoencoder, quantizer, image_size, bounded_latents=bounded_latents)
         self.tokenizer.to(memory_format=torch.channels_last)
         set_checkpointing(self.tokenizer, checkpointing)
         self.discriminator: nn.Module = discriminator if discriminator is not None else nn.Identity()
@@ -130,17 +145,27 @@ class VQGAN(GANModule):
         self.set_learning_rates()
         logged: dict[str, Tensor] = {}
         ids, size = [], len(batch.text)
+        noise = self.noise(size)
         for _ in self.each_micro_batch():
-            values, codes = self.micro_batch_step(self.slice_micro_batch(batch, size)[0])
+            part, where = self.slice_micro_batch(batch, size)
+            values, codes = self.micro_batch_step(part, None if noise is None else noise[where])
             ids.append(codes)
             logged = {name: logged.get(name, 0) + self.micro_batch_share * value for name, value in values.items()}
         log_step(self, logged, size)
         return {"ids": torch.cat(ids)}
 
-    def micro_batch_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+    def noise(self, size: int) -> Tensor | None:
+        """What this step's latents get in place of codes; None where they are quantised."""
+        if self.global_step >= self.quantizer_start * self.max_steps:
+            return None
+        shape = self.tokenizer.quantizer.dim, *self.tokenizer.grid
+        return self.latent_noise * (2 * shared_rand(self, size, *shape) - 1)
+
+    def micro_batch_step(self, batch: Batch, noise: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
         """Losses, gradients and, with the last micro-batch, the step; returns what is logged, and the codes."""
         image = batch.image.contiguous(memory_format=torch.channels_last)
-        reconstruction, quantized = self.tokenizer(image)
+        reconstruction, quantized = (self.tokenizer(image) if noise is None else
+                                     self.tokenizer.with_noise(image, noise))
         terms = self.reconstruction_terms(image, reconstruction)
         rec = self.reconstruction_loss(terms)
         terms["loss/quantizer"] = quantized.loss
@@ -201,7 +226,7 @@ def load_tokenizer(path: str | Path, image_size: int | None = None) -> ImageToke
     weights = file_format.weights(held, path)
     if held["t2i"]["kind"] == "vqgan":
         config: dict[str, Any] = {"_target_": "t2i.nets.tokenizer.ImageTokenizer"}
-        config |= {key: model[key] for key in ("autoencoder", "quantizer", "image_size") if key in model}
+        config |= {key: model[key] for key in TOKENIZER if key in model}
         weights = {k.removeprefix("tokenizer."): v for k, v in weights.items() if k.startswith("tokenizer.")}
     else:
         config = dict(model)

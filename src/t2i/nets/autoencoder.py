@@ -72,6 +72,7 @@ class Encoder(_Pyramid):
         mid_attention: bool = True,
         local: bool = False,
         attention_heads: int = 1,
+        antialias: bool = False,
     ) -> None:
         super().__init__(channels, multipliers, num_res_blocks, attention_levels, z_channels, patch_size)
         if local and (len(multipliers) > 1 or len(attention_levels) > 0 or mid_attention or num_groups):
@@ -82,7 +83,7 @@ class Encoder(_Pyramid):
         self.levels = nn.ModuleList()
         current = channels
         for i, width in enumerate(self.widths):
-            resize = Downsample(width) if i < len(self.widths) - 1 else None
+            resize = Downsample(width, antialias) if i < len(self.widths) - 1 else None
             self.levels.append(Level(current, width, num_res_blocks, num_groups, i in attention_levels, resize,
                                      kernel_size, attention_heads))
             current = width
@@ -117,6 +118,7 @@ class Decoder(_Pyramid):
         patch_size: int = 1,
         mid_attention: bool = True,
         attention_heads: int = 1,
+        antialias: bool = False,
     ) -> None:
         super().__init__(channels, multipliers, num_res_blocks, attention_levels, z_channels, patch_size)
         current = self.widths[-1]
@@ -124,7 +126,7 @@ class Decoder(_Pyramid):
         self.middle = Middle(current, num_groups, mid_attention, num_heads=attention_heads)
         levels: list[Level] = []
         for i, width in reversed(list(enumerate(self.widths))):
-            resize = Upsample(width) if i > 0 else None
+            resize = Upsample(width, antialias) if i > 0 else None
             levels.append(Level(current, width, num_res_blocks + 1, num_groups, i in attention_levels, resize,
                                 num_heads=attention_heads))
             current = width
@@ -169,7 +171,8 @@ class Autoencoder(TwoHalves):
     latent position covers: patch_size * 2 ** (len(multipliers) - 1). With `local_encoder` the encoder's convolutions
     are 1x1: a code says what its own patch shows and nothing else, so that equal patches have equal codes; a prior
     learns such codes several times faster (docs/log.md). The decoder still sees the neighbours. `attention_heads` is of
-    every attention, in the levels and in the middle.
+    every attention, in the levels and in the middle. `antialias` blurs wherever the size changes, down and up, so that
+    a shifted picture gives shifted latents and no checkerboard; `patch_size` folds pixels all the same.
     """
 
     def __init__(
@@ -185,8 +188,12 @@ class Autoencoder(TwoHalves):
         mid_attention: bool = True,
         local_encoder: bool = False,
         attention_heads: int = 1,
+        antialias: bool = False,
     ) -> None:
+        if antialias and len(multipliers) == 1:
+            raise ValueError(f"antialias=true blurs where the size changes from level to level:"
+                             f" multipliers={list(multipliers)} is one level")
         shared = (channels, multipliers, num_res_blocks, attention_levels, z_channels, image_channels, num_groups,
                   patch_size, mid_attention)
-        encoder = Encoder(*shared, local_encoder, attention_heads)
-        super().__init__(encoder, Decoder(*shared, attention_heads), z_channels, encoder.factor, parts=1)
+        encoder = Encoder(*shared, local_encoder, attention_heads, antialias)
+        super().__init__(encoder, Decoder(*shared, attention_heads, antialias), z_channels, encoder.factor, parts=1)

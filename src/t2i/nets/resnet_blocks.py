@@ -1,6 +1,7 @@
 """What VQGAN's encoder and decoder are built of (arXiv 2012.09841): residual blocks, attention, changes of size.
 
-Deviation: attention may have several heads, with the same weights under the same names.
+Deviations, with the same weights under the same names: attention may have several heads; changes of size may be
+anti-aliased (Making Convolutional Networks Shift-Invariant Again, arXiv 1904.11486).
 """
 
 from __future__ import annotations
@@ -71,22 +72,40 @@ class Attention(Recomputed):
 
 
 class Downsample(nn.Module):
-    def __init__(self, channels: int) -> None:
+    """Half the size by a convolution of stride 2.
+
+    antialias: after a blur by [1, 3, 3, 1] / 8 both ways. The paper blurs between convolution and stride; the two
+    commute, and blurring first, as StyleGAN2 (arXiv 1912.04958), is a quarter of the work.
+    """
+
+    def __init__(self, channels: int, antialias: bool = False) -> None:
         super().__init__()
+        self.antialias = antialias
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        if self.antialias:
+            x = F.pad(x, (2, 2, 2, 2), mode="replicate")
+            for _ in range(3):  # [1, 1] / 2 thrice
+                x = F.avg_pool2d(x, 2, stride=1)
+            return self.conv(x)
         # One column right and one row below, not one all round: what the published weights were trained with.
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
-    def __init__(self, channels: int) -> None:
+    """Twice the size, then a convolution.
+
+    antialias: bilinear, which is the nearest neighbour's pixels blurred by [1, 2, 1] / 4 both ways.
+    """
+
+    def __init__(self, channels: int, antialias: bool = False) -> None:
         super().__init__()
+        self.mode = "bilinear" if antialias else "nearest"
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode=self.mode))
 
 
 class Level(nn.Module):

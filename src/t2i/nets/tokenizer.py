@@ -27,14 +27,18 @@ class ImageTokenizer(nn.Module):
         image_size: side of the square pictures, divisible by the autoencoder's factor.
         any_size: `encode` takes pictures of other sizes too, and `decode_ids` their codes where they are a square. For
             nets out of files that do not tell the size they were trained with.
+        bounded_latents: a tanh before the quantiser, so that noise or codes of a given size mean something to the net.
+            For quantisers that do not bound the latents themselves, as fsq does.
     """
 
     kind = "tokenizer"
 
     def __init__(
-        self, autoencoder: Autoencoder, quantizer: Quantizer, image_size: int, any_size: bool = False
+        self, autoencoder: Autoencoder, quantizer: Quantizer, image_size: int, any_size: bool = False,
+        bounded_latents: bool = False,
     ) -> None:
         super().__init__()
+        self.bounded_latents = bounded_latents
         if image_size < 1 or image_size % autoencoder.factor:
             raise ValueError(f"image_size={image_size} is not divisible by the autoencoder's factor"
                              f" {autoencoder.factor}")
@@ -51,12 +55,17 @@ class ImageTokenizer(nn.Module):
         self.grid = (side, side)
         self.config: dict[str, Any] | None = None  # the node that builds this again; set by whoever loads one
 
+    def encoded(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
+        """What the quantiser is given."""
+        z = self.quant_conv(self.autoencoder.encoder(image))
+        return torch.tanh(z.float()) if self.bounded_latents else z
+
     def quantize(self, image: Float[Tensor, "b 3 h w"]) -> Quantized:
-        return self.quantizer(self.quant_conv(self.autoencoder.encoder(image)))
+        return self.quantizer(self.encoded(image))
 
     def latents(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
         """What `quantize` rounds to codes, not rounded: `decode` takes it. Sides are multiples of the factor."""
-        return self.quantizer.unrounded(self.quant_conv(self.autoencoder.encoder(image)))
+        return self.quantizer.unrounded(self.encoded(image))
 
     def decode(self, z_q: Float[Tensor, "b d gh gw"]) -> Float[Tensor, "b 3 h w"]:
         """Pictures, not clamped, of latents or of codes' vectors, on a grid of any size."""
@@ -66,6 +75,14 @@ class ImageTokenizer(nn.Module):
         """The reconstruction (not clamped) and the quantiser's result."""
         quantized = self.quantize(image)
         return self.decode(quantized.z_q), quantized
+
+    def with_noise(
+        self, image: Float[Tensor, "b 3 h w"], noise: Float[Tensor, "b d gh gw"]
+    ) -> tuple[Float[Tensor, "b 3 h w"], Quantized]:
+        """The reconstruction from latents with noise in place of codes, and what the quantiser makes of the latents; it
+        learns from them, and they do not learn from it."""
+        z = self.encoded(image)
+        return self.decode(self.quantizer.unrounded(z) + noise), self.quantizer(z.detach())
 
     @torch.no_grad()
     def encode(self, image: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b n"]:

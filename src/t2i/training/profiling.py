@@ -30,6 +30,7 @@ from t2i.config import quiet
 from t2i.config.check import nodes
 from t2i.config.compose import ConfigError, choices, compose, plan
 from t2i.models.base import set_accumulation_and_compile
+from t2i.models.vqgan import TOKENIZER
 from t2i.training import train
 from t2i.types import Batch, CodeBatch
 
@@ -188,7 +189,7 @@ class Parts:
         found: dict[str, Any] = {}
         if (path := self.missing("tokenizer")) is not None:
             model = self.needed(path, "tokenizer", ".vqgan.", "vqgan")["model"]
-            node = {key: model[key] for key in ("autoencoder", "quantizer", "image_size")}
+            node = {key: model[key] for key in TOKENIZER if key in model}
             found["tokenizer"] = frozen({"_target_": "t2i.nets.tokenizer.ImageTokenizer", **node})
         path = self.missing("text_encoder")
         # An encoder that is neither there nor to be made may be a hub's: its constructor tells.
@@ -255,6 +256,8 @@ def measure(config: dict[str, Any], earlier: list[dict[str, Any]]) -> tuple[list
     for _, node in nodes(config["model"]):
         if str(node["_target_"]).startswith("t2i.quantizers.") and "warmup_steps" in node:
             node["warmup_steps"] = 0  # the steps that follow are the many
+        if "quantizer_start" in node:
+            node["quantizer_start"] = 0.0
     config["logger"] = {}
     config["trainer"] = {**t, "devices": 1, "num_nodes": 1, "strategy": "auto", "max_steps": 10**9,
                          "limit_val_batches": 0}
