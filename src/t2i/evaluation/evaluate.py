@@ -230,7 +230,7 @@ class Evaluation:
         if self.model is not None and self.model.kind == "vqgan":
             paint, tokenizer = nearest_render.through(tokenizer, self.gallery), None
         self.judged = found = nearest_render.judged(paint, self.gallery, tokenizer, self.config["n_pairs"], self.seed,
-                                                    self.sharpness, styles=self.images is None)
+                                                    self.sharpness, styles=self.images is None, device=self.device)
         held = {**self.base(), **nearest_render.JUDGE, "n_pairs": self.config["n_pairs"],
                 "renders": len(self.gallery.images), "styles": list(dict.fromkeys(self.gallery.styles))}
         for split, kinds in found.scores.items():

@@ -1,9 +1,9 @@
 """Drawings of concepts in styles, judged by the nearest render (`t2i.metrics.nearest_render`).
 
 On seen and on held-out pairs: measures beside ceilings (the true renders, the tokenizer's reconstructions) and, where
-pairs are held out, floors that need no net (`t2i.metrics.unseen_pairs`); what was taken for what; sheets to look at.
-Beside them stands how far pictures are from their true ones by `EfficientNetDistance`, which tells sharp from blurred
-and judges nothing.
+pairs of several styles are held out, floors that need no net (`t2i.metrics.unseen_pairs`); what was taken for what;
+sheets to look at. Beside them stands how far pictures are from their true ones by `EfficientNetDistance`, which tells
+sharp from blurred and judges nothing.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def channels_last(pictures: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n h w 3"
 
 def judged(
     paint: Paint, gallery: Gallery, tokenizer: Any, n: int, seed: int, distance: EfficientNetDistance | None = None,
-    styles: bool = True,
+    styles: bool = True, device: torch.device | str = "cpu",
 ) -> Judged:
     """Judges what `paint` gives for the captions of `chosen` pairs.
 
@@ -103,15 +103,16 @@ def judged(
         tokenizer: whose reconstructions are a ceiling; None for none.
         distance: of pictures to their true ones.
         styles: also paints the first concepts of the held-out pairs (or of all) in every style, for a table.
+        device: compares drawings with renders.
     """
-    judge, result, picked = NearestRender(gallery), Judged(), chosen(gallery, n, seed)
+    judge, result, picked = NearestRender(gallery, device), Judged(), chosen(gallery, n, seed)
     for split, truth in picked.items():
         renders = gallery.images[truth]
         drawn = channels_first(paint(split, [gallery.captions[i] for i in truth]))
         kinds = {"score": drawn, "ceiling_renders": renders}
         if tokenizer is not None:
             kinds["ceiling_reconstructions"] = channels_first(reconstructed(tokenizer, channels_last(renders)))
-        if split == "heldout":
+        if split == "heldout" and len(set(gallery.styles)) > 1:
             kinds |= {f"floor_{name}": pictures for name, pictures in floors(gallery, truth, seed).items()}
         result.scores[split], result.n[split] = {}, len(truth)
         for kind, pictures in kinds.items():

@@ -94,11 +94,11 @@ class Verdicts:
 
 
 class NearestRender:
-    """Judges drawings by the renders of a gallery, whose averages are taken once."""
+    """Judges drawings by the renders of a gallery, whose averages are taken once; `device` compares them."""
 
-    def __init__(self, gallery: Gallery) -> None:
+    def __init__(self, gallery: Gallery, device: torch.device | str = "cpu") -> None:
         self.concept, self.style = numbered(gallery.concepts), numbered(gallery.styles)
-        renders = averages(gallery.images)
+        renders = averages(gallery.images).to(device)
         self.centre = renders.mean(0)  # taken off both sides: the squares below lose fewer digits
         self.renders = renders - self.centre
 
@@ -106,12 +106,13 @@ class NearestRender:
         """Mean squared difference of each drawing and each render, pixels in [0, 1]."""
         squares, wanted, found = self.renders.square().sum(1), self.renders.T, []
         for part in drawings.split(_ROWS):
-            least = torch.full((len(part), len(squares)), torch.inf)
+            part = part.to(squares.device)
+            least = squares.new_full((len(part), len(squares)), torch.inf)
             for moved in variants(part) if distance == "aligned" else [averages(part)[None]]:
                 flat = (moved - self.centre).flatten(0, 1)
                 apart = torch.addmm(flat.square().sum(1, keepdim=True), flat, wanted, alpha=-2)
                 least = least.minimum(apart.view(len(moved), len(part), -1).amin(0))
-            found.append((least + squares).clamp_min(0) / wanted.shape[0])
+            found.append(((least + squares).clamp_min(0) / wanted.shape[0]).cpu())
         return torch.cat(found) if found else torch.zeros(0, len(squares))
 
     def verdicts(
