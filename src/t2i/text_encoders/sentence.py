@@ -23,10 +23,10 @@ from t2i.text_encoders.sentence_folder import (
     PACKAGE,
     SHA256,
     empty_tower,
+    filled_tower,
     folder_files,
     package_files,
     sentence_tokenizer,
-    tower_of,
 )
 from t2i.types import TextEmbedding
 
@@ -51,7 +51,7 @@ class SentenceEncoder(FrozenTower):
     ) -> None:
         files = package_files() if path is None else folder_files(path, allow_download)
         arguments = {"path": path, "layer": layer, "max_length": max_length, "allow_download": allow_download}
-        tower = tower_of(files)
+        tower = filled_tower(files)
         tokenizer = sentence_tokenizer(files.tokenizer, tower, max_length, files.source)
         self._set(tower, tokenizer, arguments, path is not None and Path(path).expanduser().is_dir())
 

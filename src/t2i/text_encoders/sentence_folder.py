@@ -12,7 +12,7 @@ import zipfile
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -113,7 +113,7 @@ def _hub_file(name: str, file: str, allow_download: bool) -> Path:
                f"name the folder of one, leave path out (the package {PACKAGE}), or set allow_download: true")
         raise ValueError(f"path={name!r}: no folder of that name (looked at {Path(name).absolute()}), and no {file} of"
                          f" such a model in the Hugging Face cache; {how}") from error
-    return Path(found)
+    return Path(cast(str, found))  # what is missing raised
 
 
 def _weights(content: bytes, source: str) -> dict[str, Tensor]:
@@ -133,7 +133,7 @@ def empty_tower(held: dict[str, Any]) -> PreTrainedModel:
     return AutoModel.from_config(config, **without)
 
 
-def tower_of(files: SentenceFiles) -> PreTrainedModel:
+def filled_tower(files: SentenceFiles) -> PreTrainedModel:
     """The tower, filled; ValueError where config and weights do not fit."""
     kind = files.config.get("model_type")
     prefix = f"{'roberta' if kind == 'xlm-roberta' else kind}."
@@ -162,6 +162,9 @@ def sentence_tokenizer(text: str, tower: PreTrainedModel, max_length: int, sourc
     if not words:
         raise ValueError(f"{source}: the {TOKENIZER} makes nothing of the letter a")
     before, after = probe.ids[: words[0]], probe.ids[words[-1] + 1 :]
+    if not before and not after:
+        raise ValueError(f"{source}: the {TOKENIZER} puts no token beside a caption's words, and an empty caption would"
+                         " have none")
     least = len(before) + len(after) + 1
     if not least <= max_length <= room:
         raise ValueError(f"max_length={max_length}: allowed are {least} to {room} tokens")
