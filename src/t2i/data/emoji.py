@@ -113,10 +113,11 @@ class Emoji(ImageDataset):
             "styles": list(self.styles), "concepts": len(seen), "pairs": len(seen) * len(self.styles),
             "seen": len(seen) * len(self.styles) - len(self.held_out), "held out": len(self.held_out),
             "held out by style": dict(out), "left out": dict(apart.most_common()) | lacking,
-            "near duplicates": len(self.near),
+            "near duplicates": {"within a style": sum(a == b for (_, a), (_, b) in self.near),
+                                "across styles": sum(a != b for (_, a), (_, b) in self.near)},
             "concepts joined by them": [[self.concepts[key].name for key in seen if groups[key] == group]
                                         for group in joined],
-            "captions of one": list(self.captions(0)),
+            "captions of one": list(self.captions(len(self) // 2)),
         }
 
 
