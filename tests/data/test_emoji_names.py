@@ -38,8 +38,9 @@ def test_captions_with_and_without_a_style() -> None:
     assert captions_for(pretzel, "openmoji line") == [
         "an openmoji line drawing of a pretzel", "pretzel in the style of openmoji line", "openmoji line pretzel",
         "pretzel", "a pretzel"]  # fmt: skip
+    assert captions_for(concepts()[0]["1f363"], "noto")[-2:] == ["noto sushi", "sushi"]  # each once
     assert captions_for(pretzel) == ["pretzel", "an emoji of a pretzel", "pretzel emoji"]
-    assert captions_for(imp, "noto")[3:5] == ["imp in the style of noto", "noto imp"]
+    assert captions_for(imp, "noto")[3:5] == ["smiling imp in the style of noto", "noto smiling imp"]
 
 
 @pytest.mark.parametrize("phrase", [

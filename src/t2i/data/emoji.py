@@ -21,7 +21,7 @@ from t2i.data import packed
 from t2i.data.emoji_art import open_art, words_of
 from t2i.data.emoji_names import captions_for, concepts
 from t2i.data.emoji_splits import find_near_duplicates, group_concepts, held_out_pairs
-from t2i.data.image_dataset import ImageDataset
+from t2i.data.image_dataset import ImageDataset, Split
 from t2i.data.rows import Row
 from t2i.types import Gallery
 
@@ -49,8 +49,10 @@ class Emoji(ImageDataset):
                  views: int = 1, seed: int = 0, on_error: Literal["raise", "skip"] = "raise", pack: bool = True,
                  cache: Path | None = None) -> None:
         self.styles, self.background, self.cache = tuple(styles), colour(background), cache
-        self._source = {"styles": self.styles, "icons": icons, "font": font, "background": background,
-                        "image_size": image_size, "on_error": on_error, "pack": pack, "cache": cache}
+        self._source: dict[str, Any] = {
+            "styles": self.styles, "icons": icons, "font": font, "background": background, "image_size": image_size,
+            "on_error": on_error, "pack": pack, "cache": cache,
+        }  # fmt: skip
         if twice := [style for style, times in Counter(self.styles).items() if times > 1]:
             raise ValueError(f"data.styles=[{', '.join(self.styles)}] lists {twice[0]} twice")
         if not self.styles:
@@ -87,7 +89,8 @@ class Emoji(ImageDataset):
     def gallery(self) -> Gallery:
         """The pictures of all pairs at `image_size`, whatever this split's crops and flips."""
         pictures: dict[str, tuple[Tensor, str]] = {}
-        for split in ("train", "val"):
+        splits: tuple[Split, ...] = "train", "val"
+        for split in splits:
             part = Emoji(split, **self._source)
             if self.cache is not None and self.pack:
                 packed.attach(part, self.cache / "packed")
@@ -113,10 +116,11 @@ class Emoji(ImageDataset):
             "styles": list(self.styles), "concepts": len(seen), "pairs": len(seen) * len(self.styles),
             "seen": len(seen) * len(self.styles) - len(self.held_out), "held out": len(self.held_out),
             "held out by style": dict(out), "left out": dict(apart.most_common()) | lacking,
-            "near duplicates": len(self.near),
+            "near duplicates": {"within a style": sum(a == b for (_, a), (_, b) in self.near),
+                                "across styles": sum(a != b for (_, a), (_, b) in self.near)},
             "concepts joined by them": [[self.concepts[key].name for key in seen if groups[key] == group]
                                         for group in joined],
-            "captions of one": list(self.captions(0)),
+            "captions of one": list(self.captions(len(self) // 2)),
         }
 
 

@@ -187,7 +187,7 @@ def find_icon_set(style: str, icons: str | None) -> Path:
     folder = Path(icons).expanduser()
     if not folder.is_dir():
         raise ValueError(f"data.icons={icons}: there is no such folder; {how}")
-    sets = {}
+    sets: dict[str, Path] = {}
     for depth in range(DEPTH + 1):
         for path in sorted(folder.glob("*/" * depth + "icons.json")):
             sets.setdefault(prefix_of(path), path.parent)

@@ -169,8 +169,8 @@ def captions_for(concept: Concept, style: str | None = None) -> list[str]:
     """
     name, others, a_name = concept.name, concept.aliases, with_article(concept.name)
     if style is None:  # second names are no nouns, often: `grinning`
-        return [name, f"an emoji of {a_name}", f"{name} emoji", *(word for other in others
-                                                                   for word in (other, f"{other} emoji"))]
+        return [name, f"an emoji of {a_name}", f"{name} emoji",
+                *(word for other in others for word in (other, f"{other} emoji"))]
     forms = f"{{}} in the style of {style}", f"{style} {{}}"
     found = [form.format(word) for word in (name, *others) for form in forms]
-    return [f"{with_article(style)} drawing of {a_name}", *found, name, a_name]
+    return list(dict.fromkeys([f"{with_article(style)} drawing of {a_name}", *found, name, a_name]))

@@ -78,7 +78,7 @@ def find_near_duplicates(
 
 
 def _compare(arts: Mapping[str, Art], keys: Sequence[str], background: str) -> tuple[NearDuplicates, dict[str, str]]:
-    images, pairs, faults = [], [], dict[str, str]()
+    images, pairs, faults = list[Tensor](), list[Pair](), dict[str, str]()
     with counter("near duplicates", len(keys) * len(arts)) as progress:
         for key in keys:
             for style, art in arts.items():
