@@ -174,7 +174,7 @@ def others() -> Iterator[Case]:
         None,
         r"data\.font=gone\.ttf: there is no such file",
         data="emoji",
-        options=("data.font=gone.ttf",),
+        options=("data.styles=[font]", "data.font=gone.ttf"),
     )
     yield Case(
         "emoji, a picture as a font",
@@ -182,7 +182,7 @@ def others() -> Iterator[Case]:
         None,
         r"cannot be read as a font",
         data="emoji",
-        options=(f"data.font={Path(__file__)}",),
+        options=("data.styles=[font]", f"data.font={Path(__file__)}"),
     )
 
 

@@ -23,7 +23,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 ROLES = ("model", "tokenizer", "autoencoder", "quantizer", "generator", "discriminator", "stage1", "text_encoder",
          "data")
 # Arguments that are words and name no place.
-WORDS = {"tasks", "backgrounds", "background", "on_error", "crop", "splits"}
+WORDS = {"tasks", "backgrounds", "background", "styles", "on_error", "crop", "splits"}
 
 
 def defined() -> Iterator[str]:
@@ -104,7 +104,8 @@ def test_every_word_of_a_marked_class_is_a_place_or_known_to_be_none() -> None:
 @pytest.mark.parametrize(("target", "role", "key"), [
     ("t2i.data.folder.Folder", "data", "root"), ("t2i.data.coco.COCO", "data", "root"),
     ("t2i.data.cub.CUB", "data", "root"), ("t2i.data.webdataset.WebDataset", "data", "root"),
-    ("t2i.data.emoji.Emoji", "data", "font"), ("t2i.text_encoders.clip.CLIPText", "text_encoder", "path"),
+    ("t2i.data.emoji.Emoji", "data", "font"), ("t2i.data.emoji.Emoji", "data", "icons"),
+    ("t2i.text_encoders.clip.CLIPText", "text_encoder", "path"),
     ("t2i.text_encoders.bilstm.BiLSTMText", "text_encoder", "path"),
 ])  # fmt: skip
 def test_a_file_opens_what_the_user_named(target: str, role: str, key: str, tmp_path: Path) -> None:

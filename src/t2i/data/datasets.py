@@ -41,7 +41,7 @@ def check_data_node(node: Any, source: Any) -> None:
     the user did not name."""
     if not isinstance(node, dict):
         raise ValueError(f"{source}: t2i.config.data is {quoted(node)}; a node with _target_ is wanted")
-    building.check_file_node(dataset_node({"data": node}), "t2i.config.data", source, "data", ("split", "cache"))
+    building.check_file_node(dataset_node({"data": node}), "t2i.config.data", source, "data", ("split",))
 
 
 def given_arguments(config: dict[str, Any], split: str) -> dict[str, Any]:

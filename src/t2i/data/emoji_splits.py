@@ -1,9 +1,9 @@
 """Which pairs of a concept and a style are held out: a rule from pixels and names alone.
 
-Near duplicates, within a style or across, lie in one split: concepts with such pictures form a group. Of about
-HELD_OUT of the groups, by a hash of a concept's code points, one style is held out for all of the group's concepts, again
-by a hash; a style with a near duplicate in another style of the group never is. So each concept held out in a style is
-seen in all others, and a hash knows nothing of the order of lists. Of one style alone, every twentieth group is held out.
+Near duplicates, within a style or across, lie in one split: concepts with such pictures form a group. For HELD_OUT of
+the groups, by a hash of a concept's code points, one style is held out of all the group's concepts, again by a hash; a
+style with a near duplicate in another style of the group never is. So a concept held out in a style is seen in all
+others, and a hash knows nothing of the order of lists. Of one style alone, every twentieth group is held out.
 """
 
 from __future__ import annotations
