@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from t2i.data.emoji_names import captions_for, concepts, key_of_hex, with_article
+from t2i.data.emoji_names import asked_style, captions_for, concepts, key_of_hex, with_article
 
 
 @pytest.mark.parametrize("key, name", [
@@ -56,3 +56,11 @@ def test_articles(phrase: str) -> None:
 def test_keys_of_file_names() -> None:
     assert key_of_hex("0023-FE0F-20E3") == "23-20e3" and key_of_hex("1f9d1_200d_1f33e") == "1f9d1-200d-1f33e"
     assert key_of_hex("icon") is None
+
+
+@pytest.mark.parametrize("caption, style", [
+    ("a pretzel in the style of apple", "apple"), ("An openmoji line drawing of a pretzel", "openmoji line"),
+    ("a twemoji drawing of a pretzel.", "twemoji"), ("a pretzel", None), ("drawing of a pretzel", None),
+])  # fmt: skip
+def test_the_style_that_a_caption_asks_for(caption: str, style: str | None) -> None:
+    assert asked_style(caption) == style

@@ -161,6 +161,12 @@ def with_article(name: str) -> str:
     return f"{'an' if vowel else 'a'} {name}"
 
 
+def asked_style(caption: str) -> str | None:
+    """The style that a caption names in one of the forms of `captions_for`; None where it names none."""
+    found = re.search(r"\bin the style of (.+)$|^an? (.+?) drawing of\b", caption.strip().lower())
+    return None if found is None else (found[1] or found[2]).strip(" .!")
+
+
 def captions_for(concept: Concept, style: str | None = None) -> list[str]:
     """A picture's captions, the fullest first: with its style in words where there are several, and without.
 

@@ -23,6 +23,8 @@ from t2i.checkpoint import file_format
 from t2i.checkpoint.registry import trust
 from t2i.config.messages import shown
 from t2i.convert.reader import open_model, text_encoder_hashes
+from t2i.data.emoji_art import words_of
+from t2i.data.emoji_names import asked_style
 from t2i.data.seeds import derive_seed
 from t2i.generation.output_folder import OutputFolder
 from t2i.generation.pictures import read_square
@@ -133,6 +135,17 @@ def faults_of(cfg: dict[str, Any]) -> list[str]:
     return faults
 
 
+def check_styles(texts: Sequence[str], ckpt: str | Path) -> None:
+    """ValueError for a caption that asks for a style which the checkpoint, trained on art in several, never saw."""
+    config = file_format.read(ckpt)["t2i"]["config"]
+    if "data" not in config or "styles" not in config["data"]:
+        return
+    known = [words_of(str(style)) for style in config["data"]["styles"]]
+    for text in texts:
+        if (style := asked_style(text)) is not None and style not in known:
+            raise ValueError(f"prompt={shown(text)}: {ckpt} knows the styles {', '.join(known)}, not {shown(style)}")
+
+
 def options_of(cfg: dict[str, Any], model: Any) -> dict[str, Any]:
     """The options for `model.sample`: the model's own where the config says null; all checked."""
     given = {name: cfg[name] for name in OPTIONS if cfg[name] is not None}
@@ -186,7 +199,11 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
     if faults := faults_of(cfg):
         raise ValueError("; ".join(faults))
     device = device_of(cfg["device"])
-    model = open_model(cfg, KINDS) if model is None else model
+    hashes = text_encoder_hashes(cfg)
+    if model is None:
+        model = open_model(cfg, KINDS)
+        if not hashes:  # else it is another project's file
+            check_styles(texts, cfg["ckpt"])
     model.to(device).eval()
     if isinstance(model, Prior):
         model.place()
@@ -199,7 +216,7 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
         "scorer": str(cfg["scorer"]) if best_of > 1 else None,
         "completion": {key: None if value is None else str(value) for key, value in completion.items()},
         "checkpoint": str(cfg["ckpt"]), "hash": file_format.file_hash(cfg["ckpt"]) if cfg["ckpt"] else None,
-        **({"text_encoder": hashes} if (hashes := text_encoder_hashes(cfg)) else {}),
+        **({"text_encoder": hashes} if hashes else {}),
     }
     data = training_data(cfg)
     gridded: list[np.ndarray] = []
