@@ -6,8 +6,9 @@ All are made of seen pairs alone, and judged like drawings:
     other_concept   a picture of another concept in the style, by chance
     mean            the mean of the concept's pictures in the other styles
     ridge           the style's 16 x 16 averages as a linear function of those of the other styles (ridge regression,
-                    Hoerl & Kennard 1970, Technometrics 12), its strength by leave-one-out; a style's mean for pictures
-                    that are missing
+                    Hoerl & Kennard 1970, Technometrics 12); a style's mean for pictures that are missing. Its strength
+                    is the one by which most seen pictures, left out in turn, are those nearest to what is predicted for
+                    them; that of the least error draws too near the mean and has a third of the right pairs
 """
 
 from __future__ import annotations
@@ -27,20 +28,23 @@ STRENGTHS = tuple(10.0 ** (k / 2) for k in range(-8, 5))  # times the kernel's m
 def ridge(
     inputs: Float[Tensor, "n d"], targets: Float[Tensor, "n k"], asked: Float[Tensor, "m d"]
 ) -> Float[Tensor, "m k"]:
-    """Predictions for `asked`, in float64, by the strength with the least leave-one-out error (closed form)."""
+    """Predictions for `asked`, in float64, by the strength whose leave-one-out predictions (closed form) are nearest to
+    their own target most often; of several the one with the least error."""
     if len(inputs) < 3:
         raise ValueError(f"a ridge regression takes at least 3 pictures, there are {len(inputs)}")
     mean, middle = inputs.double().mean(0), targets.double().mean(0)
     x, y, z = inputs.double() - mean, targets.double() - middle, asked.double() - mean
     values, vectors = torch.linalg.eigh(x @ x.T)
     values, rotated = values.clamp_min(0), vectors.T @ y
-    best, least = None, torch.inf
+    best, least = None, (0.0, torch.inf)
     for strength in STRENGTHS:
         weights = 1 / (values + strength * values.mean().clamp_min(1e-12))
         hat = (vectors.square() * (values * weights)).sum(1) + 1 / len(x)  # the mean is fitted, too
         left = (y - vectors @ ((values * weights)[:, None] * rotated)) / (1 - hat).clamp_min(1e-9)[:, None]
-        if (error := float(left.square().mean())) < least:
-            best, least = vectors @ (weights[:, None] * rotated), error
+        nearest = torch.cdist((y - left).float(), y.float()).argmin(1)
+        found = -float((nearest == torch.arange(len(y))).float().mean()), float(left.square().mean())
+        if best is None or found < least:
+            best, least = vectors @ (weights[:, None] * rotated), found
     assert best is not None
     return (z @ x.T) @ best + middle
 
