@@ -20,8 +20,10 @@ from t2i.config.compose import ConfigError, compose
 from t2i.data.seeds import derive_seed as seed_number
 from t2i.evaluation import evaluate, nearest_render
 from t2i.evaluation.composition import listed
+from t2i.evaluation.evaluator import Evaluator
 from t2i.evaluation.feature_models import involvement
 from t2i.evaluation.generated_images import GeneratedImages, draw
+from t2i.evaluation.tokenizer import metric_of
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.models.clip import CLIP
 from t2i.training import train
@@ -178,14 +180,21 @@ def test_a_tokenizer_is_judged_by_what_comes_back(place: Path, tmp_path: Path, m
     assert (tmp_path / "vq/evaluation-reconstructions.png").is_file()
     made = gallery(6, 32)
     monkeypatch.setattr(nearest_render, "dataset", lambda config, split: SimpleNamespace(gallery=lambda: made))
-    judged = evaluate.run(config(place, *own, "metrics=[nearest_render,rfd_efficientnet]", "n_pairs=1"))["scores"]
-    assert list(judged["nearest_render"]["seen"]) == ["score", "ceiling_renders"] and "rfd_efficientnet" in judged
+    judged = evaluate.run(config(place, *own, "metrics=[nearest_render]", "n_pairs=1"))["scores"]
+    assert list(judged["nearest_render"]["seen"]) == ["score", "ceiling_renders"]
     assert judged["nearest_render_heldout_perceptual"]["value"] > 0  # it is hardly trained
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(ValueError, match=r"vgg16-397923af\.pth"):
         evaluate.run(config(place, *own, "metrics=[lpips]"))
     with pytest.raises(ValueError, match="holds a vqgan"):
         evaluate.run(config(place, *own, "metrics=[fd_clip]"))
+
+
+def test_a_nets_distances_have_its_name() -> None:
+    net: Any = SimpleNamespace(name="efficientnet")
+    measuring = Evaluator(["fid", "fd_efficientnet"], None, None, None, 0, efficientnet=net)
+    assert measuring.nets == [net] and measuring.asked(net) == ["fd_efficientnet"]
+    assert metric_of(net) == "rfd_efficientnet" and metric_of(SimpleNamespace(name="clip")) == "rfd_clip"  # type: ignore
 
 
 def folder_of(path: Path, sizes: list[int], mode: str = "RGB", captions: bool = True) -> Path:
@@ -226,7 +235,7 @@ def test_folders_of_others(place: Path, tmp_path: Path, capsys: Any) -> None:
 
 
 @pytest.mark.parametrize("words, message", [
-    (["metrics=[fed]"], r"fed unknown; allowed are composition, fid"),
+    (["metrics=[fed]"], r"fed unknown; allowed are composition, nearest_render, fid"),
     (["metrics=[]"], "metrics is empty"),
     (["metrics=[fid]"], r"(?s)weights-inception-2015-12-05-6726825d\.pth.*6726825d0af5f729"),
     (["protocol=coco"], "protocol=coco: allowed are shapes, coco30k"),

@@ -119,7 +119,7 @@ def judged(
             # What is a render lies as it should: 75 looks at it would tell nothing.
             distances = DISTANCES[:1] if kind in RENDERS else DISTANCES
             found = {by: judge.verdicts(pictures, truth, by) for by in distances}
-            each = {by: verdicts.measures() for by, verdicts in found.items()}
+            each: dict[str, dict[str, Interval]] = {by: verdicts.measures() for by, verdicts in found.items()}
             if distance is not None:
                 each["plain"]["perceptual"] = bootstrap(_apart(distance, pictures, renders), seed)
             result.scores[split][kind] = each

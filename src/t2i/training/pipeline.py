@@ -20,6 +20,7 @@ from t2i.config import quiet
 from t2i.config.compose import Stage, compose
 from t2i.evaluation import evaluate, nearest_render
 from t2i.training import train
+from t2i.viz.html import Table
 from t2i.viz.progress import clock
 
 
@@ -76,7 +77,8 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
         trained.append({"name": stage.name, "command": stage.command, **result})
     done, scores, grids, notes = list(trained), None, [], []
     last = f"{trained[-1]['run_dir']}/last.ckpt"
-    tables, overall = [], {}
+    tables: list[Table] = []
+    overall: dict[str, float] = {}
     prompt = "a caption of your own"
     following: list[str] = []
     if settings is not None:
