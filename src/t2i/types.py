@@ -143,10 +143,11 @@ class Quantizer(Protocol):
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Pictures to codes and back. `grid` is (rows, columns); ids are in raster order; `factors` and `codebooks` are
-    the quantiser's. `latents` are what is rounded to codes, before that; `decode` takes them, or codes' vectors, with
-    gradients, and does not clamp its pictures; both take other sizes than `image_size` where the net does."""
+    """Pictures to codes and back. `grid` is (rows, columns); ids are in raster order; `dim`, `factors` and `codebooks`
+    are the quantiser's. `latents` are what is rounded to codes, before that; `decode` takes them, or codes' vectors,
+    with gradients, and does not clamp its pictures; both take other sizes than `image_size` where the net does."""
 
+    dim: int
     codebook_size: int
     factors: tuple[int, ...]
     grid: tuple[int, int]

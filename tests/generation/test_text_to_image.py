@@ -20,7 +20,7 @@ from t2i.viz.grids import to_uint8
 class Tokens:
     """A tokenizer whose code is a cell's brightness, 0 to 15."""
 
-    codebook_size, factors, grid, image_size = 16, (16,), (4, 4), 8
+    dim, codebook_size, factors, grid, image_size = 4, 16, (16,), (4, 4), 8
 
     def encode(self, image):
         cells = image.mean(1, keepdim=True).unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean((3, 5))

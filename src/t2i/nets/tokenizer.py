@@ -50,7 +50,7 @@ class ImageTokenizer(nn.Module):
         groups = latents if parts == latents else 1
         self.quant_conv = nn.Conv2d(autoencoder.z_channels, quantizer.dim, 1, groups=groups)
         self.post_quant_conv = nn.Conv2d(quantizer.dim, autoencoder.z_channels, 1, groups=groups)
-        self.codebook_size, self.factors = quantizer.codebook_size, tuple(quantizer.factors)
+        self.dim, self.codebook_size, self.factors = quantizer.dim, quantizer.codebook_size, tuple(quantizer.factors)
         side = image_size // autoencoder.factor
         self.grid = (side, side)
         self.config: dict[str, Any] | None = None  # the node that builds this again; set by whoever loads one

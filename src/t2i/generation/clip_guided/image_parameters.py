@@ -105,7 +105,7 @@ class LatentParameters(ParametersBase):
             decodes the nearest codes, with the gradient of the latents, which `after_step` clamps to the codebook's
             range, channel by channel, and starts from random codes; "gumbel" moves logits over the codes, of which one
             a place is drawn anew at every call in training mode (`train()`) and the likeliest taken otherwise
-            (`eval()`). Where codes have parts, each part has its own.
+            (`eval()`). Where codes have parts, each part has its own; those of a residual quantiser add up.
         temperature: of Gumbel's softmax; may be lowered while drawing.
         unit: "codebook" or "raw", see above.
         generator: of the start; the draws of "gumbel" come from another one, seeded from it.
@@ -132,14 +132,19 @@ class LatentParameters(ParametersBase):
             weight.requires_grad_(False)
         self._frozen = (tokenizer,)  # in a tuple: no module of this one, neither in its parameters nor in its state
         self._books = [book.detach().float() for book in tokenizer.codebooks()]
+        widths = [book.shape[1] for book in self._books]
+        self._add_up = len(widths) > 1 and set(widths) == {tokenizer.dim}
+        if not self._add_up and sum(widths) != tokenizer.dim:
+            raise ValueError(f"codes of parts of {', '.join(map(str, widths))} channels for latents of {tokenizer.dim}:"
+                             " parts must stand side by side (product) or add up (residual)")
         self.grid = (height // factor, width // factor)
         self.codes, self.temperature = codes, temperature
         device = self._books[0].device
         # (d, 1, 1); a channel that is the same in all codes still has some unit.
-        rms = torch.cat([book.square().mean(0).sqrt() for book in self._books]).view(-1, 1, 1)
+        rms = self._joined([book.square().mean(0) for book in self._books]).sqrt().view(-1, 1, 1)
         self._unit = rms.clamp_min(1e-3 * float(rms.max())) if unit == "codebook" else torch.ones_like(rms)
-        self._low = torch.cat([book.amin(0) for book in self._books]).view(-1, 1, 1) / self._unit
-        self._high = torch.cat([book.amax(0) for book in self._books]).view(-1, 1, 1) / self._unit
+        self._low = self._joined([book.amin(0) for book in self._books]).view(-1, 1, 1) / self._unit
+        self._high = self._joined([book.amax(0) for book in self._books]).view(-1, 1, 1) / self._unit
         channels = sum(len(book) for book in self._books) if codes == "gumbel" else len(rms)
         noise = normal((1, channels, *self.grid), generator).to(device)
         self.z = nn.Parameter(torch.sin(0.5 * noise) if codes == "none" else noise)
@@ -149,6 +154,10 @@ class LatentParameters(ParametersBase):
             self._set((uniform.to(device) * sizes).long().clamp(max=sizes - 1))
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         self._draws = torch.Generator().manual_seed(seed)
+
+    def _joined(self, parts: list[Float[Tensor, "... part"]]) -> Float[Tensor, "... d"]:
+        """What the parts of a code make together."""
+        return torch.stack(parts).sum(0) if self._add_up else torch.cat(parts, -1)
 
     def forward(self) -> Float[Tensor, "1 3 h w"]:
         with torch.autocast(self.z.device.type, enabled=False):
@@ -170,17 +179,20 @@ class LatentParameters(ParametersBase):
         """The picture's latents ("none"), or its codes: the tokenizer's own where it is of the tokenizer's size, the
         nearest to its latents otherwise (a Gumbel tokenizer may choose others)."""
         tokenizer, image = self._frozen[0], self.checked(image).to(self.z.device)
-        if self.codes != "none" and (self.height, self.width) == (tokenizer.image_size,) * 2:
+        # A sum of residual codes need not be rounded to these codes again; the latents are.
+        as_they_are = self.codes == "none" or (self.codes == "straight_through" and self._add_up)
+        if not as_they_are and (self.height, self.width) == (tokenizer.image_size,) * 2:
             self.start_from_ids(tokenizer.encode(image))
             return
         latents = tokenizer.latents(image).float()
-        if self.codes == "none":
+        if as_they_are:
             self.z.copy_(latents / self._unit)
         else:
             self._set(self._nearest(latents))
 
     def start_from_ids(self, ids: Int[Tensor, "1 n"]) -> None:
-        """Codes in raster order, such as a prior's; ValueError for another number of them or codes out of range."""
+        """Codes in raster order, such as a prior's; ValueError for another number of them or codes out of range.
+        Straight-through codes of a residual quantiser may give way to others that come nearer to the same sum."""
         rows, columns = self.grid
         size = self._frozen[0].codebook_size
         if tuple(ids.shape) != (1, rows * columns):
@@ -201,17 +213,18 @@ class LatentParameters(ParametersBase):
 
     def _vectors(self, each: Int[Tensor, "1 gh gw f"]) -> Float[Tensor, "1 d gh gw"]:
         parts = [F.embedding(each[..., i], book) for i, book in enumerate(self._books)]
-        return torch.cat(parts, -1).permute(0, 3, 1, 2)
+        return self._joined(parts).permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def _nearest(self, z: Float[Tensor, "1 d gh gw"]) -> Int[Tensor, "1 gh gw f"]:
         """The nearest code of every part. Where codes have one length it is the one nearest in direction."""
-        parts = z.permute(0, 2, 3, 1).flatten(0, 2).split([book.shape[1] for book in self._books], 1)
-        found = []
-        for x, book in zip(parts, self._books, strict=True):
+        rest, found = z.permute(0, 2, 3, 1).flatten(0, 2), []
+        for book in self._books:
+            x = rest if self._add_up else rest[:, : book.shape[1]]
             # argmin |x - e|^2 = argmax x.e - |e|^2 / 2
             bias = book.square().sum(1).mul(-0.5)
             found.append(torch.cat([torch.addmm(bias, rows, book.T).max(1).indices for rows in x.split(ROWS)]))
+            rest = rest - F.embedding(found[-1], book) if self._add_up else rest[:, book.shape[1] :]
         return torch.stack(found, -1).view(1, *self.grid, -1)
 
     def _mixed(self) -> Float[Tensor, "1 d gh gw"]:
@@ -227,4 +240,4 @@ class LatentParameters(ParametersBase):
             hard = F.embedding(part.argmax(-1), book)
             mixture = soft @ book
             z_q.append(hard + (mixture - mixture.detach()))
-        return torch.cat(z_q, -1).permute(0, 3, 1, 2)
+        return self._joined(z_q).permute(0, 3, 1, 2)
