@@ -91,8 +91,9 @@ def build_all(config: dict[str, Any], clip_folder: str, pictures: str) -> Any:
         given["tokenizer"] = building.build(node)
     if "stage1" in config["model"]:
         given["stage1"] = stage1(config["data"]["image_size"] // 4, clip_folder)
-    if config["model"].get("text_encoder"):
-        given["text_encoder"] = building.build(config["model"]["text_encoder"] | {"path": clip_folder})
+    if encoder := config["model"].get("text_encoder"):
+        trained = {} if encoder["_target_"].endswith("SentenceEncoder") else {"path": clip_folder}
+        given["text_encoder"] = building.build(encoder | trained)
     if "perceptual" in config["model"]:  # its VGG is not to be had here
         given["perceptual"] = None
     return building.build(config["model"], **given)

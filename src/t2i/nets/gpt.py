@@ -101,14 +101,14 @@ class GPT(nn.Module):
             raise ValueError(f"text_noise={text_noise} must be at least 0")
         self.factors, self.codebook_size = tuple(factors), math.prod(factors)
         self.text_noise = text_noise
-        self.grid, self.text_length = tuple(grid), text_length
         rows, columns = grid
+        self.grid, self.text_length = (rows, columns), text_length
         self.num_codes = rows * columns
         self.rotary, self.word_triples = positions == "rotary", word_triples
         self.neighbours, self.running_sums = neighbours, running_sums
         self.codes = nn.Embedding(self.factors[0], width)
         later = self.factors[1:] if part_heads == "depth" else ()
-        self.part_codes = nn.ModuleList(nn.Embedding(size, width) for size in later)
+        self.part_codes = cast(Sequence[nn.Embedding], nn.ModuleList(nn.Embedding(size, width) for size in later))
         if running_sums:
             self.tally = nn.Embedding(self.factors[0], RUNNING_SUMS)
             self.tally_in = nn.Linear(RUNNING_SUMS, width, bias=False)
