@@ -103,33 +103,40 @@ def test_the_loss_falls_and_the_captions_draw_their_codes(made, toy, tmp_path, o
 
 def test_dropped_codes_are_replaced_or_masked_in_training_alone(made, toy, monkeypatch) -> None:
     model = prior(made, code_dropout=0.8)
-    shown: list[torch.Tensor] = []
-    masked: list[torch.Tensor] = []
-    embed = model.gpt.embed
-
-    def spy(each, mask=None):
-        shown.append(each[..., 0])
-        masked.append(mask)
-        return embed(each, mask)
-
-    monkeypatch.setattr(model.gpt, "embed", spy)
-    null = torch.zeros(4, dtype=torch.bool)
     torch.manual_seed(0)
-    for _ in range(200):
-        model.loss(toy, null)
-    changed = torch.stack([ids != toy.ids[:, :-1] for ids in shown]).float()
+    shown, masked = map(list, zip(*(model.corrupted(toy.ids) for _ in range(200)), strict=True))
+    changed = torch.stack([ids != toy.ids for ids in shown]).float()
     # On average two fifths, half of them masked; a random other is the same one time in sixteen.
     assert changed.mean().item() == pytest.approx(0.2 * 15 / 16, abs=0.02)
     assert torch.stack(masked).float().mean().item() == pytest.approx(0.2, abs=0.02)
     a_picture = (torch.stack(masked) | changed.bool()).float().mean(2)
     assert a_picture.min() == 0 and a_picture.max() > 0.6  # every picture has a share of its own
     assert all(int(ids.max()) < 16 and int(ids.min()) >= 0 for ids in shown)
-    model.eval()
-    shown.clear()
-    model.loss(toy, null)
-    assert torch.equal(shown[0], toy.ids[:, :-1])
+    asked: list[tuple] = []
+    loss = model.loss
+    monkeypatch.setattr(model, "loss", lambda *given: asked.append(given) or loss(*given))
+    trainer = pl.Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                         enable_model_summary=False, accelerator="cpu")
+    trainer.fit(model, DataLoader([toy], batch_size=None), DataLoader([toy], batch_size=None))
+    (_, _, seen, hidden), = (given for given in asked if len(given) == 4)  # validation goes without
+    assert len(asked) > 1 and hidden.any() and not torch.equal(seen, toy.ids)
     with pytest.raises(ValueError, match=r"code_dropout=1.5 is a share, within \[0, 1\]"):
         prior(made, code_dropout=1.5)
+
+
+def test_ranks_share_out_what_one_alone_drops(made, toy, monkeypatch) -> None:
+    model = prior(made, code_dropout=0.8)
+    torch.manual_seed(7)
+    torch.rand(4)  # whose caption is dropped
+    shown, masked = model.corrupted(toy.ids)
+    monkeypatch.setattr(Prior, "shared_seed", 7, raising=False)
+    monkeypatch.setattr("t2i.models.prior.is_distributed", lambda: True)
+    monkeypatch.setattr("t2i.models.distributed.is_distributed", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    for rank in range(2):
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        of_rank, hidden = model.corrupted(toy.ids[rank::2])
+        assert torch.equal(of_rank, shown[rank::2]) and torch.equal(hidden, masked[rank::2])
 
 
 def test_only_the_gpt_is_trained_and_saved(made, toy, tmp_path) -> None:
@@ -153,7 +160,7 @@ def test_dropped_captions_train_the_null_prefix(made, toy, monkeypatch) -> None:
     model.loss(toy, ~kept).backward()
     assert model.gpt.null.grad.abs().sum() > 0 and model.gpt.text_in.weight.grad.abs().sum() == 0
     asked: list[torch.Tensor] = []
-    monkeypatch.setattr(model, "loss", lambda batch, null: asked.append(null) or torch.tensor(1.0))
+    monkeypatch.setattr(model, "loss", lambda batch, null, *codes: asked.append(null) or torch.tensor(1.0))
     torch.manual_seed(0)
     for _ in range(100):
         model.training_step(toy, 0)

@@ -99,6 +99,11 @@ class StepRandom:
         """(b, size) in [0, 1)."""
         return torch.rand(self.count, size, generator=self.generator)[self.rank :: self.world].to(self.device)
 
+    def integers(self, most: int, size: int) -> Tensor:
+        """(b, size), whole numbers from 0 to most - 1."""
+        drawn = torch.randint(most, (self.count, size), generator=self.generator)
+        return drawn[self.rank :: self.world].to(self.device)
+
     def shared(self) -> float:
         """A number in [0, 1) that all ranks share."""
         return float(torch.rand((), generator=self.generator))

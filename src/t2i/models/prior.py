@@ -18,7 +18,7 @@ from t2i.checkpoint.registry import register
 from t2i.losses.cross_entropy import cross_entropy
 from t2i.models import optimizers
 from t2i.models.base import BaseModule, check_finite
-from t2i.models.distributed import log_step, shared_rand
+from t2i.models.distributed import StepRandom, is_distributed, log_step, shared_rand
 from t2i.models.sampling import check_options, generate, uniforms
 from t2i.nets.gpt import GPT
 from t2i.nets.recompute import set_checkpointing
@@ -143,35 +143,44 @@ class Prior(BaseModule):
                                     self.muon_learning_rate)
         return optimizers.with_warmup_cosine(optimizer, self.warmup_steps, self.max_steps)
 
-    def loss(self, batch: CodeBatch, null: Tensor) -> Float[Tensor, ""]:
-        """Mean negative log-likelihood a code (the sum over its parts), in nats."""
+    def loss(
+        self, batch: CodeBatch, null: Tensor, shown: Int[Tensor, "b n"] | None = None,
+        masked: Bool[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Mean negative log-likelihood a code (the sum over its parts), in nats; `shown` and `masked`: see `GPT`."""
         if batch.states is not None and batch.mask is not None:
             states, mask = batch.states, batch.mask
         else:
             text = self.text_encoder(batch.text)
             states, mask = text.states, text.mask
-        shown = masked = None
-        if self.training and self.code_dropout:
-            shown, masked = self.corrupted(batch.ids)
         logits = self.gpt(batch.ids, states, mask, null, shown, masked)
         each = unravel_index(batch.ids, self.gpt.factors).flatten(0, 1)
         parts = [cross_entropy(part.flatten(0, 1), each[:, i]) for i, part in enumerate(logits)]
         return torch.stack(parts).sum()
 
     def corrupted(self, ids: Int[Tensor, "b n"]) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:
-        """Codes as training shows them, and which of them are masked."""
-        share = self.code_dropout * torch.rand(len(ids), 1, device=ids.device)
-        drawn = torch.rand(ids.shape, device=ids.device)
-        random = torch.randint_like(ids, self.tokenizer.codebook_size)
-        return torch.where(drawn < share / 2, random, ids), (drawn >= share / 2) & (drawn < share)
+        """Codes as training shows them, and which of them are masked: each rank's of what one rank alone would draw
+        after `shared_rand`."""
+        (size, n), most = ids.shape, self.tokenizer.codebook_size
+        if is_distributed():
+            random = StepRandom(self, size)
+            random.uniform(1)
+            share, drawn, others = random.uniform(1), random.uniform(n), random.integers(most, n)
+        else:
+            share, drawn = torch.rand(size, 1, device=ids.device), torch.rand(ids.shape, device=ids.device)
+            others = torch.randint_like(ids, most)
+        share = self.code_dropout * share
+        return torch.where(drawn < share / 2, others, ids), (drawn >= share / 2) & (drawn < share)
 
     def training_step(self, batch: CodeBatch, batch_index: int) -> Tensor:
         size = len(batch.text)
         if self.is_first_micro_batch:  # for the whole batch, as it is drawn for one that is not cut
             self._null = shared_rand(self, size) < self.caption_dropout
+            self._corrupted = self.corrupted(batch.ids) if self.code_dropout else None
             self._mean = torch.zeros((), device=self.device)
         micro_batch, where = self.slice_micro_batch(batch, size)
-        loss = self.loss(micro_batch, self._null[where])
+        shown, masked = (None, None) if self._corrupted is None else (part[where] for part in self._corrupted)
+        loss = self.loss(micro_batch, self._null[where], shown, masked)
         check_finite({"train/loss": loss}, self.global_step, micro_batch.key)
         self._mean = self._mean + self.micro_batch_share * loss.detach()
         if self.is_last_micro_batch:
