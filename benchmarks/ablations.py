@@ -1,12 +1,13 @@
 """Each addition to the plain nets by itself, at equal training time, on two kinds of data: a Markdown table.
 
     python benchmarks/ablations.py [--data emoji scenes] [--rows plain neighbours …] [--seeds 0 1]
-                                   [--minutes 4] [--tokenizer-minutes 4] [--out runs/ablations]
+                                   [--minutes 4] [--tokenizer-minutes 4] [--tokenizers emoji=FILE …] [--out runs/ablations]
 
-A row trains a tokenizer (rows of the prior share that of `plain`) and a prior for so many minutes, and judges what the
-prior draws: on emoji right pairs by `metrics=[nearest_render]`, on scenes `metrics=[composition]`. How many steps fit
-into the minutes is measured by `estimate=true` before every training, so that schedules end when the time does; the
-machine should have nothing else to do. What was finished (`rows.json`) is not run again.
+A row trains a tokenizer (rows of the prior share that of `plain`, made in `tokenizer minutes`) and a prior for so many
+minutes, and judges what the prior draws: on emoji by `metrics=[nearest_render]`, on scenes by `metrics=[composition]`.
+How many steps fit into the minutes is measured by `estimate=true` once a row, so that schedules end when the time does
+and seeds take the same steps; the machine should have nothing else to do. What was finished (`scores.json` in a row's
+folder) is not run again, so several of these commands may share the work. The table is of all that is finished.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class Data:
 DATA = {
     "emoji": Data(["experiments=emoji/vqgan"], ["experiments=emoji/prior"],
                   ["metrics=[nearest_render]", "n_pairs=300", "temperature=0.5", "guidance=2"],
-                  ("nearest_render_seen_pair", "nearest_render_heldout_pair", "nearest_render_heldout_median_rank")),
+                  ("nearest_render_seen_pair", "nearest_render_heldout_pair", "nearest_render_seen_top5",
+                   "nearest_render_heldout_top5", "nearest_render_seen_median_rank",
+                   "nearest_render_heldout_median_rank")),
     "scenes": Data(["experiments=scenes/vqgan"], ["experiments=scenes/prior"],
                    ["metrics=[composition]", "n_per_task=40", "temperature=0.7", "guidance=1.5"],
                    ("composition_seen_overall", "composition_heldout_overall")),
@@ -75,26 +78,35 @@ def command(app: str, *words: str) -> str:
     return done.stdout
 
 
-def train(words: list[str], minutes: float) -> None:
-    rate = re.search(r"([\d.]+) steps/s", command("train", *words, "estimate=true"))
-    if rate is None:
-        raise SystemExit(f"estimate=true of {' '.join(words)} gave no steps/s")
-    steps = max(10, round(60 * minutes * float(rate[1])))
+def train(words: list[str], minutes: float, rate: Path) -> None:
+    """Trains for about so many minutes; steps a second stand in `rate`, or are measured and kept there."""
+    if not rate.exists():
+        found = re.search(r"([\d.]+) steps/s", command("train", *words, "estimate=true"))
+        if found is None:
+            raise SystemExit(f"estimate=true of {' '.join(words)} gave no steps/s")
+        rate.write_text(found[1])
+    steps = max(10, round(60 * minutes * float(rate.read_text())))
     command("train", *words, f"trainer.max_steps={steps}", f"trainer.val_every_steps={steps}")
 
 
 def row(name: str, data: Data, seed: int, folder: Path, args: argparse.Namespace) -> dict[str, float]:
     """Trains and judges one row; its scores."""
-    own = folder / name.replace(" ", "-")
-    tokenizer = folder / "plain" if name in PRIOR_ROWS else own
+    own = folder / f"{name.replace(' ', '-')}-{seed}"
+    own.mkdir(parents=True, exist_ok=True)
     common = [f"seed={seed}", "logger=none"]
-    if not (tokenizer / "tokenizer-finished").exists():
-        of_row = TOKENIZER_ROWS[name] if tokenizer == own and name != "plain" else []
-        train([*data.vqgan, *of_row, f"paths.runs={tokenizer}", "name=vqgan", *common], args.tokenizer_minutes)
-        (tokenizer / "tokenizer-finished").touch()
-    of_row = PRIOR_ROWS[name] if name in PRIOR_ROWS else []  # noqa: SIM401  (no default that hides a mistyped row)
-    train([*data.prior, *of_row, f"paths.runs={own}", "name=prior", f"model.tokenizer.path={tokenizer}/vqgan/last.ckpt",
-           *common], args.minutes)
+    tokenizer, of_row = own / "vqgan/last.ckpt", PRIOR_ROWS[name] if name in PRIOR_ROWS else []  # noqa: SIM401
+    if given := dict(args.tokenizers).get(folder.name) if name not in TOKENIZER_ROWS else None:
+        tokenizer = Path(given).resolve()
+    elif name in PRIOR_ROWS:
+        tokenizer = folder / f"plain-{seed}/vqgan/last.ckpt"
+        if not (folder / f"plain-{seed}/scores.json").exists():
+            raise SystemExit(f"{tokenizer.parent} is not finished: run the row plain first, whose tokenizer is shared")
+    else:
+        changed = TOKENIZER_ROWS[name] if name != "plain" else []
+        train([*data.vqgan, *changed, f"paths.runs={own}", "name=vqgan", *common], args.tokenizer_minutes,
+              folder / f"{name.replace(' ', '-')}-tokenizer.rate")
+    train([*data.prior, *of_row, f"paths.runs={own}", "name=prior", f"model.tokenizer.path={tokenizer}",
+           *common], args.minutes, folder / f"{name.replace(' ', '-')}.rate")
     command("evaluate", f"ckpt={own}/prior/last.ckpt", f"out={own}/evaluation", f"seed={seed}", *data.evaluation)
     return flat(json.loads((own / "evaluation/evaluation.json").read_text())["scores"], data.scores)
 
@@ -108,17 +120,20 @@ def flat(scores: dict[str, Any], wanted: tuple[str, ...]) -> dict[str, float]:
     return {name: float(found[name]["value"] if isinstance(found[name], dict) else found[name]) for name in wanted}
 
 
-def table(rows: dict[str, dict[str, float]], data: str, seeds: list[int]) -> str:
-    scores = DATA[data].scores
+def table(folder: Path, data: str) -> str:
+    """All finished rows: the mean over seeds, its difference to `plain` over the same seeds, and each."""
+    scores, rows = DATA[data].scores, {}
+    for file in sorted(folder.glob("*/scores.json")):
+        name, _, seed = file.parent.name.rpartition("-")
+        rows.setdefault(name.replace("-", " "), {})[seed] = json.loads(file.read_text())
     lines = [f"| {data} | " + " | ".join(scores) + " |", "| --- |" + " --- |" * len(scores)]
-    plain = {score: statistics.mean(rows[f"{data}/plain/{seed}"][score] for seed in seeds) for score in scores}
-    for name in dict.fromkeys(key.split("/")[1] for key in rows if key.startswith(f"{data}/")):
-        each = [rows[f"{data}/{name}/{seed}"] for seed in seeds if f"{data}/{name}/{seed}" in rows]
+    for name in [name for name in ["plain", *PRIOR_ROWS, *TOKENIZER_ROWS] if name in rows]:
         cells = []
         for score in scores:
-            values = [one[score] for one in each]
-            mean = statistics.mean(values)
-            cells.append(f"{mean:.3f} ({mean - plain[score]:+.3f}; {', '.join(f'{v:.3f}' for v in values)})")
+            values = [each[score] for each in rows[name].values()]
+            plain = [rows["plain"][seed][score] for seed in rows[name] if seed in rows.get("plain", {})]
+            difference = f"{statistics.mean(values) - statistics.mean(plain):+.3f}; " if plain else ""
+            cells.append(f"{statistics.mean(values):.3f} ({difference}{', '.join(f'{v:.3f}' for v in values)})")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -127,24 +142,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = ["plain", *PRIOR_ROWS, *TOKENIZER_ROWS]
     parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
-    parser.add_argument("--rows", nargs="+", choices=names, default=names)
+    parser.add_argument("--rows", nargs="*", choices=names, default=names)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--tokenizer-minutes", type=float, default=4.0)
+    parser.add_argument("--tokenizers", nargs="*", type=lambda text: text.split("=", 1), default=[], metavar="DATA=FILE",
+                        help="a trained tokenizer in the place of that of plain")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/ablations")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    kept = args.out / "rows.json"
-    rows: dict[str, dict[str, float]] = json.loads(kept.read_text()) if kept.is_file() else {}
     print(f"{date.today()}, {args.tokenizer_minutes:g} + {args.minutes:g} min a row, seeds {args.seeds}", flush=True)
     for data in args.data:
+        folder = args.out.resolve() / data
         for seed in args.seeds:
-            for name in dict.fromkeys(["plain", *args.rows]):
-                if (key := f"{data}/{name}/{seed}") not in rows:
-                    rows[key] = row(name, DATA[data], seed, args.out.resolve() / data / str(seed), args)
-                    kept.write_text(json.dumps(rows, indent=1))
-                    print(key, rows[key], flush=True)
-        print(table(rows, data, args.seeds), flush=True)
+            for name in args.rows:
+                kept = folder / f"{name.replace(' ', '-')}-{seed}" / "scores.json"
+                if not kept.exists():
+                    scores = row(name, DATA[data], seed, folder, args)
+                    kept.write_text(json.dumps(scores, indent=1))
+                    print(data, name, seed, scores, flush=True)
+        print(table(folder, data), flush=True)
 
 
 if __name__ == "__main__":
