@@ -24,4 +24,5 @@ def gallery(concepts: int = 12, side: int = 64) -> Gallery:
     held = torch.tensor([c % 3 == 0 and c // 3 % len(STYLES) == k for c in range(concepts)
                          for k in range(len(STYLES))])
     return Gallery(images.mul(255).round().byte(), names, styles,
-                   [f"a {style} drawing of {name}" for name, style in zip(names, styles, strict=True)], held)
+                   [f"a {style} drawing of {name}" for name, style in zip(names, styles, strict=True)],
+                   [f"a {name}" for name in names], held)

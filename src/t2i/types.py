@@ -28,6 +28,7 @@ class Gallery:
     """All true pictures of a data set of concepts drawn in styles, row i of every field for picture i.
 
     images: (n, 3, s, s) uint8. concepts, styles: names. captions: one caption a picture that names concept and style.
+    plain_captions: one that names the concept alone.
     held_out: (n,) bool: the pair is in no training split.
     """
 
@@ -35,6 +36,7 @@ class Gallery:
     concepts: list[str]
     styles: list[str]
     captions: list[str]
+    plain_captions: list[str]
     held_out: Bool[Tensor, " n"]
 
 
@@ -78,11 +80,17 @@ class Quantized:
 
 
 @dataclass
-class TextEmbedding:
-    """Caption states: `mask` is True at real positions, `pooled` is one vector a caption."""
+class TextStates:
+    """Caption states: `mask` is True at real positions."""
 
     states: Float[Tensor, "b t d"]
     mask: Bool[Tensor, "b t"]
+
+
+@dataclass
+class TextEmbedding(TextStates):
+    """Caption states, and `pooled`, one vector a caption."""
+
     pooled: Float[Tensor, "b p"]
 
 
@@ -173,6 +181,10 @@ class TextEncoder(Protocol):
     max_length: int
 
     def __call__(self, text: list[str]) -> TextEmbedding: ...
+
+    def states(self, text: list[str]) -> TextStates:
+        """The same states, and no more work than they take."""
+        ...
 
 
 @runtime_checkable

@@ -38,6 +38,8 @@ class Words:
             states[row, : len(found)], mask[row, : len(found)] = torch.tensor(found), True
         return TextEmbedding(states, mask, states[:, 0])
 
+    states = __call__
+
     def to(self, device: Any) -> Words:
         return self
 

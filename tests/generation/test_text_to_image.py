@@ -44,8 +44,9 @@ class Noise(nn.Module):
         return torch.device("cpu")
 
     def sample(self, text, *, seeds, unconditional=False, temperature=1.0, top_k=None, top_p=None, guidance=1.0,
-               given=None):
-        self.calls.append({"n": len(text), "guidance": guidance, "given": given, "unconditional": unconditional})
+               given=None, negative=None):
+        self.calls.append({"n": len(text), "guidance": guidance, "given": given, "unconditional": unconditional,
+                           "negative": negative})
         if self.fail_at is not None and len(self.calls) > self.fail_at:
             raise KeyboardInterrupt
         return torch.stack([torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(s)) * 2 - 1 for s in seeds])
@@ -60,7 +61,7 @@ class Brightest:
 def config(tmp_path, **changes):
     cfg = {"ckpt": None, "prompt": "a dog", "prompts": None, "n": 3, "seed": 0, "out": str(tmp_path / "drawn"),
            "unconditional": False, "temperature": 1.0, "top_k": None, "top_p": None, "guidance": 2.0,
-           "truncation": None, "batch_size": 2,
+           "negative": None, "truncation": None, "batch_size": 2,
            "completion": {"image": None, "rows": None}, "best_of": 1, "scorer": None, "nearest": False, "device": "cpu",
            "trust": [], "paths": {"cache": str(tmp_path / "cache")}}
     assert set(changes) <= set(cfg)
@@ -111,6 +112,14 @@ def test_completion_gives_the_first_rows_of_codes(tmp_path) -> None:
     assert [call["given"].tolist() for call in model.calls] == [[[15] * 4] * 2, [[15] * 4]]
     with pytest.raises(ValueError, match=r"completion\.rows=5: allowed are 1 to 4"):
         text_to_image.run(config(tmp_path, completion={"image": str(tmp_path / "half.png"), "rows": 5}), model)
+
+
+def test_negative_is_recorded_and_goes_with_every_picture(tmp_path) -> None:
+    model = Noise()
+    found = text_to_image.run(config(tmp_path, negative=" a cat "), model)
+    assert [call["negative"] for call in model.calls] == [["a cat"] * 2, ["a cat"]]
+    assert found["request"]["negative"] == "a cat"
+    assert "negative" not in text_to_image.run(config(tmp_path, out=str(tmp_path / "b")), model)["request"]
 
 
 def test_unconditional(tmp_path) -> None:
@@ -185,6 +194,8 @@ def test_another_drawing_is_not_overwritten_and_the_same_is(tmp_path) -> None:
     ({"top_k": 2.5}, "top_k=2.5: allowed are whole"),
     ({"top_p": 0}, "top_p=0"),
     ({"guidance": -1}, "guidance=-1"),
+    ({"negative": "a cat", "guidance": 1}, "negative='?a cat'? works by guidance, and guidance=1 draws without"),
+    ({"negative": "a cat", "unconditional": True, "prompt": None}, "and unconditional=true draws without"),
     ({"truncation": 0.5}, "truncation=0.5: a prior has no such option; it has temperature"),
     ({"best_of": 2}, "best_of=2 needs scorer="),
     ({"completion": {"image": "a.png", "rows": None}}, "give both or none"),

@@ -128,6 +128,8 @@ def test_what_was_trained_is_what_is_read(folder):
 def test_layers(folder):
     layers = {layer: CLIPText(str(folder), layer)(["red"]).states for layer in (-1, -2, 0, 1, 2)}
     assert torch.equal(layers[-2], layers[1]) and not torch.equal(layers[-1], layers[2])
+    for layer, states in layers.items():
+        assert torch.equal(CLIPText(str(folder), layer).states(["red"]).states, states)
     with pytest.raises(ValueError, match="layer=3.*allowed are -3 to 2"):
         CLIPText(str(folder), 3)
 

@@ -119,6 +119,22 @@ def test_guidance_one_is_none_and_zero_is_unconditional(net, text) -> None:
     assert not torch.equal(plain, alone)
 
 
+def test_a_negative_caption_is_led_away_from(net, text) -> None:
+    (states, mask), uniform = text, uniforms([1, 2, 3], N)
+    away = states.flip(0)[:, :2], mask.flip(0)[:, :2]
+    ids, no = torch.zeros(3, N, dtype=torch.long), torch.zeros(3, dtype=torch.bool)
+    for i in range(N):
+        with torch.no_grad():
+            of_caption, of_null, of_negative = (
+                net(ids, *one, null)[0][:, i] for one, null in ((text, no), (text, ~no), (away, no)))
+        logits = of_null + 2.5 * (of_caption - of_null) + 1.5 * (of_caption - of_negative)
+        ids[:, i] = choose(filter_logits(logits, 0.9), uniform[:, i])
+    assert torch.equal(generate(net, *text, uniform, temperature=0.9, guidance=2.5, negative=away), ids)
+    without = generate(net, *text, uniform, temperature=0.9, guidance=2.5)
+    assert not torch.equal(without, ids)
+    assert torch.equal(generate(net, *text, uniform, temperature=0.9, guidance=2.5, negative=text), without)
+
+
 @pytest.mark.parametrize("options", [{}, {"guidance": 3.0, "top_p": 0.9}])
 def test_same_seed_same_codes_whatever_the_batch(net, text, options) -> None:
     (states, mask), seeds = text, [4, 5, 6]

@@ -68,6 +68,8 @@ def test_states_are_what_transformers_makes_of_each_caption_alone(kind: str, tmp
         got = encoder(CAPTIONS)
         assert got.states.shape == (5, 9, 8) and got.mask.sum(1).tolist() == [9, 5, 3, 2, 5]
         assert not got.states[~got.mask].any() and not got.states.requires_grad
+        alone = encoder.states(CAPTIONS)
+        assert torch.equal(alone.states, got.states) and torch.equal(alone.mask, got.mask)
         for i, caption in enumerate(CAPTIONS):
             with torch.no_grad():
                 want = model(**tokenizer(caption, return_tensors="pt", return_token_type_ids=False),
@@ -75,6 +77,9 @@ def test_states_are_what_transformers_makes_of_each_caption_alone(kind: str, tmp
             torch.testing.assert_close(got.states[i, got.mask[i]], want.hidden_states[layer][0], atol=1e-5, rtol=0)
             mean = F.normalize(want.last_hidden_state[0].mean(0), dim=0)
             torch.testing.assert_close(got.pooled[i], mean, atol=1e-5, rtol=0)
+    encoders[0].tower.encoder = None  # word embeddings need no layer
+    assert encoders[0].states(CAPTIONS).states.shape == (5, 9, 8)
+    encoders[0].tower.encoder = encoders[1].tower.encoder
     assert len({encoder.hash() for encoder in encoders.values()}) == 3
     assert SentenceEncoder(str(path), max_length=11).hash() != encoders[-1].hash()
 

@@ -62,6 +62,8 @@ class Letters:
         ids = torch.tensor([[ord(c) for c in one.ljust(longest, "\0")] for one in text])
         return TextEmbedding(self.table[ids], ids > 0, self.table[ids[:, 0]])
 
+    states = __call__
+
 
 def prior(**changes: Any) -> Prior:
     torch.manual_seed(0)

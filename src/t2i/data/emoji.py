@@ -19,7 +19,7 @@ from torch import Tensor
 from t2i.checkpoint.registry import register
 from t2i.data import packed
 from t2i.data.emoji_art import open_art, words_of
-from t2i.data.emoji_names import captions_for, concepts
+from t2i.data.emoji_names import captions_for, concepts, with_article
 from t2i.data.emoji_splits import find_near_duplicates, group_concepts, held_out_pairs
 from t2i.data.image_dataset import ImageDataset, Split
 from t2i.data.rows import Row
@@ -102,6 +102,7 @@ class Emoji(ImageDataset):
         found = [pictures[f"{style}/{key}"] for key, style in pairs]
         return Gallery(torch.stack([image for image, _ in found]), [self.concepts[key].name for key, _ in pairs],
                        [style for _, style in pairs], [text for _, text in found],
+                       [with_article(self.concepts[key].name) for key, _ in pairs],
                        torch.tensor([pair in self.held_out for pair in pairs]))
 
     def facts(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def build(folder: Path, rows: JsonLines, encoder: TextEncoder, head: cache.Heade
                     texts.append(numbers[caption])
                 starts.append(len(texts))
                 if waiting and (len(waiting) >= batch_size or i == len(rows)):
-                    text = encoder(waiting)
+                    text = encoder.states(waiting)
                     for states, mask in zip(text.states.float().cpu(), text.mask.cpu(), strict=True):
                         kept = states[mask].numpy()
                         file.write(kept.tobytes())

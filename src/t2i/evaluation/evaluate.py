@@ -36,7 +36,7 @@ from t2i.evaluation.feature_models import involvement, open_clip_model, open_inc
 from t2i.evaluation.generated_images import GeneratedImages, largest_batch
 from t2i.evaluation.protocols import BACK, DRAWN, NEEDS_EFFICIENTNET, OF_OWN_CAPTIONS, settle
 from t2i.evaluation.reference_images import Reference
-from t2i.generation.text_to_image import KINDS, device_of, options_of
+from t2i.generation.text_to_image import KINDS, check_negative, device_of, options_of
 from t2i.losses.perceptual import LPIPS, EfficientNetDistance
 from t2i.metrics.composition import READER
 from t2i.metrics.efficientnet import EfficientNetFeatures
@@ -132,6 +132,10 @@ class Evaluation:
                 self.changed.append(f"no truncation instead of {wanted}: a {self.model.kind} has no noise to truncate")
                 wanted = None
             self.options = options_of({**config, "truncation": wanted}, self.model)
+        if config["style_guidance"]:
+            if "nearest_render" not in self.metrics or "clip_guided" in config:
+                raise ValueError("style_guidance=true is of metrics=[nearest_render], without method=clip_guided")
+            check_negative("style_guidance=true", self.model, self.options.get("guidance"), False)
         if "clip_guided" in config:
             from t2i.generation.clip_guided.generator import ClipGuidedGenerator
             from t2i.generation.clip_guided.settings import settings_of
@@ -178,9 +182,12 @@ class Evaluation:
         except OSError as error:
             raise ValueError(f"out={shown(self.out)} cannot be written: {error.strerror}") from error
 
-    def draw(self, what: str, text: list[str], guided: bool) -> GeneratedImages:
+    def draw(
+        self, what: str, text: list[str], guided: bool, negative: Mapping[str, str] | None = None
+    ) -> GeneratedImages:
         """Pictures for these captions, drawn now or before."""
         request = {"what": what, "hash": self.hash, "sampler": self.options, "seed": self.seed,
+                   **({} if negative is None else {"style_guidance": True}),
                    **({"clip_guided": self.config["clip_guided"]} if guided else {})}
         images = GeneratedImages.for_captions(self.out / "drawn", request, text)
         rank, ranks = rank_and_world_size()
@@ -192,7 +199,7 @@ class Evaluation:
             if missing:
                 images.draw(missing[rank::ranks], self.generator if guided else self.model, self.seed,
                             {} if guided else self.options, largest_batch(self.device, self.config["batch_size"]),
-                            f"drawing, {what}")
+                            f"drawing, {what}", negative)
         except OSError as error:
             fault = (f"{error.strerror}; {len(images) - len(images.missing())} of {len(images)} pictures are drawn, and"
                      " the same command goes on where it stopped")
@@ -223,8 +230,11 @@ class Evaluation:
         """Adds the scores of drawings by their nearest renders."""
         scores, guided, tokenizer = self.scores, "clip_guided" in self.config, getattr(self.model, "tokenizer", None)
 
+        away = dict(zip(self.gallery.captions, self.gallery.plain_captions, strict=True))
+
         def drawn(split: str, text: list[str]) -> Tensor:
-            return self.draw(f"nearest_render, {split}", text, guided).all()
+            return self.draw(f"nearest_render, {split}", text, guided,
+                             away if self.config["style_guidance"] else None).all()
 
         paint = drawn if self.images is None else listed(self.images, "nearest_render")
         if self.model is not None and self.model.kind == "vqgan":
@@ -247,7 +257,7 @@ class Evaluation:
     def base(self) -> dict[str, Any]:
         """What goes into every score's protocol."""
         return {"protocol": self.protocol.name, "changed": self.changed, "seed": self.seed, "t2i": version(),
-                "sampler": self.options,
+                "sampler": {**self.options, **({"style_guidance": True} if self.config["style_guidance"] else {})},
                 **({"clip_guided": self.config["clip_guided"]} if "clip_guided" in self.config else {})}
 
     def measure(self) -> None:

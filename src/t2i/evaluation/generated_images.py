@@ -38,6 +38,7 @@ def largest_batch(device: torch.device, wanted: int | None) -> int:
 def draw(
     model: Any, text: Sequence[str], seed: int, options: Mapping[str, Any], numbers: Sequence[int] | None = None, *,
     purpose: str = "evaluation", batch: int = BATCH, label: str | None = None,
+    negative: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Numbers (b,) and pictures uint8 (b, h, w, 3) on the CPU, a batch at a time.
 
@@ -47,6 +48,7 @@ def draw(
     Args:
         text: all captions; `numbers` are those to draw, None for all.
         label: of the progress that is shown; None for none.
+        negative: by caption, what a prior's guidance leads away from.
     """
     todo = list(range(len(text))) if numbers is None else list(numbers)
     at, before = 0, len(text) - len(todo)
@@ -55,8 +57,9 @@ def draw(
             some = todo[at : at + batch]
             try:
                 with torch.set_grad_enabled(hasattr(model, "clip_models")):  # guided drawing goes by gradients
+                    away = {} if negative is None else {"negative": [negative[text[i]] for i in some]}
                     images = model.sample([text[i] for i in some], seeds=[derive_seed(seed, purpose, i) for i in some],
-                                          **options)
+                                          **away, **options)
             except torch.OutOfMemoryError:
                 if batch == 1:
                     raise
@@ -142,11 +145,12 @@ class GeneratedImages:
         return [i for i, name in enumerate(self.names) if not (self.folder / name).is_file()]
 
     def draw(
-        self, todo: Sequence[int], model: Any, seed: int, options: Mapping[str, Any], batch: int, label: str
+        self, todo: Sequence[int], model: Any, seed: int, options: Mapping[str, Any], batch: int, label: str,
+        negative: Mapping[str, str] | None = None,
     ) -> None:
         """Draws pictures by their numbers, as `draw` does; OSError where one cannot be written."""
         for numbers, pictures in draw(model, [text or "" for text in self.text], seed, options, todo, batch=batch,
-                                      label=label):
+                                      label=label, negative=negative):
             for i, pixels in zip(numbers.tolist(), pictures.numpy(), strict=True):
                 save(Image.fromarray(pixels), self.folder / self.names[i])
 

@@ -52,18 +52,19 @@ def slug(text: str, most: int = 40) -> str:
 
 def draw(
     model: Any, prompts: Sequence[str], seeds: Sequence[int], batch_size: int = 16, given: Tensor | None = None,
-    **options: Any,
+    negative: str | None = None, **options: Any,
 ) -> Iterator[Tensor]:
     """Yields batches of pictures in [-1, 1] on the CPU, one picture a prompt and seed.
 
-    `given` holds the first codes of the picture to complete, (m,) or (1, m), the same for all; `options` are those
-    of `model.sample`.
+    `given` holds the first codes of the picture to complete, (m,) or (1, m), the same for all; `negative` is a caption
+    to lead away from; `options` are those of `model.sample`.
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds: each picture takes one of each")
     for start in range(0, len(prompts), batch_size):
         text = list(prompts[start : start + batch_size])
-        extra = {} if given is None else {"given": given.reshape(1, -1).expand(len(text), -1)}
+        extra: dict[str, Any] = {} if given is None else {"given": given.reshape(1, -1).expand(len(text), -1)}
+        extra |= {} if negative is None else {"negative": [negative] * len(text)}
         yield model.sample(text, seeds=list(seeds[start : start + batch_size]), **extra, **options).float().cpu()
 
 
@@ -163,6 +164,15 @@ def options_of(cfg: dict[str, Any], model: Any) -> dict[str, Any]:
     return options
 
 
+def check_negative(negative: Any, model: Any, guidance: Any, unconditional: bool) -> None:
+    """ValueError where a caption to lead away from has nothing to work by."""
+    if model.kind != "prior":
+        raise ValueError(f"negative={shown(negative)}: a {model.kind} has no such option; a prior has")
+    if unconditional or guidance == 1:
+        what = "unconditional=true" if unconditional else "guidance=1"
+        raise ValueError(f"negative={shown(negative)} works by guidance, and {what} draws without it")
+
+
 def first_codes(model: Any, image: str | Path, rows: Any) -> Tensor:
     """The codes of the first `rows` rows of a picture, cut to a square from its middle and resized."""
     if model.kind != "prior":
@@ -207,12 +217,16 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
     model.to(device).eval()
     if isinstance(model, Prior):
         model.place()
-    options, completion = options_of(cfg, model), cfg["completion"]
+    options, completion, negative = options_of(cfg, model), cfg["completion"], cfg["negative"]
+    if negative is not None:
+        negative = str(negative).strip()
+        check_negative(negative, model, options.get("guidance"), cfg["unconditional"])
     given = None if completion["image"] is None else first_codes(model, completion["image"], completion["rows"])
     if best_of > 1 and scorer is None:
         scorer = CLIPScorer(cfg["scorer"]).to(device)
     request = {
         "prompts": texts, "n": n, "seed": seed, "options": options, "best_of": best_of,
+        **({} if negative is None else {"negative": negative}),
         "scorer": str(cfg["scorer"]) if best_of > 1 else None,
         "completion": {key: None if value is None else str(value) for key, value in completion.items()},
         "checkpoint": str(cfg["ckpt"]), "hash": file_format.file_hash(cfg["ckpt"]) if cfg["ckpt"] else None,
@@ -228,7 +242,7 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
 
     places = [(j, i, c) for j in range(len(texts)) for i in range(n) for c in range(best_of)]
     captions, seeds = [texts[j] for j, _, _ in places], [picture_seed(seed, *place) for place in places]
-    batches = draw(model, captions, seeds, cfg["batch_size"], given, **options)
+    batches = draw(model, captions, seeds, cfg["batch_size"], given, negative, **options)
     with OutputFolder(cfg["out"], request, captions[::best_of], grid) as folder:
         for (j, i, _), (image, text, own_seed, score) in zip(
                 places[::best_of], best_pictures(batches, captions, seeds, best_of, scorer if best_of > 1 else None),

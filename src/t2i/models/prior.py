@@ -151,7 +151,7 @@ class Prior(BaseModule):
         if batch.states is not None and batch.mask is not None:
             states, mask = batch.states, batch.mask
         else:
-            text = self.text_encoder(batch.text)
+            text = self.text_encoder.states(batch.text)
             states, mask = text.states, text.mask
         logits = self.gpt(batch.ids, states, mask, null, shown, masked)
         each = unravel_index(batch.ids, self.gpt.factors).flatten(0, 1)
@@ -208,18 +208,22 @@ class Prior(BaseModule):
         top_p: float | None = None,
         guidance: float = 1.0,
         given: Int[Tensor, "b m"] | None = None,
+        negative: list[str] | None = None,
         **unknown: object,
     ) -> Int[Tensor, "b n"]:
-        """Draws the codes of one picture a caption; options as in `t2i.models.sampling.generate`."""
+        """Draws the codes of one picture a caption; options as in `t2i.models.sampling.generate`, but `negative` has a
+        caption a picture."""
         if unknown:
             raise ValueError(f"{', '.join(unknown)} is no option of the prior; allowed are unconditional, temperature,"
-                             " top_k, top_p, guidance, given")
+                             " top_k, top_p, guidance, given, negative")
         self.check_options(temperature, top_k, top_p, guidance)
         with self.sampling(text, seeds):
-            embedding = self.text_encoder(text)
+            embedding = self.text_encoder.states(text)
+            away = None if negative is None else self.text_encoder.states(negative)
             uniform = uniforms(seeds, self.gpt.num_codes * len(self.gpt.factors)).to(self.device)
             return generate(self.gpt, embedding.states, embedding.mask, uniform, unconditional=unconditional,
-                            temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, given=given)
+                            temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, given=given,
+                            negative=None if away is None else (away.states, away.mask))
 
     def pictures(self, batch: Batch | CodeBatch) -> dict[str, Any]:
         """Samples for the batch's first captions, with and without guidance."""

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -58,6 +59,13 @@ def apply_guidance(conditional: Tensor, unconditional: Tensor, scale: float) -> 
     return unconditional + scale * (conditional - unconditional)
 
 
+def pad_together(captions: Sequence[tuple[Float[Tensor, "b t d"], Bool[Tensor, "b t"]]]) -> tuple[Tensor, Tensor]:
+    """States and masks of several batches of captions as one batch, filled up to the longest."""
+    most = max(states.shape[1] for states, _ in captions)
+    return (torch.cat([F.pad(states, (0, 0, 0, most - states.shape[1])) for states, _ in captions]),
+            torch.cat([F.pad(mask, (0, most - mask.shape[1])) for _, mask in captions]))
+
+
 def choose(logits: Float[Tensor, "b k"], uniform: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
     """The code at which the cumulative probability passes `uniform` in [0, 1)."""
     cumulative = logits.softmax(-1).cumsum(-1)
@@ -83,6 +91,7 @@ def generate(
     top_p: float | None = None,
     guidance: float = 1.0,
     given: Int[Tensor, "b m"] | None = None,
+    negative: tuple[Float[Tensor, "b u d"], Bool[Tensor, "b u"]] | None = None,
 ) -> Int[Tensor, "b n"]:
     """Draws all codes of a batch of pictures.
 
@@ -91,9 +100,11 @@ def generate(
         uniform: one number in [0, 1) a picture and part of a code, (b, n * parts).
         unconditional: ignore the captions (the learned null prefix).
         given: the first m codes, kept as they are (completion).
+        negative: states and mask of captions to lead away from, beside the null prefix: (guidance - 1) times the
+            difference between the logits under the caption and under this one is added.
 
     Returns:
-        ids in raster order. With guidance other than 1, both halves run in one batch.
+        ids in raster order. With guidance other than 1, all prefixes run in one batch.
     """
     check_options(model.factors, temperature, top_k, top_p, guidance)
     b, device = states.shape[0], states.device
@@ -112,20 +123,24 @@ def generate(
     guided = guidance != 1 and not unconditional
     null = torch.full((b,), unconditional, dtype=torch.bool, device=device)
     if guided:
-        states, mask, given = (torch.cat([x, x]) for x in (states, mask, given))
-        null = torch.cat([null, ~null])
+        others = [(states, mask)] if negative is None else [(states, mask), negative]
+        states, mask = pad_together([(states, mask), *others])
+        null = torch.cat([null, ~null, *([null] if negative is not None else [])])
+        given = given.repeat(len(others) + 1, 1)
     x, cache = model.prefill(states, mask, null, given)
     for i in range(m, model.num_codes):
         each = torch.empty(len(x), 0, dtype=torch.long, device=device)
         for part in range(parts):
             logits = model.logits(x, each, cache)
             if guided:
-                logits = apply_guidance(logits[:b].float(), logits[b:].float(), guidance)
+                conditional, without, *away = logits.float().split(b)
+                logits = apply_guidance(conditional, without, guidance)
+                logits = logits if not away else logits + (guidance - 1) * (conditional - away[0])
             if temperature == 0:
                 chosen = logits.argmax(-1)
             else:
                 chosen = choose(filter_logits(logits, temperature, top_k, top_p), uniform[:, i * parts + part])
-            each = torch.cat([each, torch.cat([chosen, chosen])[: len(x), None]], 1)
+            each = torch.cat([each, chosen.repeat(len(x) // b)[:, None]], 1)
         ids[:, i] = ravel_index(each[:b], model.factors)
         if i + 1 < model.num_codes:
             x = model.step(each, cache)

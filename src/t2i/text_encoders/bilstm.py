@@ -82,6 +82,10 @@ class BiLSTMText:
         states, sentence = self.tower(ids.to(self.device), mask)
         return TextEmbedding(states, mask.to(self.device), sentence)
 
+    def states(self, text: list[str]) -> TextEmbedding:
+        """As `__call__`: the sentence's state comes with the words'."""
+        return self(text)
+
     def hash(self) -> str:
         """Sixteen hex digits of what decides about a caption's states: weights and words."""
         return weights_hash(self.tower, begin=self.tokenizer.to_json())

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from t2i.checkpoint.registry import register
 from t2i.text_encoders.clip_folder import CaptionTokenizer, check_fit, load_clip, text_config
 from t2i.text_encoders.frozen_tower import FrozenTower, check_activation
-from t2i.types import TextEmbedding
 
 
 @register("text_encoder", places=("path",))
@@ -60,16 +60,16 @@ class CLIPText(FrozenTower):
         check_fit(tokenizer, tower.config, arguments["path"])
         return tokenizer
 
-    @torch.no_grad()
-    def __call__(self, text: list[str]) -> TextEmbedding:
-        """States (b, t, dim), t the longest caption of the batch; 0 at padding, where `mask` is False.
+    @staticmethod
+    def embeddings_of(tower: Any) -> torch.nn.Module:
+        return tower.text_model.embeddings
 
-        A caption's states do not depend on its batch: the tower is causal, so padding behind a caption is not
-        seen.
-        """
+    def _encode(self, text: list[str], pooled: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A caption's states do not depend on its batch: the tower is causal, so padding behind a caption is not
+        seen."""
         if not text:
             raise ValueError("text=[]: give at least one caption")
         ids, mask = self.tokenizer(text)
         mask = mask.to(self.device)
-        states, output = self._run(ids.to(self.device))
-        return TextEmbedding(states * mask[..., None], mask, output.text_embeds)
+        states, output = self._run(ids.to(self.device), pooled)
+        return states * mask[..., None], mask, output.text_embeds if pooled else None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
@@ -15,6 +16,7 @@ from t2i.checkpoint.weights_hash import weights_hash
 from t2i.config.messages import quoted
 from t2i.text_encoders.clip_folder import quietly
 from t2i.text_encoders.fast_tokenizer import FastTokenizer
+from t2i.types import TextEmbedding, TextStates
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 
@@ -61,10 +63,32 @@ class FrozenTower:
     def device(self) -> torch.device:
         return self.tower.device
 
-    def _run(self, ids: torch.Tensor, **inputs: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        """The chosen layer's states, and all that the tower gives."""
+    @staticmethod
+    def embeddings_of(tower: Any) -> torch.nn.Module:
+        """What makes the first hidden states of token ids."""
+        raise NotImplementedError
+
+    def _encode(self, text: list[str], pooled: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """States, mask, and where they are asked for pooled states."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def __call__(self, text: list[str]) -> TextEmbedding:
+        """States (b, t, dim), t the longest caption of the batch; 0 at padding, where `mask` is False."""
+        states, mask, pooled = self._encode(text, True)
+        return TextEmbedding(states, mask, cast(Tensor, pooled))
+
+    @torch.no_grad()
+    def states(self, text: list[str]) -> TextStates:
+        """As `__call__`; for word embeddings (layer 0) the tower does not run."""
+        return TextStates(*self._encode(text, False)[:2])
+
+    def _run(self, ids: Tensor, pooled: bool, **inputs: Tensor) -> tuple[Tensor, Any]:
+        """The chosen layer's states, and all that the tower gives; without `pooled` perhaps nothing else."""
         last = self.layer == -1
         with torch.autocast(self.device.type, enabled=False):
+            if not pooled and self.layer in (0, -self.tower.config.num_hidden_layers - 1):
+                return self.embeddings_of(self.tower)(input_ids=ids), None
             output = self.tower(input_ids=ids, output_hidden_states=not last, **inputs)
         return output.last_hidden_state if last else output.hidden_states[self.layer], output
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from t2i.checkpoint.registry import register
@@ -28,7 +29,6 @@ from t2i.text_encoders.sentence_folder import (
     package_files,
     sentence_tokenizer,
 )
-from t2i.types import TextEmbedding
 
 CHUNK = 64  # captions that the tower takes at once
 
@@ -67,13 +67,13 @@ class SentenceEncoder(FrozenTower):
     def tokenizer_of(text: str, tower: PreTrainedModel, arguments: dict[str, Any]) -> FastTokenizer:
         return sentence_tokenizer(text, tower, arguments["max_length"], f"path={arguments['path']!r}")
 
-    @torch.no_grad()
-    def __call__(self, text: list[str]) -> TextEmbedding:
-        """States (b, t, dim), t the longest caption of the batch; 0 at padding, where `mask` is False.
+    @staticmethod
+    def embeddings_of(tower: Any) -> torch.nn.Module:
+        return tower.embeddings
 
-        A caption's states depend on its batch by rounding alone: padding is hidden from the attention. Equal captions
-        are encoded once, and those of like lengths together.
-        """
+    def _encode(self, text: list[str], pooled: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A caption's states depend on its batch by rounding alone: padding is hidden from the attention. Equal
+        captions are encoded once, and those of like lengths together."""
         if not text:
             raise ValueError("text=[]: give at least one caption")
         ids, mask = self.tokenizer(text)
@@ -83,15 +83,16 @@ class SentenceEncoder(FrozenTower):
         order = lengths.argsort()
         ids, mask, inverse = ids.to(self.device), mask.to(self.device), inverse.to(self.device)
         states = torch.zeros(*mask.shape, self.dim, device=self.device)
-        pooled = torch.zeros(len(mask), self.dim, device=self.device)
+        means = torch.zeros(len(mask), self.dim, device=self.device)
         for chunk in order.split(CHUNK):
             t = int(lengths[chunk].max())
             seen = mask[chunk, :t]
-            found, output = self._run(ids[chunk, :t], attention_mask=seen.long())
+            found, output = self._run(ids[chunk, :t], pooled, attention_mask=seen.long())
             real = seen[..., None]
             states[chunk, :t] = found * real
-            pooled[chunk] = F.normalize((output.last_hidden_state * real).sum(1) / real.sum(1), dim=-1)
-        return TextEmbedding(states[inverse], mask[inverse], pooled[inverse])
+            if pooled:
+                means[chunk] = F.normalize((output.last_hidden_state * real).sum(1) / real.sum(1), dim=-1)
+        return states[inverse], mask[inverse], means[inverse] if pooled else None
 
     def hash(self) -> str:
         """Sixteen hex digits of what decides about a caption's states: weights, words, layer and length."""

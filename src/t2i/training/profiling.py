@@ -223,7 +223,7 @@ def batch(config: dict[str, Any], model: Any, size: int) -> Batch | CodeBatch:
     ids = torch.randint(model.tokenizer.codebook_size, (size, rows * columns))
     if not model.cache_text:
         return CodeBatch(ids, text, keys)
-    states = model.text_encoder(text)
+    states = model.text_encoder.states(text)
     return CodeBatch(ids, text, keys, states.states, states.mask)
 
 
