@@ -1,7 +1,7 @@
 """Each addition to the plain nets by itself, at equal training time, on two kinds of data: a Markdown table.
 
-    python benchmarks/ablations.py [--data emoji scenes] [--rows plain neighbours …] [--seeds 0 1]
-                                   [--minutes 4] [--tokenizer-minutes 4] [--tokenizers emoji=FILE …] [--out runs/ablations]
+    python benchmarks/ablations.py [--data emoji scenes] [--rows plain neighbours …] [--seeds 0 1] [--minutes 4]
+                                   [--tokenizer-minutes 4] [--tokenizers emoji=FILE …] [--out runs/ablations]
 
 A row trains a tokenizer (rows of the prior share that of `plain`, made in `tokenizer minutes`) and a prior for so many
 minutes, and judges what the prior draws: on emoji by `metrics=[nearest_render]`, on scenes by `metrics=[composition]`.
@@ -146,8 +146,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--tokenizer-minutes", type=float, default=4.0)
-    parser.add_argument("--tokenizers", nargs="*", type=lambda text: text.split("=", 1), default=[], metavar="DATA=FILE",
-                        help="a trained tokenizer in the place of that of plain")
+    parser.add_argument("--tokenizers", nargs="*", type=lambda text: text.split("=", 1), default=[],
+                        metavar="DATA=FILE", help="a trained tokenizer in the place of that of plain")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/ablations")
     args = parser.parse_args()
     print(f"{date.today()}, {args.tokenizer_minutes:g} + {args.minutes:g} min a row, seeds {args.seeds}", flush=True)
