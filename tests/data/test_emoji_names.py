@@ -36,11 +36,11 @@ def test_names_and_second_names_name_one_emoji() -> None:
 def test_captions_with_and_without_a_style() -> None:
     pretzel, imp = concepts()[0]["1f968"], concepts()[0]["1f608"]
     assert captions_for(pretzel, "openmoji line") == [
-        "an openmoji line drawing of a pretzel", "pretzel in the style of openmoji line", "openmoji line pretzel",
-        "pretzel", "a pretzel"]  # fmt: skip
+        *["an openmoji line drawing of a pretzel"] * 4, "pretzel in the style of openmoji line",
+        "openmoji line pretzel", "pretzel", "a pretzel"]  # fmt: skip
     assert captions_for(concepts()[0]["1f363"], "noto")[-2:] == ["noto sushi", "sushi"]  # each once
     assert captions_for(pretzel) == ["pretzel", "an emoji of a pretzel", "pretzel emoji"]
-    assert captions_for(imp, "noto")[3:5] == ["smiling imp in the style of noto", "noto smiling imp"]
+    assert captions_for(imp, "noto")[-4:-2] == ["smiling imp in the style of noto", "noto smiling imp"]
 
 
 @pytest.mark.parametrize("phrase", [

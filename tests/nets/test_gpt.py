@@ -38,9 +38,10 @@ def inputs():
 
 PLAIN = {"positions": "rotary", "word_triples": False, "neighbours": False, "running_sums": False,
          "part_heads": "depth"}
+KEYS = {**PLAIN, "caption": "keys"}
 
 
-@pytest.mark.parametrize("options", [{}, PLAIN], ids=["default", "plain"])
+@pytest.mark.parametrize("options", [{}, PLAIN, KEYS, {"caption": "keys"}], ids=["default", "plain", "keys", "all"])
 @pytest.mark.parametrize("factors", [WHOLE, PARTS])
 @pytest.mark.parametrize("given", [0, 1, 3, 5])
 def test_cached_logits_are_the_uncached_ones(inputs, given: int, factors, options) -> None:
@@ -149,8 +150,9 @@ def test_a_colour_is_read_from_its_word_alone(inputs) -> None:
     torch.testing.assert_close(reader(x, known, near, caption), reader(x + 1, known, near, caption))
 
 
-def test_padding_of_the_prefix_does_not_matter(inputs) -> None:
-    net, (ids, states, mask, _) = tiny(), inputs
+@pytest.mark.parametrize("caption", ["prefix", "keys"])
+def test_padding_of_the_prefix_does_not_matter(inputs, caption: str) -> None:
+    net, (ids, states, mask, _) = tiny(caption=caption), inputs
     no = torch.zeros(1, dtype=torch.bool)
     (short,) = net(ids[1:2], states[1:2, :2], mask[1:2, :2], no)
     other = torch.where(mask[1:2, :, None], states[1:2], torch.full_like(states[1:2], 9.0))
@@ -162,15 +164,16 @@ def test_padding_of_the_prefix_does_not_matter(inputs) -> None:
         torch.testing.assert_close(logits, short[:, 2], atol=1e-5, rtol=1e-5)
 
 
-def test_the_prefix_is_heard_and_the_null_prefix_hides_it(inputs) -> None:
-    net, (ids, states, mask, _) = tiny(), inputs
+@pytest.mark.parametrize(("caption", "name"), [("prefix", "text_position"), ("keys", "position_in_caption")])
+def test_the_prefix_is_heard_and_the_null_prefix_hides_it(inputs, caption: str, name: str) -> None:
+    net, (ids, states, mask, _) = tiny(caption=caption), inputs
     same, mask = ids[:1].expand(3, -1), torch.ones_like(mask)
     (told,) = net(same, states, mask, torch.zeros(3, dtype=torch.bool))
     assert (told[0] - told[1]).abs().max() > 1e-3
     (hidden,) = net(same, states, mask, torch.ones(3, dtype=torch.bool))
     torch.testing.assert_close(hidden[0].expand_as(hidden), hidden)
     hidden.sum().backward()
-    assert net.null.grad.abs().sum() > 0 and net.text_in.weight.grad.abs().sum() == 0
+    assert net.null.grad.abs().sum() > 0 and getattr(net, name).grad.abs().sum() == 0
 
 
 def test_a_fresh_one_guesses_evenly() -> None:
@@ -211,6 +214,7 @@ def test_training_on_a_cpu_gives_what_inference_gives(inputs) -> None:
         ({"num_layers": 0}, "num_layers=0 must be at least 1"),
         ({"dropout": 1.0}, r"dropout=1.0 is outside \[0, 1\)"),
         ({"factors": PARTS, "width": 18, "num_heads": 2}, "width=18 is not divisible by 4"),
+        ({"caption": "cross"}, "caption='cross': one of prefix, keys is needed"),
         ({"text_noise": -1}, "text_noise=-1 must be at least 0"),
         ({"dropout": -0.1}, r"dropout=-0.1 is outside \[0, 1\)"),
     ],
@@ -267,7 +271,7 @@ def test_codes_are_counted() -> None:
     net.tally.weight.data[7] = 1.0
     for place in (net.row, net.column, net.cell, net.start):
         place.data.zero_()
-    told = net.embed(torch.tensor([[7, 3, 7, 7, 0]])[..., None])[0] / net.tally_in.weight.sum(1)
+    told = net.embed(torch.tensor([[7, 3, 7, 7, 0]])[..., None], net.position()[None])[0] / net.tally_in.weight.sum(1)
     torch.testing.assert_close(told[:, 0] * 6**0.5, torch.tensor([0.0, 1.0, 1.0, 2.0, 3.0, 3.0]))
 
 

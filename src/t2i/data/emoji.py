@@ -121,7 +121,7 @@ class Emoji(ImageDataset):
                                 "across styles": sum(a != b for (_, a), (_, b) in self.near)},
             "concepts joined by them": [[self.concepts[key].name for key in seen if groups[key] == group]
                                         for group in joined],
-            "captions of one": list(self.captions(len(self) // 2)),
+            "captions of one": list(dict.fromkeys(self.captions(len(self) // 2))),
         }
 
 

@@ -33,7 +33,7 @@ class Prior(BaseModule):
         tokenizer: frozen; gives codebook size, grid and picture size.
         text_encoder: frozen; gives the prefix's width and length.
         width, num_layers, num_heads, dropout, text_noise, positions, word_triples, neighbours, running_sums,
-            part_heads: see `t2i.nets.gpt.GPT`.
+            part_heads, caption: see `t2i.nets.gpt.GPT`.
         code_dropout: in training, each picture's codes are shown with a share of them replaced, drawn from
             U(0, code_dropout): half by random others (pkeep of arXiv 2012.09841), half by a mask. The net learns to
             go on from its own errors, and to listen to the caption where it would follow the picture so far.
@@ -74,6 +74,7 @@ class Prior(BaseModule):
         neighbours: bool = True,
         running_sums: bool = True,
         part_heads: Literal["pointer", "depth"] = "pointer",
+        caption: Literal["prefix", "keys"] = "prefix",
     ) -> None:
         super().__init__()
         if not 0 <= caption_dropout < 1:
@@ -83,7 +84,7 @@ class Prior(BaseModule):
         self.frozen_parts = (tokenizer, text_encoder)
         self.gpt = GPT(tokenizer.factors, tokenizer.grid, text_encoder.dim, text_encoder.max_length,
                        width, num_layers, num_heads, dropout, text_noise, positions, word_triples, neighbours,
-                       running_sums, part_heads, masks=code_dropout > 0)
+                       running_sums, part_heads, masks=code_dropout > 0, caption=caption)
         self.gpt.start_from(tokenizer.codebooks())
         set_checkpointing(self.gpt, checkpointing)
         self.code_dropout = code_dropout

@@ -2,9 +2,11 @@
 
 After GPT-2 with the changes that small and bf16 training reward: QK-norm (LayerNorm on queries and keys, arXiv
 2302.05442) so that attention logits stay bounded, squared ReLU (arXiv 2109.08668), no biases. The text prefix sees
-itself in both directions, codes see the prefix and the codes before them. Positions are learned, as the sum of a row, a
-column and a cell embedding, or two-dimensional rotary ones beside a cell embedding (arXiv 2403.13298). Codes of several
-parts are predicted part by part (`nets/factorised_head.py`). Embedding and head may start from the codebook.
+itself in both directions, codes see the prefix and the codes before them. With `caption="keys"` there is no prefix:
+every block has keys and values of its own for the caption's states, and their mean is added to every input. Positions
+are learned, as the sum of a row, a column and a cell embedding, or two-dimensional rotary ones beside a cell embedding
+(arXiv 2403.13298). Codes of several parts are predicted part by part (`nets/factorised_head.py`). Embedding and head
+may start from the codebook.
 
 What may be added, each by its own option (docs/log.md has what each gave): a word's state with those of its two
 neighbours, so that an adjective stands with its noun before any attention has learned to look there; the codes above
@@ -35,11 +37,11 @@ RUNNING_SUMS = 16  # over the codes so far
 
 @dataclass
 class Cache:
-    """Keys and values of every layer, allocated once: (layers, b, heads, prefix + codes, head_dim).
+    """Keys and values of every layer, allocated once: (layers, b, heads, text + codes, head_dim).
 
-    In float32 on a CPU (see `attend`), elsewhere in the precision of the net. `mask` is additive, (b, 1, 1, prefix +
-    codes), over positions to come too; `running_sums` are those so far, `words` what
-    pointer heads see of the captions; `length` positions are filled.
+    In float32 on a CPU (see `attend`), elsewhere in the precision of the net. `mask` is additive, (b, 1, 1, text +
+    codes), over positions to come too; `inputs` (b or 1, codes, width) is what is added to the code before each place;
+    `running_sums` are those so far, `words` what pointer heads see of the captions; `length` positions are filled.
     """
 
     keys: Tensor
@@ -49,6 +51,7 @@ class Cache:
     running_sums: Tensor
     words: list[Words]
     turns: Tensor | None
+    inputs: Tensor
     prefix: int
     length: int
 
@@ -72,6 +75,7 @@ class GPT(nn.Module):
         word_triples, neighbours, running_sums: see above.
         part_heads: how parts of a code after the first are predicted: "pointer" or "depth", see
             `nets/factorised_head.py`. With "depth" the blocks see all parts, with "pointer" the first alone.
+        caption: "prefix", which the blocks carry along, or "keys", see above.
         masks: whether inputs may be masked (`forward`'s `masked`), by a learned code of their own.
     """
 
@@ -80,6 +84,7 @@ class GPT(nn.Module):
         num_layers: int = 6, num_heads: int = 4, dropout: float = 0.0, text_noise: float = 0.0,
         positions: Literal["learned", "rotary"] = "learned", word_triples: bool = True, neighbours: bool = True,
         running_sums: bool = True, part_heads: Literal["pointer", "depth"] = "pointer", masks: bool = False,
+        caption: Literal["prefix", "keys"] = "prefix",
     ) -> None:
         super().__init__()
         if num_heads < 1 or num_layers < 1:
@@ -90,6 +95,8 @@ class GPT(nn.Module):
             raise ValueError(f"positions={positions!r}: one of learned, rotary is needed")
         if part_heads not in ("pointer", "depth"):
             raise ValueError(f"part_heads={part_heads!r}: one of pointer, depth is needed")
+        if caption not in ("prefix", "keys"):
+            raise ValueError(f"caption={caption!r}: one of prefix, keys is needed")
         if positions == "rotary" and width // num_heads % 4:
             raise ValueError(f"positions=rotary needs heads of a multiple of 4 channels; width={width} over"
                              f" num_heads={num_heads} gives {width // num_heads}")
@@ -122,10 +129,17 @@ class GPT(nn.Module):
             self.row = nn.Parameter(torch.zeros(rows, 1, width))
             self.column = nn.Parameter(torch.zeros(1, columns, width))
         self.cell = nn.Parameter(torch.zeros(rows, columns, width))
-        self.text_in = nn.Linear(text_dim * (3 if word_triples else 1), width)
-        self.text_position = nn.Parameter(torch.zeros(text_length, width))
-        self.null = nn.Parameter(torch.zeros(width))  # the caption that says nothing: learned, one position
-        blocks = nn.ModuleList(Block(width, num_heads, dropout) for _ in range(num_layers))
+        seen, self.keys = text_dim * (3 if word_triples else 1), caption == "keys"
+        if self.keys:
+            self.mean_in = nn.Linear(seen, width)
+            self.position_in_caption = nn.Parameter(torch.zeros(text_length, seen))
+        else:
+            self.text_in = nn.Linear(seen, width)
+            self.text_position = nn.Parameter(torch.zeros(text_length, width))
+        # The caption that says nothing: learned, one position.
+        self.null = nn.Parameter(torch.zeros(seen if self.keys else width))
+        of_text = seen if self.keys else None
+        blocks = nn.ModuleList(Block(width, num_heads, dropout, of_text) for _ in range(num_layers))
         self.blocks = cast(Sequence[Block], blocks)  # torch's own type forgets what it holds
         self.predict = FactorisedHead(self.factors, width, text_dim, part_heads)
         self.initialise()
@@ -137,7 +151,7 @@ class GPT(nn.Module):
             if name.endswith(("attention_out.weight", "mlp_out.weight")):
                 nn.init.zeros_(parameter)
             elif name.endswith(("qkv.weight", "mlp_in.weight", "text_in.weight", "query.weight", "key.weight",
-                                "value.weight", "summary_in.weight")):  # fmt: skip
+                                "value.weight", "summary_in.weight", "text_kv.weight", "mean_in.weight")):  # fmt: skip
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
             elif name.startswith(("tally.", "part_codes.")) or name.endswith(("look.weight", "constants")):
                 nn.init.zeros_(parameter)
@@ -150,16 +164,18 @@ class GPT(nn.Module):
     def prefix(
         self, states: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"], null: Bool[Tensor, " b"]
     ) -> tuple[Tensor, Tensor, list[Words]]:
-        """Projects caption states, for the blocks and for `nets/factorised_head.py`; where `null`, the caption
-        gives way to the learned null prefix. The mask that comes back is the prefix's."""
+        """Caption states for the blocks, projected to their width if they are a prefix, and for
+        `nets/factorised_head.py`; where `null`, the caption gives way to the learned null prefix. The mask that comes
+        back is the prefix's."""
         if states.shape[1] > self.text_length:
             raise ValueError(f"the prefix has {states.shape[1]} text tokens; at most {self.text_length} are allowed")
-        states = F.layer_norm(states.to(self.text_in.weight.dtype), states.shape[-1:]) * mask[..., None]
+        states = F.layer_norm(states.to(self.null.dtype), states.shape[-1:]) * mask[..., None]
         before, after = F.pad(states, (0, 0, 1, 0))[:, :-1], F.pad(states, (0, 0, 0, 1))[:, 1:]
         triples = torch.cat([before, states, after], -1)
         noise, words = self.text_noise * self.training, triples if self.word_triples else states
-        x = self.text_in(words + noise * torch.randn_like(words) if noise else words)
-        x = x + self.text_position[: states.shape[1]]
+        x = words + noise * torch.randn_like(words) if noise else words
+        t = states.shape[1]
+        x = x + self.position_in_caption[:t] if self.keys else self.text_in(x) + self.text_position[:t]
         first = (torch.arange(mask.shape[1], device=mask.device) == 0).expand_as(mask)
         mask, shown = torch.where(null[:, None], first, mask), ~null[:, None, None]
         x = torch.where(shown, x, self.null.to(x.dtype))
@@ -173,12 +189,19 @@ class GPT(nn.Module):
         """The embedding of the place that a position predicts."""
         return (self.cell if self.rotary else self.row + self.column + self.cell).flatten(0, 1)
 
+    def inputs(self, text: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"]) -> Float[Tensor, "b n width"]:
+        """What every input has beside codes: the cell that it predicts, and with `keys` the mean of the caption."""
+        if not self.keys:
+            return self.position()[None]
+        mean = (text * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return self.position() + self.mean_in(mean)[:, None]
+
     def turns(self, text_length: int, device: torch.device) -> Float[Tensor, "2 s half"] | None:
         """Cosines and sines for the prefix, which is not turned, and all codes; None without rotary positions."""
         if not self.rotary:
             return None
-        block = self.blocks[0]
-        return rotary(text_length, self.grid, self.start.shape[0] // block.num_heads).to(device)
+        head_dim = self.start.shape[0] // self.blocks[0].num_heads
+        return rotary(0 if self.keys else text_length, self.grid, head_dim).to(device)
 
     def code(self, each: Int[Tensor, "b m f"]) -> Float[Tensor, "b m width"]:
         """Codes as the blocks see them."""
@@ -187,8 +210,11 @@ class GPT(nn.Module):
             x = x + table(each[..., i])
         return x
 
-    def embed(self, each: Int[Tensor, "b m f"], masked: Bool[Tensor, "b m"] | None = None) -> Tensor:
-        """The start token and m codes, each with what is known around the code that it predicts: (b, m + 1, width)."""
+    def embed(
+        self, each: Int[Tensor, "b m f"], inputs: Float[Tensor, "b n width"], masked: Bool[Tensor, "b m"] | None = None
+    ) -> Tensor:
+        """The start token and m codes, each with its `inputs` and what is known around the code that it predicts:
+        (b, m + 1, width)."""
         (b, m), columns = each.shape[:2], self.grid[1]
         tokens = codes = self.code(each)
         if masked is not None:
@@ -197,7 +223,7 @@ class GPT(nn.Module):
             tallied = self.tally(each[..., 0]).float()
             tallied = tallied if masked is None else tallied * ~masked[..., None]
             tokens = tokens + self.running_sum_input(tallied.cumsum(1))
-        tokens = torch.cat([self.start.expand(b, 1, -1), tokens], 1)[:, : self.num_codes] + self.position()[: m + 1]
+        tokens = torch.cat([self.start.expand(b, 1, -1), tokens], 1)[:, : self.num_codes] + inputs[:, : m + 1]
         if m < columns or not self.neighbours:
             return tokens
         count = tokens.shape[1] - columns  # cells below the first row
@@ -241,14 +267,17 @@ class GPT(nn.Module):
         each = unravel_index(ids, self.factors)
         seen = each if shown is None else unravel_index(shown, self.factors)
         text, mask, words = self.prefix(states, mask, null)
-        x = torch.cat([text, self.embed(seen[:, :-1], None if masked is None else masked[:, :-1])], 1)
+        x = self.embed(seen[:, :-1], self.inputs(text, mask), None if masked is None else masked[:, :-1])
+        t, states = text.shape[1], text if self.keys else None
+        x = x if self.keys else torch.cat([text, x], 1)
         turns = self.turns(text.shape[1], x.device)
         additive = self.mask(mask, ids.shape[1], torch.float32)
         if torch.is_autocast_enabled(x.device.type):
             additive = additive.to(torch.get_autocast_dtype(x.device.type))  # once, not in every block
+        additive, start = (additive[:, :, t:], 0) if self.keys else (additive, t)
         for block in self.blocks[:-1]:
-            x = block(x, additive, turns)
-        x, near = self.blocks[-1](x, additive, turns, text.shape[1]), around(seen, self.grid[1])
+            x = block(x, additive, turns, 0, states)
+        x, near = self.blocks[-1](x, additive, turns, start, states), around(seen, self.grid[1])
         return [self.predict(x, each[..., :i], near, words) for i in range(len(self.factors))]
 
     def prefill(
@@ -258,12 +287,13 @@ class GPT(nn.Module):
         """Runs the prefix, the start token and `given` codes once; returns what `logits` takes, and the cache."""
         each = unravel_index(given, self.factors)
         text, mask, words = self.prefix(states, mask, null)
-        x = torch.cat([text, self.embed(each)], 1)
-        b, t = mask.shape
-        additive, turns = self.mask(mask, x.shape[1] - t, torch.float32), self.turns(t, x.device)
+        (b, t), inputs, states = mask.shape, self.inputs(text, mask), text if self.keys else None
+        x = self.embed(each, inputs)
+        additive, turns, end = self.mask(mask, x.shape[1], torch.float32), self.turns(t, x.device), t + x.shape[1]
+        x, additive = (x, additive[:, :, t:]) if self.keys else (torch.cat([text, x], 1), additive)
         cache = None
         for layer, block in enumerate(self.blocks):
-            q, k, v = block.heads(x, None if turns is None else turns[:, : x.shape[1]])
+            q, k, v = block.keys_and_values(x, None if turns is None else turns[:, : x.shape[1]], states)
             if cache is None:
                 size = (len(self.blocks), b, block.num_heads, t + self.num_codes, k.shape[-1])
                 dtype = torch.float32 if k.device.type == "cpu" else k.dtype
@@ -272,9 +302,9 @@ class GPT(nn.Module):
                 ids[:, : each.shape[1]] = each
                 empty = k.new_zeros(size, dtype=dtype)
                 sums = self.tally(each[..., 0]).float().sum(1) if self.running_sums else k.new_zeros(b, 0)
-                cache = Cache(empty, torch.zeros_like(empty), after, ids, sums, words, turns, t, x.shape[1])
-            cache.keys[layer, :, :, : x.shape[1]] = k
-            cache.values[layer, :, :, : x.shape[1]] = v
+                cache = Cache(empty, torch.zeros_like(empty), after, ids, sums, words, turns, inputs, t, end)
+            cache.keys[layer, :, :, :end] = k
+            cache.values[layer, :, :, :end] = v
             x = block.finish(x, attend(q, k, v, additive))
         assert cache is not None  # there is at least one layer
         return x[:, -1], cache
@@ -295,14 +325,15 @@ class GPT(nn.Module):
         if self.running_sums:
             cache.running_sums += self.tally(each[..., 0]).float()
             x = x + self.running_sum_input(cache.running_sums)
-        place = self.cell[row, column]
-        x = x + (place if self.rotary else self.row[row, 0] + self.column[0, column] + place)
+        x = x + cache.inputs[:, index]
         if row and self.neighbours:
             x = x + self.above * self.code(cache.ids[:, index - self.grid[1]])
             if column < self.grid[1] - 1:
                 x = x + self.above_right * self.code(cache.ids[:, index - self.grid[1] + 1])
         end = cache.length + 1
-        mask, turn = cache.mask[..., :end], None if cache.turns is None else cache.turns[:, end - 1]
+        mask, turn = cache.mask[..., :end], None
+        if cache.turns is not None:
+            turn = cache.turns[:, index if self.keys else end - 1]
         with matrix_vector(x):
             for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
                 x = block.step(x, keys[:, :, :end], values[:, :, :end], mask, turn)

@@ -81,11 +81,14 @@ def squared_relu(x: Tensor) -> Tensor:
 
 
 class Block(Recomputed):
-    """Attention and MLP with residual connections; both output projections start at zero."""
+    """Attention and MLP with residual connections; both output projections start at zero. With `text_dim` the attention
+    also sees the states of a caption, through keys and values of this block's own."""
 
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+    def __init__(self, width: int, num_heads: int, dropout: float, text_dim: int | None = None) -> None:
         super().__init__()
         self.num_heads = num_heads
+        if text_dim is not None:
+            self.text_kv = nn.Linear(text_dim, 2 * width, bias=False)
         self.dropout = dropout
         self.norm_attention = nn.LayerNorm(width, bias=False)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
@@ -105,6 +108,22 @@ class Block(Recomputed):
             q, k = turned(q, turns), turned(k, turns)
         return q.to(v.dtype), k.to(v.dtype), v.transpose(1, 2)
 
+    def of_text(self, states: Float[Tensor, "b t d"]) -> tuple[Tensor, Tensor]:
+        """Caption states -> k and v, each (b, heads, t, head_dim); k normalised and not turned: words have no place."""
+        b, t, _ = states.shape
+        k, v = self.text_kv(states).view(b, t, 2, self.num_heads, -1).unbind(2)
+        return self.norm_k(k).transpose(1, 2).to(v.dtype), v.transpose(1, 2)
+
+    def keys_and_values(
+        self, x: Tensor, turns: Tensor | None, states: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q of x, and k and v of the caption, if there is one, and of x after it."""
+        q, k, v = self.heads(x, turns)
+        if states is None:
+            return q, k, v
+        text_k, text_v = self.of_text(states)
+        return q, torch.cat([text_k, k], 2), torch.cat([text_v, v], 2)
+
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Adds the attention's result (b, heads, s, head_dim) and the MLP to x (b, s, width)."""
         b, s, width = x.shape
@@ -114,12 +133,15 @@ class Block(Recomputed):
     def drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.training and self.dropout > 0 else x
 
-    def forward(self, x: Tensor, mask: Tensor, turns: Tensor | None = None, start: int = 0) -> Tensor:
-        """Positions from `start` on, which see all that the mask lets them see."""
-        return self.again(self.run, x, mask, turns, start)
+    def forward(
+        self, x: Tensor, mask: Tensor, turns: Tensor | None = None, start: int = 0, states: Tensor | None = None
+    ) -> Tensor:
+        """Positions from `start` on, which see all that the mask (b, 1, s, s or t + s) lets them see of x and of the t
+        `states`."""
+        return self.again(self.run, x, mask, turns, start, states)
 
-    def run(self, x: Tensor, mask: Tensor, turns: Tensor | None, start: int) -> Tensor:
-        q, k, v = self.heads(x, turns)
+    def run(self, x: Tensor, mask: Tensor, turns: Tensor | None, start: int, states: Tensor | None) -> Tensor:
+        q, k, v = self.keys_and_values(x, turns, states)
         return self.finish(x[:, start:], attend(q[:, :, start:], k, v, mask[:, :, start:]))
 
     def step(
