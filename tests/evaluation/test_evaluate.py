@@ -183,6 +183,10 @@ def test_a_tokenizer_is_judged_by_what_comes_back(place: Path, tmp_path: Path, m
     judged = evaluate.run(config(place, *own, "metrics=[nearest_render]", "n_pairs=1"))["scores"]
     assert list(judged["nearest_render"]["seen"]) == ["score", "ceiling_renders"]
     assert judged["nearest_render_heldout_perceptual"]["value"] > 0  # it is hardly trained
+    with pytest.raises(ValueError, match="style_guidance=true: a vqgan has no such option"):
+        evaluate.run(config(place, *own, "metrics=[nearest_render]", "style_guidance=true"))
+    with pytest.raises(ValueError, match=r"style_guidance=true is of metrics=\[nearest_render\] and ckpt="):
+        evaluate.run(config(place, *own, "metrics=[reconstruction]", "style_guidance=true"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(ValueError, match=r"vgg16-397923af\.pth"):
         evaluate.run(config(place, *own, "metrics=[lpips]"))

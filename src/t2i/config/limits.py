@@ -26,6 +26,7 @@ VALUES: dict[str, tuple[str, float | None, float | None]] = {
     "trust": ("list[str]", None, None),
     "estimate": ("bool", None, None),
     "nearest": ("bool", None, None),
+    "style_guidance": ("bool", None, None),
     "pack": ("bool", None, None),
     "split": ("Literal['train', 'val']", None, None),
     "sheet": ("int", 0, None),

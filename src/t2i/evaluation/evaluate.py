@@ -84,6 +84,9 @@ class Evaluation:
             check_data_node(node, config["ckpt"])
         self.protocol, self.changed = settle(config, node["_target_"] if node is not None else None)
         metrics = self.metrics = self.protocol.metrics
+        if config["style_guidance"] and ("nearest_render" not in metrics or config["ckpt"] is None
+                                         or "clip_guided" in config):
+            raise ValueError("style_guidance=true is of metrics=[nearest_render] and ckpt=, without method=clip_guided")
         if config["n_per_task"] < 2:
             raise ValueError(f"n_per_task={config['n_per_task']}: at least 2 (the floor exchanges captions)")
         if node is None and (config["images"] is None or set(metrics) - {"clip_score", "r_precision"}):
@@ -133,8 +136,6 @@ class Evaluation:
                 wanted = None
             self.options = options_of({**config, "truncation": wanted}, self.model)
         if config["style_guidance"]:
-            if "nearest_render" not in self.metrics or "clip_guided" in config:
-                raise ValueError("style_guidance=true is of metrics=[nearest_render], without method=clip_guided")
             check_negative("style_guidance=true", self.model, self.options.get("guidance"), False)
         if "clip_guided" in config:
             from t2i.generation.clip_guided.generator import ClipGuidedGenerator

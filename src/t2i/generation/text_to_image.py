@@ -164,13 +164,13 @@ def options_of(cfg: dict[str, Any], model: Any) -> dict[str, Any]:
     return options
 
 
-def check_negative(negative: Any, model: Any, guidance: Any, unconditional: bool) -> None:
-    """ValueError where a caption to lead away from has nothing to work by."""
+def check_negative(setting: str, model: Any, guidance: Any, unconditional: bool) -> None:
+    """ValueError where a caption to lead away from, which a setting gives, has nothing to work by."""
     if model.kind != "prior":
-        raise ValueError(f"negative={shown(negative)}: a {model.kind} has no such option; a prior has")
+        raise ValueError(f"{setting}: a {model.kind} has no such option; a prior has")
     if unconditional or guidance == 1:
         what = "unconditional=true" if unconditional else "guidance=1"
-        raise ValueError(f"negative={shown(negative)} works by guidance, and {what} draws without it")
+        raise ValueError(f"{setting} works by guidance, and {what} draws without it")
 
 
 def first_codes(model: Any, image: str | Path, rows: Any) -> Tensor:
@@ -220,7 +220,9 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
     options, completion, negative = options_of(cfg, model), cfg["completion"], cfg["negative"]
     if negative is not None:
         negative = str(negative).strip()
-        check_negative(negative, model, options.get("guidance"), cfg["unconditional"])
+        if not negative:
+            raise ValueError('negative="" is empty: write what to lead away from, or leave it out')
+        check_negative(f"negative={shown(negative)}", model, options.get("guidance"), cfg["unconditional"])
     given = None if completion["image"] is None else first_codes(model, completion["image"], completion["rows"])
     if best_of > 1 and scorer is None:
         scorer = CLIPScorer(cfg["scorer"]).to(device)
