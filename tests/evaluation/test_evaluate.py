@@ -26,6 +26,7 @@ from t2i.evaluation.generated_images import GeneratedImages, draw
 from t2i.evaluation.tokenizer import metric_of
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.models.clip import CLIP
+from t2i.models.prior import Prior
 from t2i.training import train
 
 SIZES = {"width": 16, "num_heads": 2, "num_layers": 1, "text_width": 16, "text_layers": 1, "text_heads": 2}
@@ -192,6 +193,30 @@ def test_a_tokenizer_is_judged_by_what_comes_back(place: Path, tmp_path: Path, m
         evaluate.run(config(place, *own, "metrics=[lpips]"))
     with pytest.raises(ValueError, match="holds a vqgan"):
         evaluate.run(config(place, *own, "metrics=[fd_clip]"))
+
+
+def test_styles_are_drawn_away_from_the_caption_without_one(place: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    common = [*tiny.DATA, *tiny.TRAINER, *tiny.QUIET, "trainer.max_steps=1", f"paths.runs={tmp_path}",
+              f"paths.cache={tmp_path / 'cache'}"]
+    train.run(compose([*tiny.VQGAN, *common, "name=vq"]))
+    train.run(compose([*tiny.PRIOR, *common, "name=prior", f"model.tokenizer.path={tmp_path / 'vq/last.ckpt'}",
+                       f"text_encoder.path={place / 'own'}", "model.caption=keys"]))
+    made, asked = gallery(6, 32), []
+    monkeypatch.setattr(nearest_render, "dataset", lambda config, split: SimpleNamespace(gallery=lambda: made))
+    sample = Prior.sample
+
+    def recorded(self: Any, text: list[str], **options: Any) -> Any:
+        asked.extend(zip(text, options["negative"] if "negative" in options else [None] * len(text), strict=True))
+        return sample(self, text, **options)
+
+    monkeypatch.setattr(Prior, "sample", recorded)
+    words = [f"ckpt={tmp_path / 'prior/last.ckpt'}", "metrics=[nearest_render]", "n_pairs=1"]
+    evaluate.run(config(place, *words))
+    assert asked and {negative for _, negative in asked} == {None}
+    asked.clear()
+    protocols = evaluate.run(config(place, *words, "style_guidance=true"))["protocols"]
+    assert asked and dict(asked).items() <= dict(zip(made.captions, made.plain_captions, strict=True)).items()
+    assert protocols["nearest_render_seen_pair"]["sampler"]["style_guidance"] is True
 
 
 def test_a_nets_distances_have_its_name() -> None:
