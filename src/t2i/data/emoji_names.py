@@ -183,5 +183,5 @@ def captions_for(concept: Concept, style: str | None = None) -> list[str]:
                 *(word for other in others for word in (other, f"{other} emoji"))]
     forms = f"{{}} in the style of {style}", f"{style} {{}}"
     found = [form.format(word) for word in (name, *others) for form in forms]
-    full, others = f"{with_article(style)} drawing of {a_name}", list(dict.fromkeys([*found, name, a_name]))
-    return [full] * len(others) + others
+    rest = list(dict.fromkeys([*found, name, a_name]))
+    return [f"{with_article(style)} drawing of {a_name}"] * len(rest) + rest

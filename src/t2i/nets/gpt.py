@@ -268,7 +268,7 @@ class GPT(nn.Module):
         seen = each if shown is None else unravel_index(shown, self.factors)
         text, mask, words = self.prefix(states, mask, null)
         x = self.embed(seen[:, :-1], self.inputs(text, mask), None if masked is None else masked[:, :-1])
-        t, states = text.shape[1], text if self.keys else None
+        t, of_keys = text.shape[1], text if self.keys else None
         x = x if self.keys else torch.cat([text, x], 1)
         turns = self.turns(text.shape[1], x.device)
         additive = self.mask(mask, ids.shape[1], torch.float32)
@@ -276,8 +276,8 @@ class GPT(nn.Module):
             additive = additive.to(torch.get_autocast_dtype(x.device.type))  # once, not in every block
         additive, start = (additive[:, :, t:], 0) if self.keys else (additive, t)
         for block in self.blocks[:-1]:
-            x = block(x, additive, turns, 0, states)
-        x, near = self.blocks[-1](x, additive, turns, start, states), around(seen, self.grid[1])
+            x = block(x, additive, turns, 0, of_keys)
+        x, near = self.blocks[-1](x, additive, turns, start, of_keys), around(seen, self.grid[1])
         return [self.predict(x, each[..., :i], near, words) for i in range(len(self.factors))]
 
     def prefill(
@@ -287,13 +287,13 @@ class GPT(nn.Module):
         """Runs the prefix, the start token and `given` codes once; returns what `logits` takes, and the cache."""
         each = unravel_index(given, self.factors)
         text, mask, words = self.prefix(states, mask, null)
-        (b, t), inputs, states = mask.shape, self.inputs(text, mask), text if self.keys else None
+        (b, t), inputs, of_keys = mask.shape, self.inputs(text, mask), text if self.keys else None
         x = self.embed(each, inputs)
         additive, turns, end = self.mask(mask, x.shape[1], torch.float32), self.turns(t, x.device), t + x.shape[1]
         x, additive = (x, additive[:, :, t:]) if self.keys else (torch.cat([text, x], 1), additive)
         cache = None
         for layer, block in enumerate(self.blocks):
-            q, k, v = block.keys_and_values(x, None if turns is None else turns[:, : x.shape[1]], states)
+            q, k, v = block.keys_and_values(x, None if turns is None else turns[:, : x.shape[1]], of_keys)
             if cache is None:
                 size = (len(self.blocks), b, block.num_heads, t + self.num_codes, k.shape[-1])
                 dtype = torch.float32 if k.device.type == "cpu" else k.dtype
