@@ -47,6 +47,8 @@ DATA = {
                    ("composition_seen_overall", "composition_heldout_overall")),
 }
 PRIOR_ROWS = {
+    "prefix": ["model.caption=prefix"],
+    "keys": ["model.caption=keys"],
     "neighbours": ["model.neighbours=true"],
     "running sums": ["model.running_sums=true"],
     "word triples": ["model.word_triples=true"],
@@ -54,6 +56,7 @@ PRIOR_ROWS = {
     "text noise 0.3": ["model.text_noise=0.3"],
     "learned positions": ["model.positions=learned"],
     "code dropout 0": ["model.code_dropout=0.0"],
+    "code dropout 0.4": ["model.code_dropout=0.4"],
     "code dropout 0.8": ["model.code_dropout=0.8"],
     "adamw": ["model.optimizer=adamw", "model.learning_rate=1e-3"],
 }
