@@ -250,3 +250,11 @@ def test_kill_9_then_the_same_command_gives_the_unbroken_weights(tmp_path: Path)
     subprocess.run([*command, "name=broken"], check=True, env=environment, cwd=tmp_path, capture_output=True)
     assert json.loads((tmp_path / "runs/broken/finished.json").read_text())["steps"] == 60
     assert same(weights(tmp_path / "runs/whole"), weights(tmp_path / "runs/broken"))
+
+
+def test_a_device_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    words = [*tiny.CLIP, *tiny.DATA, *tiny.QUIET, "trainer=ddp", "logger=none", "name=a", f"paths.runs={tmp_path}"]
+    if torch.cuda.is_available():
+        words.append("trainer.devices=99")
+    with pytest.raises(ValueError, match=r"^trainer.accelerator=gpu, trainer.devices=-?\d+, trainer.strategy=ddp: "):
+        train.run(compose(words))

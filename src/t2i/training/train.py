@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.callbacks import ProgressBar as AnyProgressBar
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from t2i.checkpoint import atomic, building, lightning_io, registry
 from t2i.config import quiet
@@ -38,20 +39,26 @@ def make_trainer(config: dict[str, Any], run_dir: Path, callbacks: list[Any], mo
     on_gpu = torch.cuda.is_available() and t["accelerator"] in ("auto", "gpu", "cuda")
     if t["matmul_precision"] is not None or on_gpu:  # results on a CPU stay as they are
         torch.set_float32_matmul_precision(t["matmul_precision"] or "high")
-    return pl.Trainer(
-        accelerator=t["accelerator"], devices=t["devices"], num_nodes=t["num_nodes"], strategy=strategy(config, model),
-        precision=precision(t["precision"], t["accelerator"]), max_steps=t["max_steps"], max_epochs=-1,
-        val_check_interval=t["val_every_steps"], check_val_every_n_epoch=None,
-        limit_val_batches=t["limit_val_batches"], log_every_n_steps=t["log_every_steps"], num_sanity_val_steps=0,
-        default_root_dir=run_dir, callbacks=callbacks, enable_model_summary=False,
-        enable_checkpointing=any(isinstance(one, Checkpoint) for one in callbacks),
-        enable_progress_bar=any(isinstance(one, AnyProgressBar) for one in callbacks),
-        logger=loggers.make_loggers(config["logger"], run_dir, config),
-        plugins=[lightning_io.AtomicCheckpointIO(model)], use_distributed_sampler=False,
-        # Models with two optimisers bound theirs by themselves.
-        gradient_clip_val=t["gradient_clip_val"] if model.automatic_optimization else None,
-        sync_batchnorm=(t["devices"], t["num_nodes"]) != (1, 1) and on_gpu,  # it exists on GPUs alone
-    )
+    try:
+        return pl.Trainer(
+            accelerator=t["accelerator"], devices=t["devices"], num_nodes=t["num_nodes"],
+            strategy=strategy(config, model),
+            precision=precision(t["precision"], t["accelerator"]), max_steps=t["max_steps"], max_epochs=-1,
+            val_check_interval=t["val_every_steps"], check_val_every_n_epoch=None,
+            limit_val_batches=t["limit_val_batches"], log_every_n_steps=t["log_every_steps"], num_sanity_val_steps=0,
+            default_root_dir=run_dir, callbacks=callbacks, enable_model_summary=False,
+            enable_checkpointing=any(isinstance(one, Checkpoint) for one in callbacks),
+            enable_progress_bar=any(isinstance(one, AnyProgressBar) for one in callbacks),
+            logger=loggers.make_loggers(config["logger"], run_dir, config),
+            plugins=[lightning_io.AtomicCheckpointIO(model)], use_distributed_sampler=False,
+            # Models with two optimisers bound theirs by themselves.
+            gradient_clip_val=t["gradient_clip_val"] if model.automatic_optimization else None,
+            sync_batchnorm=(t["devices"], t["num_nodes"]) != (1, 1) and on_gpu,  # it exists on GPUs alone
+        )
+    except MisconfigurationException as error:  # no such device, or a strategy that does not go with it
+        asked = ", ".join(f"trainer.{name}={t[name]}" for name in ("accelerator", "devices", "strategy"))
+        raise ValueError(f"{asked}: {' '.join(str(error).split())} (trainer=cpu: this machine's cores; trainer=auto:"
+                         " what there is)") from error
 
 
 def run(config: dict[str, Any], command: str | None = None) -> dict[str, Any]:
