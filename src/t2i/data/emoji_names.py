@@ -171,8 +171,8 @@ def captions_for(concept: Concept, style: str | None = None) -> list[str]:
     """A picture's captions, the fullest first: with its style in words where there are several, and without.
 
     With styles the fullest stands there as often as all others together, so that half of training, which takes one by
-    chance, has name and style in one form: shared among all forms, a net draws what it says after twice the steps
-    (docs/log.md).
+    chance, has name and style in one form: after 485 steps the median rank of seen pairs was 121 with all forms alike
+    and 58 with one form alone (docs/log.md).
 
     Args:
         style: in words, as in `openmoji line`; None where there is one style only.
