@@ -1,6 +1,6 @@
 """Each addition to the plain nets by itself, at equal training time, on two kinds of data: a Markdown table.
 
-    python benchmarks/ablations.py [--data emoji scenes] [--rows plain neighbours …] [--seeds 0 1] [--minutes 4]
+    python benchmarks/ablations.py [--data emoji scenes] [--rows plain keys …] [--seeds 0 1] [--minutes 4]
                                    [--tokenizer-minutes 4] [--tokenizers emoji=FILE …] [--out runs/ablations]
 
 A row trains a tokenizer (rows of the prior share that of `plain`, made in `tokenizer minutes`) and a prior for so many
@@ -42,26 +42,20 @@ DATA = {
                   ("nearest_render_seen_pair", "nearest_render_heldout_pair", "nearest_render_seen_top5",
                    "nearest_render_heldout_top5", "nearest_render_seen_median_rank",
                    "nearest_render_heldout_median_rank")),
-    "scenes": Data(["experiments=scenes/vqgan"], ["experiments=scenes/prior"],
+    "scenes": Data(["experiments=shapes/vqgan"], ["experiments=shapes/prior"],
                    ["metrics=[composition]", "n_per_task=40", "temperature=0.7", "guidance=1.5"],
                    ("composition_seen_overall", "composition_heldout_overall")),
 }
 PRIOR_ROWS = {
     "prefix": ["model.caption=prefix"],
     "keys": ["model.caption=keys"],
-    "neighbours": ["model.neighbours=true"],
-    "running sums": ["model.running_sums=true"],
     "word triples": ["model.word_triples=true"],
-    "pointer heads": ["model.part_heads=pointer"],
-    "text noise 0.3": ["model.text_noise=0.3"],
-    "learned positions": ["model.positions=learned"],
     "code dropout 0": ["model.code_dropout=0.0"],
     "code dropout 0.4": ["model.code_dropout=0.4"],
     "code dropout 0.8": ["model.code_dropout=0.8"],
     "adamw": ["model.optimizer=adamw", "model.learning_rate=1e-3"],
 }
 TOKENIZER_ROWS = {
-    "two colours": ["model/autoencoder=two_colour", "model/quantizer=product_two_colour"],
     "norms": ["model.autoencoder.num_groups=16"],
     "local encoder": ["model.autoencoder.local_encoder=true"],
     "quantised from the start": ["model.quantizer_start=0.0"],

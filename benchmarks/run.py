@@ -223,10 +223,10 @@ class Decoder:
         """Seconds for all tokens but the first, which comes out of the prefix."""
         no_part = torch.zeros(self.batch, 0, dtype=torch.long)
         x, cache = self.gpt.prefill(*self.text, no_part)
-        logits = self.gpt.logits(x, no_part, cache)
+        logits = self.gpt.logits(x, no_part)
         start = time.perf_counter()
         for _ in range(self.gpt.num_codes - 1):
-            logits = self.gpt.logits(self.gpt.step(logits.argmax(-1, keepdim=True), cache), no_part, cache)
+            logits = self.gpt.logits(self.gpt.step(logits.argmax(-1, keepdim=True), cache), no_part)
         return time.perf_counter() - start
 
     @torch.inference_mode()
@@ -252,7 +252,7 @@ def decoding(quick: bool, every: int = 8) -> Iterator[Row]:
     cached = min(four.cached() for _ in range(rounds))
     uncached = four.uncached(every)
     tokens = four.gpt.num_codes - 1
-    shape = f"{len(four.gpt.blocks)} x {four.gpt.row.shape[-1]}, {tokens + 1} tokens"
+    shape = f"{len(four.gpt.blocks)} x {four.gpt.cell.shape[-1]}, {tokens + 1} tokens"
     note = "" if every == 1 else f" (every {every}th token run)"
     yield Row("decoding: cache", f"{shape}, batch 4, {name}", f"{4 * tokens / cached:.1f} tokens/s",
               f"no cache: {4 * tokens / uncached:.2f} tokens/s{note}", uncached / cached)

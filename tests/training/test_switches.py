@@ -265,7 +265,7 @@ def kept(loss: Any) -> int:
 @pytest.mark.parametrize("mixed", [False, True])
 def test_the_gradients_of_a_gpt_are_those_without(mixed: bool) -> None:
     torch.manual_seed(0)
-    net = GPT((16,), (4, 4), 6, 8, 16, 3, 2, dropout=0.3, text_noise=0.1)
+    net = GPT((16,), (4, 4), 6, 8, 16, 3, 2, dropout=0.3)
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     ids, states = torch.randint(16, (3, 16)), torch.randn(3, 5, 6)

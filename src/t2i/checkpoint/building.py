@@ -8,6 +8,7 @@ tensors by name and shape; only then is it made.
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from t2i.checkpoint import registry
 from t2i.checkpoint.file_format import kind_of, read
 from t2i.checkpoint.file_format import weights as weights_of
+from t2i.config import aliases
 from t2i.config.check import check_node
 from t2i.config.messages import quoted, shown
 
@@ -63,6 +65,10 @@ MAX_ITEMS = 1000  # of a list of arguments
 MAX_FAULTS = 8  # that a message lists
 SKIPPED = {torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.exponential_, torch.Tensor.bernoulli_,
            torch.nn.functional.normalize}
+# Weights of options that were removed, by the ends of their names.
+REMOVED_WEIGHTS = re.compile(r"(?:^|\.)(?:gpt\.(?:row|column|above|above_right|tally\.weight|tally_in\.weight)"
+                             r"|predict\.readers\.\d+\.seen|autoencoder\.encoder\.form_stem\.\d+\.weight)$")
+REMOVED = "removed in this version: train again, or use the version before"
 ROLES = {"parts": "quantizer"}  # keys that are named otherwise than what stands under them
 M = TypeVar("M", bound=nn.Module)
 
@@ -90,6 +96,9 @@ def _faults(node: Any, where: str, role: str, given: Collection[str] = ()) -> It
         yield f"{where} is {quoted(node)}; a node with _target_ is wanted"
         return
     name = node["_target_"]
+    if name in aliases.REMOVED_CLASSES:
+        yield f"{where}._target_={name} was {REMOVED}"
+        return
     entry = registry.find(name)
     if entry is None:
         yield (f"{where}._target_={quoted(name)} is no class that a file may build; if it is yours, trust=[its package]"
@@ -99,6 +108,8 @@ def _faults(node: Any, where: str, role: str, given: Collection[str] = ()) -> It
         yield f"{where}._target_={quoted(name)} is a {entry.role}; a {role} is wanted"
         return
     arguments = {key: value for key, value in node.items() if key not in given}
+    if removed := [f"{key}={quoted(arguments.pop(key))}" for key in list(arguments) if aliases.is_removed(name, key)]:
+        yield f"{where} has {', '.join(removed)}, which {'was' if len(removed) == 1 else 'were'} {REMOVED}"
     if entry.role is not None:
         yield from check_node(where, arguments, tuple(given))
     for place in entry.places:
@@ -179,6 +190,8 @@ def check_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Any,
     """ValueError names what of the weights is missing, unexpected, of another shape or kind of number, or, with
     `values`, not finite."""
     own = module.state_dict()
+    if removed := [shown(name) for name in weights if name not in own and REMOVED_WEIGHTS.search(name)]:
+        raise ValueError(f"the weights in {source} are of options that were {REMOVED} ({_joined(removed)})")
     faults = [f"missing {name}" for name in own if name not in weights]
     faults += [f"unexpected {shown(name)}" for name in weights if name not in own]
     for name, value in own.items():

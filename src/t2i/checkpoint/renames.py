@@ -2,7 +2,7 @@
 
 `MODULES` holds modules that moved, `CLASSES` classes and functions of another name (by today's module), `KEYS` keys of
 a whole config, by their path, which a command line may use too; `ADDED` keys that were not there, `CALLBACKS` names of
-callbacks in checkpoints.
+callbacks in checkpoints. What was removed stands in `t2i.config.aliases`.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ def _target(name: Any) -> Any:
 
 
 def current(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A whole config of an earlier version as today's version calls things: `renamed`, and its keys by `KEYS`."""
-    found: dict[str, Any] = renamed(config)
+    """A whole config of an earlier version as today's version calls things: `renamed`, its keys by `KEYS`, and without
+    keys that were removed and change nothing."""
+    found: dict[str, Any] = aliases.without_removed(renamed(config))
     for old, new in KEYS.items():
         *folders, name = old.split(".")
         node: Any = found

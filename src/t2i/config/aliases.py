@@ -1,4 +1,5 @@
-"""Settings' other names: of earlier versions, which work for one release with a note, and of published notebooks."""
+"""Settings' other names: of earlier versions, which work for one release with a note, and of published notebooks; and
+settings that were removed, so that a command line, a config or a checkpoint that has them is told so."""
 
 from __future__ import annotations
 
@@ -28,7 +29,33 @@ KEYS = {
 }
 # Groups of earlier versions -> group, with their choices.
 GROUPS = {"guide": ("method", {"clip": "clip_guided", "replay": "replay"})}
+# Options of the prior that were removed -> the value that does what is always done now. A checkpoint may have it.
+REMOVED_KEYS: dict[str, Any] = {
+    "model.neighbours": False,
+    "model.running_sums": False,
+    "model.text_noise": 0.0,
+    "model.positions": "rotary",
+    "model.part_heads": "depth",
+}
+REMOVED_CHOICES = ("model/autoencoder=two_colour", "model/quantizer=product_two_colour")
+REMOVED_CLASSES = ("t2i.nets.two_colour.TwoColourAutoencoder",)
+PRIOR = "t2i.models.prior.Prior"  # whose options they were
 _noted: set[str] = set()
+
+
+def is_removed(target: Any, key: str) -> bool:
+    """Whether an argument of a class, by its `_target_`, was removed."""
+    return target == PRIOR and f"model.{key}" in REMOVED_KEYS
+
+
+def without_removed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole config without the removed keys whose value is the one that holds now; what has another stays."""
+    model = config.get("model")
+    if not isinstance(model, Mapping) or model.get("_target_") != PRIOR:
+        return dict(config)
+    kept = {key: value for key, value in model.items()
+            if not (is_removed(PRIOR, key) and value == REMOVED_KEYS[f"model.{key}"])}
+    return {**config, "model": kept}
 
 
 def current_key(key: str) -> str:

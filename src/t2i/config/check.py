@@ -227,6 +227,9 @@ def check_node(path: str, node: Mapping[str, Any], code_gives: tuple[str, ...] =
     target = node["_target_"]
     found = constructor(target) if isinstance(target, str) else None
     if found is None:
+        if target in aliases.REMOVED_CLASSES:
+            return [f"{path}._target_={target}: this class was removed in this version; name another, or use the"
+                    " version before"]
         module = str(target).rpartition(".")[0]
         there = module and all(part.isidentifier() for part in module.split(".")) and _module(module)
         return [f"{path}._target_={target}: " + (f"{module} has no such class" if there else
@@ -236,7 +239,9 @@ def check_node(path: str, node: Mapping[str, Any], code_gives: tuple[str, ...] =
     keys = {key: value for key, value in node.items() if key not in HYDRA and key not in BESIDE.get(path, ())}
     for key, value in keys.items():
         if key not in found.arguments:
-            if not found.open_ended:
+            if aliases.is_removed(target, key):
+                problems.append(removed_option(f"{path}.{key}={_shown(value)}"))
+            elif not found.open_ended:
                 names = list(found.arguments)
                 problems.append(f"{path}.{key}: {target.rpartition('.')[2]} has no such argument"
                                 f"{near(key, names) or '; it has ' + ', '.join(names)}")
@@ -327,8 +332,14 @@ def check_files(config: dict[str, Any]) -> list[str]:
     return problems
 
 
+def removed_option(setting: str) -> str:
+    return f"{setting}: this option was removed in this version; leave it out, or use the version before"
+
+
 def unknown_key(key: str, names: list[str]) -> str:
     """The message for a key that nothing reads, of those that there are."""
+    if key in aliases.REMOVED_KEYS:
+        return removed_option(key)
     if (current := aliases.current_key(key)) != key:
         return f"{key} is called {current} now"
     parent, _, last = key.rpartition(".")

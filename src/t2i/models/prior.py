@@ -32,8 +32,7 @@ class Prior(BaseModule):
     Args:
         tokenizer: frozen; gives codebook size, grid and picture size.
         text_encoder: frozen; gives the prefix's width and length.
-        width, num_layers, num_heads, dropout, text_noise, positions, word_triples, neighbours, running_sums,
-            part_heads, caption: see `t2i.nets.gpt.GPT`.
+        width, num_layers, num_heads, dropout, word_triples, caption: see `t2i.nets.gpt.GPT`.
         code_dropout: in training, each picture's codes are shown with a share of them replaced, drawn from
             U(0, code_dropout): half by random others (pkeep of arXiv 2012.09841), half by a mask. The net learns to
             go on from its own errors, and to listen to the caption where it would follow the picture so far.
@@ -58,7 +57,6 @@ class Prior(BaseModule):
         num_layers: int = 12,
         num_heads: int = 12,
         dropout: float = 0.0,
-        text_noise: float = 0.0,
         caption_dropout: float = 0.1,
         learning_rate: float = 3e-4,
         betas: tuple[float, float] = (0.9, 0.95),
@@ -69,11 +67,7 @@ class Prior(BaseModule):
         code_dropout: float = 0.0,
         cache_text: bool = False,
         checkpointing: bool = False,
-        positions: Literal["learned", "rotary"] = "learned",
         word_triples: bool = True,
-        neighbours: bool = True,
-        running_sums: bool = True,
-        part_heads: Literal["pointer", "depth"] = "pointer",
         caption: Literal["prefix", "keys"] = "prefix",
     ) -> None:
         super().__init__()
@@ -83,8 +77,7 @@ class Prior(BaseModule):
             raise ValueError(f"code_dropout={code_dropout} is a share, within [0, 1]")
         self.frozen_parts = (tokenizer, text_encoder)
         self.gpt = GPT(tokenizer.factors, tokenizer.grid, text_encoder.dim, text_encoder.max_length,
-                       width, num_layers, num_heads, dropout, text_noise, positions, word_triples, neighbours,
-                       running_sums, part_heads, masks=code_dropout > 0, caption=caption)
+                       width, num_layers, num_heads, dropout, word_triples, code_dropout > 0, caption)
         self.gpt.start_from(tokenizer.codebooks())
         set_checkpointing(self.gpt, checkpointing)
         self.code_dropout = code_dropout

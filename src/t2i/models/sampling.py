@@ -131,7 +131,7 @@ def generate(
     for i in range(m, model.num_codes):
         each = torch.empty(len(x), 0, dtype=torch.long, device=device)
         for part in range(parts):
-            logits = model.logits(x, each, cache)
+            logits = model.logits(x, each)
             if guided:
                 conditional, without, *away = logits.float().split(b)
                 logits = apply_guidance(conditional, without, guidance)

@@ -3,16 +3,9 @@
 After GPT-2 with the changes that small and bf16 training reward: QK-norm (LayerNorm on queries and keys, arXiv
 2302.05442) so that attention logits stay bounded, squared ReLU (arXiv 2109.08668), no biases. The text prefix sees
 itself in both directions, codes see the prefix and the codes before them. With `caption="keys"` there is no prefix:
-every block has keys and values of its own for the caption's states, and their mean is added to every input. Positions
-are learned, as the sum of a row, a column and a cell embedding, or two-dimensional rotary ones beside a cell embedding
-(arXiv 2403.13298). Codes of several parts are predicted part by part (`nets/factorised_head.py`). Embedding and head
-may start from the codebook.
-
-What may be added, each by its own option (docs/log.md has what each gave): a word's state with those of its two
-neighbours, so that an adjective stands with its noun before any attention has learned to look there; the codes above
-and above to the right of the cell that is predicted (gated copies of one embedding), which attention would first have
-to find; and, since softmax attention averages where counting needs a sum, running sums over all codes so far of a few
-learned numbers a code.
+every block has keys and values of its own for the caption's states, and their mean is added to every input. Codes have
+two-dimensional rotary positions (arXiv 2403.13298) beside a learned embedding of the cell. Codes of several parts are
+predicted part by part (`nets/factorised_head.py`). Embedding and head may start from the codebook.
 """
 
 from __future__ import annotations
@@ -27,12 +20,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from t2i.nets.factorised_head import HEADS as POINTER_HEADS
-from t2i.nets.factorised_head import FactorisedHead, Words, around
+from t2i.nets.factorised_head import FactorisedHead
 from t2i.nets.transformer import Block, attend, matrix_vector, rotary
 from t2i.types import unravel_index
-
-RUNNING_SUMS = 16  # over the codes so far
 
 
 @dataclass
@@ -40,17 +30,14 @@ class Cache:
     """Keys and values of every layer, allocated once: (layers, b, heads, text + codes, head_dim).
 
     In float32 on a CPU (see `attend`), elsewhere in the precision of the net. `mask` is additive, (b, 1, 1, text +
-    codes), over positions to come too; `inputs` (b or 1, codes, width) is what is added to the code before each place;
-    `running_sums` are those so far, `words` what pointer heads see of the captions; `length` positions are filled.
+    codes), over positions to come too; `turns` are `GPT.turns`; `inputs` (b or 1, codes, width) is what is added to the
+    code before each place; `length` positions are filled, `prefix` of them by text.
     """
 
     keys: Tensor
     values: Tensor
     mask: Tensor
-    ids: Tensor
-    running_sums: Tensor
-    words: list[Words]
-    turns: Tensor | None
+    turns: Tensor
     inputs: Tensor
     prefix: int
     length: int
@@ -65,25 +52,17 @@ class GPT(nn.Module):
         grid: (rows, columns) of codes in a picture.
         text_dim: width of the caption states.
         text_length: the longest prefix, in text tokens.
-        width, num_layers, num_heads: the transformer; `width` must be divisible by `num_heads`.
+        width, num_layers, num_heads: the transformer; `width` is `num_heads` times a multiple of 4.
         dropout: on both residual branches, in training.
-        text_noise: standard deviation of noise on the normalised caption states that the blocks (not the pointer heads)
-            see in training. Words of one kind lie far apart and stay clear, faint evidence ("green things are no
-            circles") does not. The recipes take 0.3 for word embeddings; 1.0 slowed counting and positions
-            (docs/log.md). 0 for states whose nuances count.
-        positions: "learned", or "rotary": queries and keys of codes are turned by their row and column.
-        word_triples, neighbours, running_sums: see above.
-        part_heads: how parts of a code after the first are predicted: "pointer" or "depth", see
-            `nets/factorised_head.py`. With "depth" the blocks see all parts, with "pointer" the first alone.
+        word_triples: a word's state comes with those of its two neighbours, so that an adjective stands with its noun
+            before any attention has learned to look there.
         caption: "prefix", which the blocks carry along, or "keys", see above.
         masks: whether inputs may be masked (`forward`'s `masked`), by a learned code of their own.
     """
 
     def __init__(
         self, factors: Sequence[int], grid: tuple[int, int], text_dim: int, text_length: int, width: int = 256,
-        num_layers: int = 6, num_heads: int = 4, dropout: float = 0.0, text_noise: float = 0.0,
-        positions: Literal["learned", "rotary"] = "learned", word_triples: bool = True, neighbours: bool = True,
-        running_sums: bool = True, part_heads: Literal["pointer", "depth"] = "pointer", masks: bool = False,
+        num_layers: int = 6, num_heads: int = 4, dropout: float = 0.0, word_triples: bool = True, masks: bool = False,
         caption: Literal["prefix", "keys"] = "prefix",
     ) -> None:
         super().__init__()
@@ -91,43 +70,24 @@ class GPT(nn.Module):
             raise ValueError(f"num_heads={num_heads} and num_layers={num_layers} must be at least 1")
         if width % num_heads:
             raise ValueError(f"width={width} is not divisible by num_heads={num_heads}")
-        if positions not in ("learned", "rotary"):
-            raise ValueError(f"positions={positions!r}: one of learned, rotary is needed")
-        if part_heads not in ("pointer", "depth"):
-            raise ValueError(f"part_heads={part_heads!r}: one of pointer, depth is needed")
         if caption not in ("prefix", "keys"):
             raise ValueError(f"caption={caption!r}: one of prefix, keys is needed")
-        if positions == "rotary" and width // num_heads % 4:
-            raise ValueError(f"positions=rotary needs heads of a multiple of 4 channels; width={width} over"
-                             f" num_heads={num_heads} gives {width // num_heads}")
-        if len(factors) > 1 and part_heads == "pointer" and width % POINTER_HEADS:
-            raise ValueError(f"width={width} is not divisible by {POINTER_HEADS}, as codes of several parts need")
+        if width // num_heads % 4:
+            raise ValueError(f"width={width} over num_heads={num_heads} gives heads of {width // num_heads} channels; a"
+                             " multiple of 4 is needed, as positions turn pairs of channels by row and by column")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout={dropout} is outside [0, 1)")
-        if text_noise < 0:
-            raise ValueError(f"text_noise={text_noise} must be at least 0")
         self.factors, self.codebook_size = tuple(factors), math.prod(factors)
-        self.text_noise = text_noise
         rows, columns = grid
         self.grid, self.text_length = (rows, columns), text_length
         self.num_codes = rows * columns
-        self.rotary, self.word_triples = positions == "rotary", word_triples
-        self.neighbours, self.running_sums = neighbours, running_sums
+        self.word_triples = word_triples
         self.codes = nn.Embedding(self.factors[0], width)
-        later = self.factors[1:] if part_heads == "depth" else ()
-        self.part_codes = cast(Sequence[nn.Embedding], nn.ModuleList(nn.Embedding(size, width) for size in later))
-        if running_sums:
-            self.tally = nn.Embedding(self.factors[0], RUNNING_SUMS)
-            self.tally_in = nn.Linear(RUNNING_SUMS, width, bias=False)
-        if neighbours:
-            self.above = nn.Parameter(torch.zeros(width))
-            self.above_right = nn.Parameter(torch.zeros(width))
+        part_codes = nn.ModuleList(nn.Embedding(size, width) for size in self.factors[1:])
+        self.part_codes = cast(Sequence[nn.Embedding], part_codes)  # torch's own type forgets what it holds
         if masks:
             self.masked_code = nn.Parameter(torch.zeros(width))
         self.start = nn.Parameter(torch.zeros(width))
-        if not self.rotary:
-            self.row = nn.Parameter(torch.zeros(rows, 1, width))
-            self.column = nn.Parameter(torch.zeros(1, columns, width))
         self.cell = nn.Parameter(torch.zeros(rows, columns, width))
         seen, self.keys = text_dim * (3 if word_triples else 1), caption == "keys"
         if self.keys:
@@ -140,8 +100,8 @@ class GPT(nn.Module):
         self.null = nn.Parameter(torch.zeros(seen if self.keys else width))
         of_text = seen if self.keys else None
         blocks = nn.ModuleList(Block(width, num_heads, dropout, of_text) for _ in range(num_layers))
-        self.blocks = cast(Sequence[Block], blocks)  # torch's own type forgets what it holds
-        self.predict = FactorisedHead(self.factors, width, text_dim, part_heads)
+        self.blocks = cast(Sequence[Block], blocks)
+        self.predict = FactorisedHead(self.factors, width)
         self.initialise()
 
     def initialise(self) -> None:
@@ -150,56 +110,39 @@ class GPT(nn.Module):
                 continue
             if name.endswith(("attention_out.weight", "mlp_out.weight")):
                 nn.init.zeros_(parameter)
-            elif name.endswith(("qkv.weight", "mlp_in.weight", "text_in.weight", "query.weight", "key.weight",
-                                "value.weight", "summary_in.weight", "text_kv.weight", "mean_in.weight")):  # fmt: skip
+            elif name.endswith(("qkv.weight", "mlp_in.weight", "text_in.weight", "text_kv.weight", "mean_in.weight")):
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
-            elif name.startswith(("tally.", "part_codes.")) or name.endswith(("look.weight", "constants")):
+            elif name.startswith("part_codes."):
                 nn.init.zeros_(parameter)
             elif name.endswith(("first.weight", "head.weight")):
                 nn.init.normal_(parameter, std=0.02)
             else:
-                wide = name.startswith("codes.") or name.endswith(("seen", "summary.weight"))
-                nn.init.normal_(parameter, std=0.5 if wide else 0.1)
+                nn.init.normal_(parameter, std=0.5 if name.startswith("codes.") else 0.1)
 
     def prefix(
         self, states: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"], null: Bool[Tensor, " b"]
-    ) -> tuple[Tensor, Tensor, list[Words]]:
-        """Caption states for the blocks, projected to their width if they are a prefix, and for
-        `nets/factorised_head.py`; where `null`, the caption gives way to the learned null prefix. The mask that comes
-        back is the prefix's."""
+    ) -> tuple[Float[Tensor, "b t d"], Bool[Tensor, "b t"]]:
+        """Caption states for the blocks, projected to their width if they are a prefix, and which of them are real;
+        where `null`, the caption gives way to the learned null prefix."""
         if states.shape[1] > self.text_length:
             raise ValueError(f"the prefix has {states.shape[1]} text tokens; at most {self.text_length} are allowed")
-        states = F.layer_norm(states.to(self.null.dtype), states.shape[-1:]) * mask[..., None]
-        before, after = F.pad(states, (0, 0, 1, 0))[:, :-1], F.pad(states, (0, 0, 0, 1))[:, 1:]
-        triples = torch.cat([before, states, after], -1)
-        noise, words = self.text_noise * self.training, triples if self.word_triples else states
-        x = words + noise * torch.randn_like(words) if noise else words
-        t = states.shape[1]
+        t, x = states.shape[1], F.layer_norm(states.to(self.null.dtype), states.shape[-1:]) * mask[..., None]
+        if self.word_triples:
+            x = torch.cat([F.pad(x, (0, 0, 1, 0))[:, :-1], x, F.pad(x, (0, 0, 0, 1))[:, 1:]], -1)
         x = x + self.position_in_caption[:t] if self.keys else self.text_in(x) + self.text_position[:t]
         first = (torch.arange(mask.shape[1], device=mask.device) == 0).expand_as(mask)
-        mask, shown = torch.where(null[:, None], first, mask), ~null[:, None, None]
-        x = torch.where(shown, x, self.null.to(x.dtype))
-        return x, mask, self.predict.words(states * shown, triples * shown, mask)
-
-    def running_sum_input(self, sums: Float[Tensor, "... sums"]) -> Tensor:
-        """Running sums (float32: bf16 cannot count beyond 256) as part of an input."""
-        return self.tally_in((sums * self.num_codes**-0.5).to(self.tally_in.weight.dtype))
-
-    def position(self) -> Float[Tensor, "n width"]:
-        """The embedding of the place that a position predicts."""
-        return (self.cell if self.rotary else self.row + self.column + self.cell).flatten(0, 1)
+        return torch.where(null[:, None, None], self.null.to(x.dtype), x), torch.where(null[:, None], first, mask)
 
     def inputs(self, text: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"]) -> Float[Tensor, "b n width"]:
         """What every input has beside codes: the cell that it predicts, and with `keys` the mean of the caption."""
+        cells = self.cell.flatten(0, 1)
         if not self.keys:
-            return self.position()[None]
+            return cells[None]
         mean = (text * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        return self.position() + self.mean_in(mean)[:, None]
+        return cells + self.mean_in(mean)[:, None]
 
-    def turns(self, text_length: int, device: torch.device) -> Float[Tensor, "2 s half"] | None:
-        """Cosines and sines for the prefix, which is not turned, and all codes; None without rotary positions."""
-        if not self.rotary:
-            return None
+    def turns(self, text_length: int, device: torch.device) -> Float[Tensor, "2 s half"]:
+        """Cosines and sines for the prefix, which is not turned, and all codes."""
         head_dim = self.start.shape[0] // self.blocks[0].num_heads
         return rotary(0 if self.keys else text_length, self.grid, head_dim).to(device)
 
@@ -213,24 +156,11 @@ class GPT(nn.Module):
     def embed(
         self, each: Int[Tensor, "b m f"], inputs: Float[Tensor, "b n width"], masked: Bool[Tensor, "b m"] | None = None
     ) -> Tensor:
-        """The start token and m codes, each with its `inputs` and what is known around the code that it predicts:
-        (b, m + 1, width)."""
-        (b, m), columns = each.shape[:2], self.grid[1]
-        tokens = codes = self.code(each)
+        """The start token and m codes, each with its `inputs`: (b, m + 1, width), at most one for each of the grid."""
+        (b, m), codes = each.shape[:2], self.code(each)
         if masked is not None:
-            tokens = codes = torch.where(masked[..., None], self.masked_code.to(codes.dtype), codes)
-        if self.running_sums:
-            tallied = self.tally(each[..., 0]).float()
-            tallied = tallied if masked is None else tallied * ~masked[..., None]
-            tokens = tokens + self.running_sum_input(tallied.cumsum(1))
-        tokens = torch.cat([self.start.expand(b, 1, -1), tokens], 1)[:, : self.num_codes] + inputs[:, : m + 1]
-        if m < columns or not self.neighbours:
-            return tokens
-        count = tokens.shape[1] - columns  # cells below the first row
-        inside = (torch.arange(count, device=each.device) % columns < columns - 1)[:, None]
-        around = self.above * codes[:, :count]
-        around = around + self.above_right * inside * codes[:, 1 : count + 1]
-        return torch.cat([tokens[:, :columns], tokens[:, columns:] + around], 1)
+            codes = torch.where(masked[..., None], self.masked_code.to(codes.dtype), codes)
+        return torch.cat([self.start.expand(b, 1, -1), codes], 1)[:, : self.num_codes] + inputs[:, : m + 1]
 
     @torch.no_grad()
     def start_from(self, codebooks: Sequence[Float[Tensor, "k d"]]) -> None:
@@ -243,10 +173,8 @@ class GPT(nn.Module):
             projection = torch.randn(vectors.shape[1], head.in_features) * vectors.shape[1] ** -0.5
             projected = vectors.float().cpu() @ projection
             head.weight.copy_(0.04 * projected + 0.01 * torch.randn_like(projected))
-            if i == 0:
-                self.codes.weight.copy_(0.5 * projected + 0.1 * torch.randn_like(projected))
-            elif self.part_codes:
-                self.part_codes[i - 1].weight.copy_(0.5 * projected + 0.1 * torch.randn_like(projected))
+            table = self.part_codes[i - 1] if i else self.codes
+            table.weight.copy_(0.5 * projected + 0.1 * torch.randn_like(projected))
 
     def mask(self, text: Bool[Tensor, "b t"], num_codes: int, dtype: torch.dtype) -> Tensor:
         """Additive mask (b, 1, t + n, t + n): everyone sees the real text, codes see codes up to themselves."""
@@ -266,7 +194,7 @@ class GPT(nn.Module):
         `masked` those that it does not see at all."""
         each = unravel_index(ids, self.factors)
         seen = each if shown is None else unravel_index(shown, self.factors)
-        text, mask, words = self.prefix(states, mask, null)
+        text, mask = self.prefix(states, mask, null)
         x = self.embed(seen[:, :-1], self.inputs(text, mask), None if masked is None else masked[:, :-1])
         t, of_keys = text.shape[1], text if self.keys else None
         x = x if self.keys else torch.cat([text, x], 1)
@@ -277,8 +205,8 @@ class GPT(nn.Module):
         additive, start = (additive[:, :, t:], 0) if self.keys else (additive, t)
         for block in self.blocks[:-1]:
             x = block(x, additive, turns, 0, of_keys)
-        x, near = self.blocks[-1](x, additive, turns, start, of_keys), around(seen, self.grid[1])
-        return [self.predict(x, each[..., :i], near, words) for i in range(len(self.factors))]
+        x = self.blocks[-1](x, additive, turns, start, of_keys)
+        return [self.predict(x, each[..., :i]) for i in range(len(self.factors))]
 
     def prefill(
         self, states: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"], null: Bool[Tensor, " b"],
@@ -286,54 +214,36 @@ class GPT(nn.Module):
     ) -> tuple[Float[Tensor, "b width"], Cache]:
         """Runs the prefix, the start token and `given` codes once; returns what `logits` takes, and the cache."""
         each = unravel_index(given, self.factors)
-        text, mask, words = self.prefix(states, mask, null)
+        text, mask = self.prefix(states, mask, null)
         (b, t), inputs, of_keys = mask.shape, self.inputs(text, mask), text if self.keys else None
         x = self.embed(each, inputs)
         additive, turns, end = self.mask(mask, x.shape[1], torch.float32), self.turns(t, x.device), t + x.shape[1]
         x, additive = (x, additive[:, :, t:]) if self.keys else (torch.cat([text, x], 1), additive)
         cache = None
         for layer, block in enumerate(self.blocks):
-            q, k, v = block.keys_and_values(x, None if turns is None else turns[:, : x.shape[1]], of_keys)
+            q, k, v = block.keys_and_values(x, turns[:, : x.shape[1]], of_keys)
             if cache is None:
                 size = (len(self.blocks), b, block.num_heads, t + self.num_codes, k.shape[-1])
                 dtype = torch.float32 if k.device.type == "cpu" else k.dtype
                 after = F.pad(additive[:, :, -1:, :t], (0, self.num_codes)).to(dtype)
-                ids = torch.zeros(b, self.num_codes, len(self.factors), dtype=torch.long, device=x.device)
-                ids[:, : each.shape[1]] = each
                 empty = k.new_zeros(size, dtype=dtype)
-                sums = self.tally(each[..., 0]).float().sum(1) if self.running_sums else k.new_zeros(b, 0)
-                cache = Cache(empty, torch.zeros_like(empty), after, ids, sums, words, turns, inputs, t, end)
+                cache = Cache(empty, torch.zeros_like(empty), after, turns, inputs, t, end)
             cache.keys[layer, :, :, :end] = k
             cache.values[layer, :, :, :end] = v
             x = block.finish(x, attend(q, k, v, additive))
         assert cache is not None  # there is at least one layer
         return x[:, -1], cache
 
-    def logits(self, x: Float[Tensor, "b width"], known: Int[Tensor, "b i"], cache: Cache) -> Float[Tensor, "b k"]:
+    def logits(self, x: Float[Tensor, "b width"], known: Int[Tensor, "b i"]) -> Float[Tensor, "b k"]:
         """Logits of part i of the next code, given the i parts before it; `x` comes from `prefill` or `step`."""
-        at = cache.length - cache.prefix - 1
-        near = around(cache.ids, self.grid[1])[:, at : at + 1]
         with matrix_vector(x):
-            return self.predict(x[:, None], known[:, None], near, cache.words)[:, 0]
+            return self.predict(x[:, None], known[:, None])[:, 0]
 
     def step(self, each: Int[Tensor, "b f"], cache: Cache) -> Float[Tensor, "b width"]:
         """Appends one code a picture, part by part, to the cache; returns what `logits` takes for the next."""
         index = cache.length - cache.prefix  # the cell that this step predicts
-        row, column = divmod(index, self.grid[1])
-        cache.ids[:, index - 1] = each
-        x = self.code(each)
-        if self.running_sums:
-            cache.running_sums += self.tally(each[..., 0]).float()
-            x = x + self.running_sum_input(cache.running_sums)
-        x = x + cache.inputs[:, index]
-        if row and self.neighbours:
-            x = x + self.above * self.code(cache.ids[:, index - self.grid[1]])
-            if column < self.grid[1] - 1:
-                x = x + self.above_right * self.code(cache.ids[:, index - self.grid[1] + 1])
-        end = cache.length + 1
-        mask, turn = cache.mask[..., :end], None
-        if cache.turns is not None:
-            turn = cache.turns[:, index if self.keys else end - 1]
+        x, end = self.code(each) + cache.inputs[:, index], cache.length + 1
+        mask, turn = cache.mask[..., :end], cache.turns[:, index if self.keys else end - 1]
         with matrix_vector(x):
             for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
                 x = block.step(x, keys[:, :, :end], values[:, :, :end], mask, turn)
