@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from t2i.checkpoint import atomic, building, file_format
-from t2i.config import quiet
+from t2i.config import aliases, quiet
 from t2i.models.base import NonFiniteLoss
 from t2i.models.clip import CLIP
 from t2i.models.prior import Prior
@@ -203,6 +203,36 @@ def test_its_checkpoint_draws_when_everything_else_is_gone(made, toy, tmp_path) 
         load_tokenizer(path)
     with pytest.raises(ValueError, match=r"vqgan.ckpt does not exist"):
         prior(here)
+
+
+OFF = {"neighbours": False, "running_sums": False, "text_noise": 0.0, "positions": "rotary", "part_heads": "depth"}
+
+
+def test_removed_options_that_were_off_load_and_others_are_told(made, tmp_path) -> None:
+    assert {f"model.{key}": value for key, value in OFF.items()} == aliases.REMOVED_KEYS
+    model, path = prior(made), tmp_path / "prior.ckpt"
+    told = "removed in this version: train again, or use the version before"
+
+    def save(weights: dict[str, torch.Tensor], **options: object) -> None:
+        held = {"state_dict": weights, "t2i": file_format.pack(model, {"model": {**config(made), **options}})}
+        atomic.save_atomic(held, path)
+
+    save(model.state_dict(), **OFF)
+    assert torch.equal(building.load(path).sample(TEXT, seeds=[1, 2, 3, 4]), model.sample(TEXT, seeds=[1, 2, 3, 4]))
+    assert not OFF.keys() & file_format.read(path)["t2i"]["config"]["model"].keys()
+    for key, value in {"neighbours": True, "running_sums": True, "text_noise": 0.3, "positions": "learned",
+                       "part_heads": "pointer"}.items():  # fmt: skip
+        save(model.state_dict(), **{**OFF, key: value})
+        with pytest.raises(ValueError) as caught:
+            building.load(path)
+        assert str(caught.value) == f"{path}: t2i.config.model has {key}={value!r}, which was {told}"
+    save(model.state_dict(), neighbours=True, running_sums=True)
+    with pytest.raises(ValueError, match="has neighbours=True, running_sums=True, which were removed in this version"):
+        building.load(path)
+    save({**model.state_dict(), "gpt.row": torch.zeros(4, 1, 32)})  # before there were options
+    with pytest.raises(ValueError) as caught:
+        building.load(path)
+    assert str(caught.value) == f"the weights in {path} are of options that were {told} (gpt.row)"
 
 
 def test_pictures_depend_on_caption_and_seed_alone(made) -> None:

@@ -84,8 +84,8 @@ def test_priors(model: str, codebook_size: int, total: int, blocks: int) -> None
     width, layers = net.cell.shape[-1], len(net.blocks)
     norms = layers * (2 * width + 2 * width // net.blocks[0].num_heads)
     assert blocks == 12 * layers * width**2 + norms
-    # Beside the blocks: embedding and head (a row a code each); the caption's way in and its positions; the cells of the
-    # grid; four vectors (start, null, the bias of the way in, the last norm).
+    # Beside the blocks: embedding and head (a row a code each); the caption's way in and its positions; the cells of
+    # the grid; four vectors (start, null, the bias of the way in, the last norm).
     assert total - blocks == (2 * codebook_size + 3 * 512 + 77 + 256 + 4) * width
 
 
