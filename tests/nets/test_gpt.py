@@ -67,6 +67,13 @@ def test_a_code_sees_only_those_before_it(inputs) -> None:
     assert all((before[:, i] - after[:, i]).abs().max() > 1e-3 for i in (4, 5))
 
 
+@pytest.mark.parametrize("caption", ["prefix", "keys"])
+def test_fewer_codes_than_a_grid_are_those_of_a_whole_one(inputs, caption: str) -> None:
+    net, (ids, states, mask, null) = tiny(caption=caption), inputs
+    (whole,), (part,) = net(ids, states, mask, null), net(ids[:, :4], states, mask, null)
+    torch.testing.assert_close(part, whole[:, :4], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("part", [0, 1, 2])
 def test_a_part_sees_the_parts_before_it_too(inputs, part: int) -> None:
     net, (ids, states, mask, null) = tiny(PARTS), inputs

@@ -99,9 +99,8 @@ class Muon(torch.optim.Optimizer):
         parameter.addcdiv_(mean, root, value=-group["lr"] / (1 - beta_1 ** state["step"]))
 
 
-OUTSIDE = ("stem", "head", "codes", "codebook", "embedding", "text_in", "cell", "row", "column", "position", "start",
-           "tally", "part_codes", "masked_code", "null", "first", "told", "seen", "look", "summary", "constants",
-           "words")
+OUTSIDE = ("stem", "head", "codes", "codebook", "embedding", "text_in", "cell", "position", "start", "part_codes",
+           "masked_code", "null", "first", "told", "words")
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:

@@ -198,7 +198,7 @@ class GPT(nn.Module):
         x = self.embed(seen[:, :-1], self.inputs(text, mask), None if masked is None else masked[:, :-1])
         t, of_keys = text.shape[1], text if self.keys else None
         x = x if self.keys else torch.cat([text, x], 1)
-        turns = self.turns(text.shape[1], x.device)
+        turns = self.turns(t, x.device)[:, : x.shape[1]]
         additive = self.mask(mask, ids.shape[1], torch.float32)
         if torch.is_autocast_enabled(x.device.type):
             additive = additive.to(torch.get_autocast_dtype(x.device.type))  # once, not in every block
