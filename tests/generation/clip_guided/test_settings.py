@@ -68,7 +68,9 @@ def make_parts(root: Path) -> SimpleNamespace:
     config = {"_target_": "t2i.models.prior.Prior", "width": 16, "num_layers": 1, "num_heads": 2, "max_steps": 1,
               "tokenizer": {"_target_": "t2i.models.vqgan.load_tokenizer", "path": tokenizer},
               "text_encoder": {"_target_": "t2i.text_encoders.clip.CLIPText", "path": clip}}
-    prior = save_checkpoint(building.build(config), config, root / "prior.ckpt")
+    model = building.build(config)
+    model.gpt.cell.data.normal_()  # a fresh prior's likeliest code is the same everywhere, and norms divide by nothing
+    prior = save_checkpoint(model, config, root / "prior.ckpt")
     picture = root / "picture.png"
     coarse = torch.rand((1, 3, 4, 6), generator=seeded(4)) * 2 - 1
     Image.fromarray(to_uint8(torch.nn.functional.interpolate(coarse, (20, 30), mode="bilinear"))[0]).save(picture)
