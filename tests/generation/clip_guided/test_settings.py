@@ -69,7 +69,7 @@ def make_parts(root: Path) -> SimpleNamespace:
               "tokenizer": {"_target_": "t2i.models.vqgan.load_tokenizer", "path": tokenizer},
               "text_encoder": {"_target_": "t2i.text_encoders.clip.CLIPText", "path": clip}}
     model = building.build(config)
-    model.gpt.cell.data.normal_()  # a fresh prior's likeliest code is the same everywhere, and norms divide by nothing
+    model.gpt.cell.data.normal_(0, 5)  # or the likeliest code is one everywhere: norms divide by nothing
     prior = save_checkpoint(model, config, root / "prior.ckpt")
     picture = root / "picture.png"
     coarse = torch.rand((1, 3, 4, 6), generator=seeded(4)) * 2 - 1
