@@ -131,7 +131,8 @@ def test_the_other_doors_compose(config_name: str) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [["model=clip"], *(["model=vqgan", f"model/quantizer={q}"] for q in choices("model/quantizer")),
-     *(["model=vqgan", "model/quantizer=product", f"model/autoencoder={a}"] for a in choices("model/autoencoder")),
+     *(["model=vqgan", "model/quantizer=product_two_colour", f"model/autoencoder={a}"]
+       for a in choices("model/autoencoder")),
      *(["model=dfgan", f"model/generator={g}"] for g in choices("model/generator")),
      ["model=dfgan", "model/discriminator=unet"], ["model=stackgan1"], ["model=stackgan1", "model/discriminator=unet"],
      ["model=stackgan2"], ["model=prior"], ["model=clip", "data=folder"]],

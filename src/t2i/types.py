@@ -112,13 +112,14 @@ def ravel_index(each: Int[Tensor, "... f"], factors: Sequence[int]) -> Int[Tenso
 
 
 class Autoencoder(Protocol):
-    """A module's two halves: pictures to latents of `z_channels` channels, and back.
+    """A module's two halves: pictures to latents of `z_channels` channels, in `parts` equal groups, and back.
 
     `factor`: pixels a side that one latent covers; `last_layer`: the decoder's last weight.
     """
 
     factor: int
     z_channels: int
+    parts: int
 
     @property
     def encoder(self) -> Callable[[Tensor], Tensor]: ...

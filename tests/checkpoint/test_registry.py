@@ -164,6 +164,7 @@ def bases() -> dict[str, dict[str, Any]]:
     for words in (["model=vqgan", "data=shapes"], ["model=vqgan_f16_1024", "data=shapes"],
                   *(["model=vqgan", "data=shapes", f"model/quantizer={name}"]
                     for name in ("vq", "ema", "fsq", "gumbel", "lfq", "product", "residual", "simvq")),
+                  ["model=vqgan", "data=shapes", "model/autoencoder=two_colour"],
                   ["model=dfgan", *text], ["model=dfgan", "model/generator=rdb", *text],
                   ["model=dfgan", "model/discriminator=unet", *text], ["model=stackgan1", *text],
                   ["model=stackgan2", "model.stage1.path=none", *text[1:], "data.image_size=256"]):

@@ -13,7 +13,7 @@ import pytest
 from hydra.errors import MissingConfigException
 
 from t2i.config.check import allowed, check_names, check_node, constructor, fits
-from t2i.config.compose import ConfigError, choices, compose, difference, no_such_choice, plain, plan, quoted
+from t2i.config.compose import ConfigError, compose, difference, no_such_choice, plain, plan, quoted
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPTIONS = [
@@ -134,18 +134,6 @@ def test_removed_options_are_told_in_a_line(setting: str) -> None:
     with pytest.raises(ConfigError) as caught:
         compose(["model=prior", "model.tokenizer.path=a", "text_encoder.path=b", f"+model.{setting}"], files=False)
     assert str(caught.value) == f"model.{setting}: {told}"
-
-
-def test_removed_choices_are_told_in_a_line() -> None:
-    for word, left in (("model/autoencoder=two_colour", "conv, conv_108m"),
-                       ("model/quantizer=product_two_colour", ", ".join(choices("model/quantizer")))):
-        with pytest.raises(ConfigError) as caught:
-            compose(["model=vqgan", word])
-        assert str(caught.value) == (f"{word}: this choice was removed in this version; allowed are {left}, or use the"
-                                     " version before")
-    gone = "model.autoencoder._target_=t2i.nets.two_colour.TwoColourAutoencoder"
-    with pytest.raises(ConfigError, match=f"^{gone}: this class was removed in this version; name another, or use the"):
-        compose(["model=vqgan", gone])
 
 
 @pytest.mark.parametrize(

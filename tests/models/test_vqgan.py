@@ -284,18 +284,6 @@ def test_bounded_latents_come_out_of_the_checkpoint(tmp_path) -> None:
     assert tokenizer.bounded_latents and tokenizer.factors == (8, 8) and tokenizer.latents(image).abs().max() <= 1
 
 
-def test_a_tokenizer_of_a_removed_autoencoder_is_told(tmp_path) -> None:
-    gone = {"_target_": "t2i.nets.two_colour.TwoColourAutoencoder", "channels": 8}
-    model, path = vqgan(), tmp_path / "last.ckpt"
-    section = file_format.pack(model, {"model": MODEL | {"autoencoder": gone}})
-    atomic.save_atomic({"state_dict": model.state_dict(), "t2i": section}, path)
-    for load in (load_tokenizer, building.load):
-        with pytest.raises(ValueError) as caught:
-            load(path)
-        assert str(caught.value) == (f"{path}: t2i.config.model.autoencoder._target_={gone['_target_']} was removed in"
-                                     " this version: train again, or use the version before")
-
-
 def test_the_tokenizer_comes_out_of_the_checkpoint_alone(tmp_path) -> None:
     model, image = vqgan(), batches(1)[0].image
     path = tmp_path / "last.ckpt"

@@ -66,8 +66,8 @@ MAX_FAULTS = 8  # that a message lists
 SKIPPED = {torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.exponential_, torch.Tensor.bernoulli_,
            torch.nn.functional.normalize}
 # Weights of options that were removed, by the ends of their names.
-REMOVED_WEIGHTS = re.compile(r"(?:^|\.)(?:gpt\.(?:row|column|above|above_right|tally\.weight|tally_in\.weight)"
-                             r"|predict\.readers\.\d+\.seen|autoencoder\.encoder\.form_stem\.\d+\.weight)$")
+REMOVED_WEIGHTS = re.compile(r"(?:^|\.)(?:gpt\.(?:row|column|above|above_right|tally\.weight|tally_in\.weight"
+                             r"|position_in_caption)|predict\.readers\.\d+\.seen)$")
 REMOVED = "removed in this version: train again, or use the version before"
 ROLES = {"parts": "quantizer"}  # keys that are named otherwise than what stands under them
 M = TypeVar("M", bound=nn.Module)
@@ -96,9 +96,6 @@ def _faults(node: Any, where: str, role: str, given: Collection[str] = ()) -> It
         yield f"{where} is {quoted(node)}; a node with _target_ is wanted"
         return
     name = node["_target_"]
-    if name in aliases.REMOVED_CLASSES:
-        yield f"{where}._target_={name} was {REMOVED}"
-        return
     entry = registry.find(name)
     if entry is None:
         yield (f"{where}._target_={quoted(name)} is no class that a file may build; if it is yours, trust=[its package]"

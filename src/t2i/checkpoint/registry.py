@@ -25,9 +25,9 @@ MODULES = (
     "t2i.data.coco", "t2i.data.cub", "t2i.data.emoji", "t2i.data.folder", "t2i.data.shapes", "t2i.data.webdataset",
     "t2i.models.clip", "t2i.models.dfgan", "t2i.models.prior", "t2i.models.stackgan", "t2i.models.vqgan",
     "t2i.nets.autoencoder", "t2i.nets.dfgan", "t2i.nets.patchgan", "t2i.nets.rdb", "t2i.nets.stackgan",
-    "t2i.nets.tokenizer", "t2i.nets.unet_discriminator", "t2i.quantizers.ema", "t2i.quantizers.fsq",
-    "t2i.quantizers.gumbel", "t2i.quantizers.lfq", "t2i.quantizers.product", "t2i.quantizers.residual",
-    "t2i.quantizers.simvq", "t2i.quantizers.vq",
+    "t2i.nets.tokenizer", "t2i.nets.two_colour", "t2i.nets.unet_discriminator", "t2i.quantizers.ema",
+    "t2i.quantizers.fsq", "t2i.quantizers.gumbel", "t2i.quantizers.lfq", "t2i.quantizers.product",
+    "t2i.quantizers.residual", "t2i.quantizers.simvq", "t2i.quantizers.vq",
     "t2i.text_encoders.bilstm", "t2i.text_encoders.clip", "t2i.text_encoders.sentence",
 )  # fmt: skip
 T = TypeVar("T", bound=type)

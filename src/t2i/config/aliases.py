@@ -37,8 +37,6 @@ REMOVED_KEYS: dict[str, Any] = {
     "model.positions": "rotary",
     "model.part_heads": "depth",
 }
-REMOVED_CHOICES = ("model/autoencoder=two_colour", "model/quantizer=product_two_colour")
-REMOVED_CLASSES = ("t2i.nets.two_colour.TwoColourAutoencoder",)
 PRIOR = "t2i.models.prior.Prior"  # whose options they were
 _noted: set[str] = set()
 

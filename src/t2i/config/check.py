@@ -227,9 +227,6 @@ def check_node(path: str, node: Mapping[str, Any], code_gives: tuple[str, ...] =
     target = node["_target_"]
     found = constructor(target) if isinstance(target, str) else None
     if found is None:
-        if target in aliases.REMOVED_CLASSES:
-            return [f"{path}._target_={target}: this class was removed in this version; name another, or use the"
-                    " version before"]
         module = str(target).rpartition(".")[0]
         there = module and all(part.isidentifier() for part in module.split(".")) and _module(module)
         return [f"{path}._target_={target}: " + (f"{module} has no such class" if there else

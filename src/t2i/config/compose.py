@@ -269,9 +269,6 @@ def no_such_choice(error: MissingConfigException, overrides: Sequence[str]) -> s
     if package := PLUGINS.get(f"{group}={choice}"):
         return f"{group}={choice} needs a package that is not installed: pip install {package}"
     allowed = sorted({*choices(group), *(error.options or ())})
-    if f"{group}={choice}" in aliases.REMOVED_CHOICES:
-        return (f"{group}={choice}: this choice was removed in this version; allowed are {', '.join(allowed)}, or use"
-                " the version before")
     return f"{group}={choice}: there is no such choice{near(choice, allowed)}; allowed are {', '.join(allowed)}"
 
 

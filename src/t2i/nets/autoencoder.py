@@ -147,9 +147,25 @@ class Decoder(_Pyramid):
         return F.pixel_shuffle(h, self.patch_size) if self.patch_size > 1 else h
 
 
+class TwoHalves(nn.Module):
+    """A `t2i.types.Autoencoder` of an encoder and a decoder."""
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, z_channels: int, factor: int, parts: int) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+        self.z_channels, self.factor, self.parts = z_channels, factor, parts
+
+    @property
+    def last_layer(self) -> Tensor:
+        return self.decoder.last_layer  # type: ignore[return-value]  # torch's own type forgets what a module has
+
+    def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return self.decoder(self.encoder(image))
+
+
 @register("autoencoder")
-class Autoencoder(nn.Module):
-    """A `t2i.types.Autoencoder`: an encoder and the decoder that mirrors it, from one list of arguments.
+class Autoencoder(TwoHalves):
+    """An encoder and the decoder that mirrors it, from one list of arguments.
 
     `attention_levels` are indices into `multipliers`, 0 the finest; `factor` is how many pixels a side one
     latent position covers: patch_size * 2 ** (len(multipliers) - 1). With `local_encoder` the encoder's convolutions
@@ -179,14 +195,5 @@ class Autoencoder(nn.Module):
                              f" multipliers={list(multipliers)} is one level")
         shared = (channels, multipliers, num_res_blocks, attention_levels, z_channels, image_channels, num_groups,
                   patch_size, mid_attention)
-        super().__init__()
-        self.encoder = Encoder(*shared, local_encoder, attention_heads, antialias)
-        self.decoder = Decoder(*shared, attention_heads, antialias)
-        self.z_channels, self.factor = z_channels, self.encoder.factor
-
-    @property
-    def last_layer(self) -> Tensor:
-        return self.decoder.last_layer
-
-    def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        return self.decoder(self.encoder(image))
+        encoder = Encoder(*shared, local_encoder, attention_heads, antialias)
+        super().__init__(encoder, Decoder(*shared, attention_heads, antialias), z_channels, encoder.factor, parts=1)

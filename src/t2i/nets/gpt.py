@@ -89,16 +89,13 @@ class GPT(nn.Module):
             self.masked_code = nn.Parameter(torch.zeros(width))
         self.start = nn.Parameter(torch.zeros(width))
         self.cell = nn.Parameter(torch.zeros(rows, columns, width))
-        seen, self.keys = text_dim * (3 if word_triples else 1), caption == "keys"
+        self.keys = caption == "keys"
+        self.text_in = nn.Linear(text_dim * (3 if word_triples else 1), width)
+        self.text_position = nn.Parameter(torch.zeros(text_length, width))
         if self.keys:
-            self.mean_in = nn.Linear(seen, width)
-            self.position_in_caption = nn.Parameter(torch.zeros(text_length, seen))
-        else:
-            self.text_in = nn.Linear(seen, width)
-            self.text_position = nn.Parameter(torch.zeros(text_length, width))
-        # The caption that says nothing: learned, one position.
-        self.null = nn.Parameter(torch.zeros(seen if self.keys else width))
-        of_text = seen if self.keys else None
+            self.mean_in = nn.Linear(width, width)
+        self.null = nn.Parameter(torch.zeros(width))  # the caption that says nothing: learned, one position
+        of_text = width if self.keys else None
         blocks = nn.ModuleList(Block(width, num_heads, dropout, of_text) for _ in range(num_layers))
         self.blocks = cast(Sequence[Block], blocks)
         self.predict = FactorisedHead(self.factors, width)
@@ -129,7 +126,7 @@ class GPT(nn.Module):
         t, x = states.shape[1], F.layer_norm(states.to(self.null.dtype), states.shape[-1:]) * mask[..., None]
         if self.word_triples:
             x = torch.cat([F.pad(x, (0, 0, 1, 0))[:, :-1], x, F.pad(x, (0, 0, 0, 1))[:, 1:]], -1)
-        x = x + self.position_in_caption[:t] if self.keys else self.text_in(x) + self.text_position[:t]
+        x = self.text_in(x) + self.text_position[:t]
         first = (torch.arange(mask.shape[1], device=mask.device) == 0).expand_as(mask)
         return torch.where(null[:, None, None], self.null.to(x.dtype), x), torch.where(null[:, None], first, mask)
 

@@ -1,7 +1,7 @@
 """Pictures to codes and back: an autoencoder with a quantiser between its halves (arXiv 2012.09841).
 
 Two 1x1 convolutions fit the autoencoder's channels to the quantiser's, so that low-dimensional codes need no
-other change.
+other change. Where latent and quantiser have the same parts they work in groups: parts stay what they are.
 """
 
 from __future__ import annotations
@@ -43,8 +43,13 @@ class ImageTokenizer(nn.Module):
             raise ValueError(f"image_size={image_size} is not divisible by the autoencoder's factor"
                              f" {autoencoder.factor}")
         self.autoencoder, self.quantizer, self.image_size, self.any_size = autoencoder, quantizer, image_size, any_size
-        self.quant_conv = nn.Conv2d(autoencoder.z_channels, quantizer.dim, 1)
-        self.post_quant_conv = nn.Conv2d(quantizer.dim, autoencoder.z_channels, 1)
+        parts, latents = len(quantizer.factors), autoencoder.parts
+        if parts > 1 and latents > 1 and parts != latents:
+            raise ValueError(f"the autoencoder's latent has {latents} parts and the quantizer {parts}: one of them must"
+                             f" have 1, or both the same")
+        groups = latents if parts == latents else 1
+        self.quant_conv = nn.Conv2d(autoencoder.z_channels, quantizer.dim, 1, groups=groups)
+        self.post_quant_conv = nn.Conv2d(quantizer.dim, autoencoder.z_channels, 1, groups=groups)
         self.dim, self.codebook_size, self.factors = quantizer.dim, quantizer.codebook_size, tuple(quantizer.factors)
         side = image_size // autoencoder.factor
         self.grid = (side, side)

@@ -11,6 +11,7 @@ from t2i.generation.clip_guided.image_parameters import START, FourierParameters
 from t2i.generation.clip_guided.siren import SirenParameters
 from t2i.nets.autoencoder import Autoencoder
 from t2i.nets.tokenizer import ImageTokenizer
+from t2i.nets.two_colour import TwoColourAutoencoder
 from t2i.quantizers.ema import EMA
 from t2i.quantizers.fsq import FSQ
 from t2i.quantizers.gumbel import Gumbel
@@ -283,11 +284,10 @@ def test_the_tokenizer_is_frozen_and_gets_no_gradient() -> None:
     assert [name for name, _ in canvas.named_parameters()] == ["z"] and not list(canvas.children())
 
 
-def test_codes_in_parts_on_a_wide_picture() -> None:
+def test_two_colours_on_a_wide_picture() -> None:
     torch.manual_seed(0)
-    parts = Product([VQ(codebook_size=6, dim=4) for _ in range(3)])
-    autoencoder = Autoencoder(patch_size=4, channels=8, multipliers=[1], num_res_blocks=1, attention_levels=[],
-                              z_channels=12, num_groups=4, mid_attention=False)
+    parts = Product({name: VQ(codebook_size=6, dim=4) for name in ("form", "first", "second")})
+    autoencoder = TwoColourAutoencoder(patch_size=4, channels=8, num_res_blocks=1, z_channels=12)
     net = ImageTokenizer(autoencoder, parts, 16).eval()
     canvas = LatentParameters(net, 8, 24, "straight_through", generator=seeded())
     canvas.start_from(smooth(8, 24))
