@@ -38,7 +38,7 @@ class Data:
 
 DATA = {
     "emoji": Data(["experiments=emoji/vqgan"], ["experiments=emoji/prior"],
-                  ["metrics=[nearest_render]", "n_pairs=300", "temperature=0.5", "guidance=2"],
+                  ["metrics=[nearest_render]", "n_pairs=300", "pairs=val", "temperature=0.5", "guidance=2"],
                   ("nearest_render_seen_pair", "nearest_render_heldout_pair", "nearest_render_seen_top5",
                    "nearest_render_heldout_top5", "nearest_render_seen_median_rank",
                    "nearest_render_heldout_median_rank")),

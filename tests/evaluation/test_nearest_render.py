@@ -49,6 +49,16 @@ def test_scores_stand_beside_ceilings_and_floors() -> None:
     assert "| floor: ridge regression on the other styles | aligned |" in nearest_render.table(scores)
 
 
+def test_halves_of_the_held_out_pairs_are_disjoint_and_the_same_for_every_seed() -> None:
+    halves = {(part, seed): set(nearest_render.chosen(MADE, 1000, seed, part)["heldout"].tolist())
+              for part in ("all", "val", "test") for seed in (0, 1)}
+    for seed in (0, 1):
+        val, test = halves["val", seed], halves["test", seed]
+        assert val and test and not val & test and val | test == halves["all", seed]
+        assert len(nearest_render.chosen(MADE, 1000, seed, "test")["seen"]) == len(test)
+    assert halves["val", 0] == halves["val", 1] and halves["test", 0] == halves["test", 1]
+
+
 def test_held_out_pairs_stand_in_a_red_frame() -> None:
     table = nearest_render.style_table(paint, MADE, torch.tensor([0]))  # thing 0, held out in the first style
     cell = table.width - 3 * (128 + 8), table.height - 128 - 8

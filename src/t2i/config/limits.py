@@ -16,6 +16,7 @@ VALUES: dict[str, tuple[str, float | None, float | None]] = {
     "allow_download": ("bool", None, None),
     "n_per_task": ("int", 1, None),
     "n_pairs": ("int", 1, None),
+    "pairs": ("Literal['all', 'val', 'test']", None, None),
     "temperature": ("float | None", 0, None),
     "top_k": ("int | None", 1, None),
     "top_p": ("float | None", 0, 1),

@@ -241,9 +241,10 @@ class Evaluation:
         if self.model is not None and self.model.kind == "vqgan":
             paint, tokenizer = nearest_render.through(tokenizer, self.gallery), None
         self.judged = found = nearest_render.judged(paint, self.gallery, tokenizer, self.config["n_pairs"], self.seed,
-                                                    self.sharpness, styles=self.images is None, device=self.device)
+                                                    self.sharpness, styles=self.images is None, device=self.device,
+                                                    pairs=self.config["pairs"])
         held = {**self.base(), **nearest_render.JUDGE, "n_pairs": self.config["n_pairs"],
-                "renders": len(self.gallery.images), "styles": list(dict.fromkeys(self.gallery.styles))}
+                "pairs": self.config["pairs"], "renders": len(self.gallery.images), "styles": list(dict.fromkeys(self.gallery.styles))}
         for split, kinds in found.scores.items():
             for name, interval in kinds["score"]["plain"].items():
                 scores.add(f"nearest_render_{split}_{name}", interval,
@@ -341,7 +342,8 @@ class Evaluation:
         pairs: Iterator[tuple[str, np.ndarray]]
         if kinds == {"nearest_render"}:
             gallery = self.open_gallery()
-            at = torch.cat(list(nearest_render.chosen(gallery, self.config["n_pairs"], self.seed).values())).tolist()
+            picked = nearest_render.chosen(gallery, self.config["n_pairs"], self.seed, self.config["pairs"])
+            at = torch.cat(list(picked.values())).tolist()
             total, pairs = len(at), ((gallery.captions[i], gallery.images[i].permute(1, 2, 0).numpy()) for i in at)
         elif kinds == {"composition"}:
             world = world_of(self.data["data"])

@@ -76,12 +76,18 @@ def open_gallery(config: dict[str, Any], size: int, trained: Mapping[str, Any] |
     return found
 
 
-def chosen(gallery: Gallery, n: int, seed: int) -> dict[str, Int[Tensor, " m"]]:
+def chosen(gallery: Gallery, n: int, seed: int, pairs: str = "all") -> dict[str, Int[Tensor, " m"]]:
     """Places of the pairs that are drawn, by chance: `heldout`, n of them or all, and as many `seen`; n where none is
-    held out."""
+    held out. `pairs`: all that are held out, or one half of them: `val`, to choose settings by, or `test`, to report.
+    The halves do not depend on the seed."""
     chance, held = torch.Generator().manual_seed(seed), gallery.held_out
-    n = min(n, int(held.sum())) if held.any() else n
     each = {"seen": (~held).nonzero()[:, 0], "heldout": held.nonzero()[:, 0]}
+    if pairs != "all":
+        cut, count = torch.Generator().manual_seed(0), len(each["heldout"])
+        order = [torch.randperm(len(at), generator=cut) for at in each.values()][1]  # as seed 0 draws them
+        half = order[: count // 2] if pairs == "val" else order[count // 2 :]
+        each["heldout"] = each["heldout"][half.sort().values]
+    n = min(n, len(each["heldout"])) if held.any() else n
     return {split: at[torch.randperm(len(at), generator=chance)[:n]] for split, at in each.items() if len(at)}
 
 
@@ -95,7 +101,7 @@ def channels_last(pictures: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n h w 3"
 
 def judged(
     paint: Paint, gallery: Gallery, tokenizer: Any, n: int, seed: int, distance: EfficientNetDistance | None = None,
-    styles: bool = True, device: torch.device | str = "cpu",
+    styles: bool = True, device: torch.device | str = "cpu", pairs: str = "all",
 ) -> Judged:
     """Judges what `paint` gives for the captions of `chosen` pairs.
 
@@ -105,7 +111,7 @@ def judged(
         styles: also paints the first concepts of the held-out pairs (or of all) in every style, for a table.
         device: compares drawings with renders.
     """
-    judge, result, picked = NearestRender(gallery, device), Judged(), chosen(gallery, n, seed)
+    judge, result, picked = NearestRender(gallery, device), Judged(), chosen(gallery, n, seed, pairs)
     for split, truth in picked.items():
         renders = gallery.images[truth]
         drawn = channels_first(paint(split, [gallery.captions[i] for i in truth]))
