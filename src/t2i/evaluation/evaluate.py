@@ -243,8 +243,8 @@ class Evaluation:
         self.judged = found = nearest_render.judged(paint, self.gallery, tokenizer, self.config["n_pairs"], self.seed,
                                                     self.sharpness, styles=self.images is None, device=self.device,
                                                     pairs=self.config["pairs"])
-        held = {**self.base(), **nearest_render.JUDGE, "n_pairs": self.config["n_pairs"],
-                "pairs": self.config["pairs"], "renders": len(self.gallery.images), "styles": list(dict.fromkeys(self.gallery.styles))}
+        held = {**self.base(), **nearest_render.JUDGE, **{key: self.config[key] for key in ("n_pairs", "pairs")},
+                "renders": len(self.gallery.images), "styles": list(dict.fromkeys(self.gallery.styles))}
         for split, kinds in found.scores.items():
             for name, interval in kinds["score"]["plain"].items():
                 scores.add(f"nearest_render_{split}_{name}", interval,
