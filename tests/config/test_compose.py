@@ -124,6 +124,13 @@ def test_mistakes_name_what_is_allowed(overrides: list[str], expected: list[str]
         assert part in str(caught.value)
 
 
+def test_recipes_that_are_gone_say_what_takes_their_place() -> None:
+    for old, new in (("scenes", "shapes"), ("scenes/prior", "shapes/prior"), ("shapes/clip", "quickstart/clip")):
+        with pytest.raises(ConfigError) as caught:
+            compose([f"experiments={old}"])
+        assert str(caught.value) == f"experiments={old} is no longer there: experiments={new} takes its place"
+
+
 @pytest.mark.parametrize("setting", ["neighbours=true", "neighbours=false", "running_sums=true", "text_noise=0.3",
                                      "positions=learned", "part_heads=pointer"])  # fmt: skip
 def test_removed_options_are_told_in_a_line(setting: str) -> None:

@@ -188,6 +188,8 @@ def test_a_tokenizer_is_judged_by_what_comes_back(place: Path, tmp_path: Path, m
         evaluate.run(config(place, *own, "metrics=[nearest_render]", "style_guidance=true"))
     with pytest.raises(ValueError, match=r"style_guidance=true is of metrics=\[nearest_render\] and ckpt="):
         evaluate.run(config(place, *own, "metrics=[reconstruction]", "style_guidance=true"))
+    with pytest.raises(ValueError, match=r"^pairs=val is of metrics=\[nearest_render\]"):
+        evaluate.run(config(place, *own, "metrics=[reconstruction]", "pairs=val"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(ValueError, match=r"vgg16-397923af\.pth"):
         evaluate.run(config(place, *own, "metrics=[lpips]"))

@@ -326,3 +326,13 @@ def test_a_damaged_config_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ValueError, match=r"config\.json is damaged .*: delete it, and the run goes on under this"):
         resume.open_run(made, tmp_path)
+
+
+def test_a_run_with_removed_options_is_told_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "prior"
+    folder.mkdir()
+    (folder / "last.ckpt").write_bytes(b"")
+    model = {"_target_": "t2i.models.prior.Prior", "width": 8, "neighbours": True, "part_heads": "depth"}
+    (folder / "config.json").write_text(json.dumps({"paths": {}, "model": model}))
+    with pytest.raises(ValueError, match=r"that were removed in this version \(model\.neighbours=True\): name="):
+        resume.open_run({"resume": "auto", "paths": {}, "model": model}, folder)

@@ -37,6 +37,9 @@ REMOVED_KEYS: dict[str, Any] = {
     "model.positions": "rotary",
     "model.part_heads": "depth",
 }
+# Recipes that were renamed or removed -> what there is instead.
+RECIPES = {"scenes": "shapes", "scenes/vqgan": "shapes/vqgan", "scenes/prior": "shapes/prior",
+           "shapes/clip": "quickstart/clip"}
 PRIOR = "t2i.models.prior.Prior"  # whose options they were
 _noted: set[str] = set()
 
@@ -44,6 +47,13 @@ _noted: set[str] = set()
 def is_removed(target: Any, key: str) -> bool:
     """Whether an argument of a class, by its `_target_`, was removed."""
     return target == PRIOR and f"model.{key}" in REMOVED_KEYS
+
+
+def removed_in(config: Mapping[str, Any]) -> list[str]:
+    """Removed keys that a whole config of before has, at values that no longer hold, as `key=value`."""
+    model = without_removed(config).get("model")
+    return [f"model.{key}={value}" for key, value in model.items() if is_removed(PRIOR, key)] \
+        if isinstance(model, Mapping) and model.get("_target_") == PRIOR else []
 
 
 def without_removed(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -268,6 +268,8 @@ def no_such_choice(error: MissingConfigException, overrides: Sequence[str]) -> s
         return f"--config-name {choice}: there is no such file in conf/ or in --config-dir"
     if package := PLUGINS.get(f"{group}={choice}"):
         return f"{group}={choice} needs a package that is not installed: pip install {package}"
+    if group == "experiments" and choice in aliases.RECIPES:
+        return f"experiments={choice} is no longer there: experiments={aliases.RECIPES[choice]} takes its place"
     allowed = sorted({*choices(group), *(error.options or ())})
     return f"{group}={choice}: there is no such choice{near(choice, allowed)}; allowed are {', '.join(allowed)}"
 

@@ -87,6 +87,8 @@ class Evaluation:
         if config["style_guidance"] and ("nearest_render" not in metrics or config["ckpt"] is None
                                          or "clip_guided" in config):
             raise ValueError("style_guidance=true is of metrics=[nearest_render] and ckpt=, without method=clip_guided")
+        if config["pairs"] != "all" and "nearest_render" not in metrics:
+            raise ValueError(f"pairs={config['pairs']} is of metrics=[nearest_render]")
         if config["n_per_task"] < 2:
             raise ValueError(f"n_per_task={config['n_per_task']}: at least 2 (the floor exchanges captions)")
         if node is None and (config["images"] is None or set(metrics) - {"clip_score", "r_precision"}):
@@ -115,6 +117,7 @@ class Evaluation:
             if "nearest_render" in metrics:
                 self.gallery = self.open_gallery()
                 with self.scores.trying(["nearest_render_perceptual"]):
+                    EfficientNetDistance.check_side(*self.gallery.images.shape[-2:])
                     self.sharpness = EfficientNetDistance().to(self.device)
             self._check()
             self._take()

@@ -62,7 +62,8 @@ class Judged:
 def open_gallery(config: dict[str, Any], size: int, trained: Mapping[str, Any] | None) -> Gallery:
     """The true pictures of a config's data at this size. `trained`: the data node that a checkpoint was trained on.
 
-    ValueError for data without a gallery, and for styles that the checkpoint never saw.
+    ValueError for data without a gallery, for styles that the checkpoint never saw, and for data that hold out other
+    pairs than those that it was trained without.
     """
     made = dataset({**config, "data": {**config["data"], "image_size": size}}, "val")
     if not isinstance(made, HasGallery):
@@ -73,7 +74,16 @@ def open_gallery(config: dict[str, Any], size: int, trained: Mapping[str, Any] |
         if unknown := [style for style in dict.fromkeys(found.styles) if style not in trained["styles"]]:
             raise ValueError(f"data.styles: the checkpoint was trained on {', '.join(trained['styles'])}, never on"
                              f" {', '.join(unknown)}")
+        node = config["data"]  # which pairs are held out depends on the styles and, by near duplicates, on the ground
+        if other := [f"data.{key}={_shown(node[key])} ({_shown(trained[key])})" for key in ("styles", "background")
+                     if key in trained and key in node and sorted(node[key]) != sorted(trained[key])]:
+            raise ValueError(f"{', '.join(other)}: other pairs are held out then than those that the checkpoint was"
+                             " trained without (its own values in brackets): leave data= out, or give it the same")
     return found
+
+
+def _shown(value: Any) -> str:
+    return str(value) if isinstance(value, str) else f"[{', '.join(map(str, value))}]"
 
 
 def chosen(gallery: Gallery, n: int, seed: int, pairs: str = "all") -> dict[str, Int[Tensor, " m"]]:

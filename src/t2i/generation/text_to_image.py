@@ -136,15 +136,16 @@ def faults_of(cfg: dict[str, Any]) -> list[str]:
     return faults
 
 
-def check_styles(texts: Sequence[str], ckpt: str | Path) -> None:
-    """ValueError for a caption that asks for a style which the checkpoint, trained on art in several, never saw."""
+def check_styles(texts: Sequence[str], ckpt: str | Path, name: str = "prompt") -> None:
+    """ValueError, that calls it `name`, for a caption that asks for a style which the checkpoint, trained on art in
+    several, never saw."""
     config = file_format.read(ckpt)["t2i"]["config"]
     if "data" not in config or "styles" not in config["data"]:
         return
     known = [words_of(str(style)) for style in config["data"]["styles"]]
     for text in texts:
         if (style := asked_style(text)) is not None and style not in known:
-            raise ValueError(f"prompt={shown(text)}: {ckpt} knows the styles {', '.join(known)}, not {shown(style)}")
+            raise ValueError(f"{name}={shown(text)}: {ckpt} knows the styles {', '.join(known)}, not {shown(style)}")
 
 
 def options_of(cfg: dict[str, Any], model: Any) -> dict[str, Any]:
@@ -214,6 +215,8 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
         model = open_model(cfg, KINDS)
         if not hashes:  # else it is another project's file
             check_styles(texts, cfg["ckpt"])
+            if cfg["negative"] is not None:
+                check_styles([str(cfg["negative"])], cfg["ckpt"], "negative")
     model.to(device).eval()
     if isinstance(model, Prior):
         model.place()

@@ -148,6 +148,11 @@ class EfficientNetDistance(nn.Module):
         super().__init__()
         self.efficientnet = EfficientNetLite0()
 
+    @staticmethod
+    def check_side(height: int, width: int) -> None:
+        """ValueError for pictures that are too small."""
+        _check_least(height, width, "EfficientNetDistance", 32)
+
     def _features(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         return [_unit(f) for f in self.efficientnet.taps(image.float())]
 
@@ -168,8 +173,12 @@ def _unit(f: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
 def _check_shapes(image: Tensor, target: Tensor, name: str, least: int) -> None:
     if image.shape != target.shape:
         raise ValueError(f"image {tuple(image.shape)} and target {tuple(target.shape)} must have one shape")
-    if min(image.shape[-2:]) < least:
-        raise ValueError(f"image of {image.shape[-2]}x{image.shape[-1]}: {name} needs at least {least} pixels a side")
+    _check_least(image.shape[-2], image.shape[-1], name, least)
+
+
+def _check_least(height: int, width: int, name: str, least: int) -> None:
+    if min(height, width) < least:
+        raise ValueError(f"image of {height}x{width}: {name} needs at least {least} pixels a side")
 
 
 def _find_vgg(path: str | None) -> Path:

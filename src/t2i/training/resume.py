@@ -22,6 +22,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from t2i.checkpoint import atomic, file_format, renames
 from t2i.checkpoint.lock import locked
 from t2i.checkpoint.plain_files import read_table
+from t2i.config import aliases
 from t2i.config.compose import compared, difference, flat
 
 # What says where a run lies, and what is written beside it; no weight hangs on it.
@@ -144,6 +145,10 @@ def open_run(config: dict[str, Any], run_dir: Path) -> Path | None:
     begun = any((run_dir / f"{name}.ckpt").is_file() for name in ("last", "previous", "best"))
     if begun and saved.is_file() and resume != "never":
         before = renames.current(_read(saved, "goes on under this command's settings", paths=dict))
+        if removed := aliases.removed_in(before):
+            raise ValueError(f"{run_dir} holds a run with options that were removed in this version"
+                             f" ({', '.join(removed)}): name=NEW, resume=never, which moves it away, or the version"
+                             " before")
         if differing := difference(decisive(before), decisive(config)):
             lines = "\n  ".join(differing)
             raise ValueError(f"{run_dir} holds a run with another config:\n  {lines}\n"
