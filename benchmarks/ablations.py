@@ -1,6 +1,6 @@
 """Each addition to the plain nets by itself, at equal training time, on two kinds of data: a Markdown table.
 
-    python benchmarks/ablations.py [--data emoji scenes] [--rows plain keys …] [--seeds 0 1] [--minutes 4]
+    python benchmarks/ablations.py [--data emoji scenes] [--rows plain prefix …] [--seeds 0 1] [--minutes 4]
                                    [--tokenizer-minutes 4] [--tokenizers emoji=FILE …] [--out runs/ablations]
 
 A row trains a tokenizer (rows of the prior share that of `plain`, made in `tokenizer minutes`) and a prior for so many
@@ -48,23 +48,21 @@ DATA = {
 }
 PRIOR_ROWS = {
     "prefix": ["model.caption=prefix"],
-    "keys": ["model.caption=keys"],
-    "word triples": ["model.word_triples=true"],
+    "words alone": ["model.word_triples=false"],
+    "no dropout": ["model.dropout=0.0"],
     "code dropout 0": ["model.code_dropout=0.0"],
     "code dropout 0.4": ["model.code_dropout=0.4"],
     "code dropout 0.8": ["model.code_dropout=0.8"],
     "adamw": ["model.optimizer=adamw", "model.learning_rate=1e-3"],
 }
-TOKENIZER_ROWS = {
-    "norms": ["model.autoencoder.num_groups=16"],
-    "local encoder": ["model.autoencoder.local_encoder=true"],
-    "quantised from the start": ["model.quantizer_start=0.0"],
-    "simvq": ["model/quantizer=simvq"],
-    "residual simvq": ["model/quantizer=residual"],
-    "product simvq": ["model/quantizer=product"],
-    "fsq": ["model/quantizer=fsq"],
-    "ema": ["model/quantizer=ema", "model.quantizer.dim=8"],
-}
+# A convolutional autoencoder in the place of the recipes' two-colour patches.
+CONV = ["model/autoencoder=conv", "model.autoencoder.channels=96", "model.autoencoder.multipliers=[1]",
+        "model.autoencoder.num_res_blocks=1", "model.autoencoder.attention_levels=[]", "model.autoencoder.num_groups=0",
+        "model.autoencoder.patch_size=8", "model.autoencoder.mid_attention=false", "model.autoencoder.z_channels=8",
+        "model.autoencoder.local_encoder=true", "model.bounded_latents=true", "model.quantizer_start=0.7",
+        "model.weight_decay=0.1", "~model.quantizer.parts"]  # fmt: skip
+TOKENIZER_ROWS = {f"conv {name}": [*CONV, f"model/quantizer={name}"]
+                  for name in ("product", "residual", "simvq", "fsq")}
 
 
 def command(app: str, *words: str) -> str:
