@@ -385,6 +385,17 @@ def test_what_is_no_file(path: Path) -> None:
         file_format.read(path)
 
 
+def test_what_a_constructor_says_of_an_argument_begins_with_the_nodes_key() -> None:
+    node = {"_target_": "t2i.nets.patchgan.PatchGAN", "in_channels": 3, "channels": 8, "num_layers": -1}
+    with pytest.raises(ValueError) as plain:
+        building.build(node)
+    with pytest.raises(ValueError) as told:
+        building.build(node, at="model.discriminator")
+    assert str(plain.value).startswith("num_layers=-1")
+    assert str(told.value) == f"model.discriminator.{plain.value}"
+    assert isinstance(building.build({**node, "num_layers": 1}, at="model"), torch.nn.Module)
+
+
 def test_the_users_own_config_builds_any_class() -> None:
     made = building.build({"_target_": "torch.nn.Linear", "in_features": 2}, out_features=3)
     assert (made.in_features, made.out_features) == (2, 3)

@@ -31,9 +31,12 @@ from t2i.config.check import check_node
 from t2i.config.messages import quoted, shown
 
 
-def build(node: Mapping[str, Any], **given: Any) -> Any:
+def build(node: Mapping[str, Any], /, at: str | None = None, **given: Any) -> Any:
     """Builds a node with `_target_` of the user's own config, any class that can be imported, by Hydra's `instantiate`;
-    `given` replaces or adds arguments of the outermost. Never for a node out of a file: `build_registered`."""
+    `given` replaces or adds arguments of the outermost. Never for a node out of a file: `build_registered`.
+
+    `at`: the node's key, which messages about one of its arguments then begin with.
+    """
     if "_target_" not in node:
         raise ValueError(f"a node without _target_ cannot be built; it has {', '.join(map(str, node))}")
     arguments = {key: _escaped(value) for key, value in node.items() if key not in given}
@@ -46,7 +49,12 @@ def build(node: Mapping[str, Any], **given: Any) -> Any:
         if str(error).startswith("Error locating target"):
             raise ValueError(f"_target_={node['_target_']} cannot be imported: {shown(cause)}") from error
         raise cause from None  # what a constructor says of its arguments
-    return made if node.get("_partial_") else made(**given)
+    try:
+        return made if node.get("_partial_") else made(**given)
+    except ValueError as error:
+        if at is None or str(error).partition("=")[0] not in node:
+            raise
+        raise ValueError(f"{at}.{error}") from error
 
 
 def _escaped(value: Any) -> Any:

@@ -69,7 +69,8 @@ class GPT(nn.Module):
         if num_heads < 1 or num_layers < 1:
             raise ValueError(f"num_heads={num_heads} and num_layers={num_layers} must be at least 1")
         if width % num_heads:
-            raise ValueError(f"width={width} is not divisible by num_heads={num_heads}")
+            raise ValueError(f"width={width} is not divisible by num_heads={num_heads}: a multiple of"
+                             f" {4 * num_heads} is needed")
         if caption not in ("prefix", "keys"):
             raise ValueError(f"caption={caption!r}: one of prefix, keys is needed")
         if width // num_heads % 4:

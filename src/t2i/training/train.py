@@ -110,7 +110,7 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
     """Trains in a folder that was opened, from `resume` or from the start; returns as `run`."""
     started, t = time.monotonic(), config["trainer"]
     pl.seed_everything(config["seed"], workers=False, verbose=False)
-    model = building.build(config["model"])
+    model = building.build(config["model"], at="model")
     set_accumulation_and_compile(model, t["accumulate_grad_batches"], t["compile"], config["data"]["batch_size"])
     data = data_module(config, model)
     if hasattr(model, "prepare") and resume is None:
