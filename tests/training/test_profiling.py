@@ -100,7 +100,7 @@ def test_a_pipeline_has_a_table_a_stage(folder: Path, capsys: Any) -> None:
     shown = capsys.readouterr().out
     assert shown.count("Estimate of") == 3 and "All stages" in shown
     alone = compose(["experiments=quickstart/prior", *words[1:]])
-    assert profiling.Parts(alone, []).given()["tokenizer"].codebook_size == 64**4  # by the recipe of that name
+    assert profiling.Parts(alone, []).given()["tokenizer"].codebook_size == 192 * 32 * 32  # by the recipe of that name
     assert list(folder.iterdir()) == []
 
 
