@@ -74,9 +74,11 @@ def open_gallery(config: dict[str, Any], size: int, trained: Mapping[str, Any] |
         if unknown := [style for style in dict.fromkeys(found.styles) if style not in trained["styles"]]:
             raise ValueError(f"data.styles: the checkpoint was trained on {', '.join(trained['styles'])}, never on"
                              f" {', '.join(unknown)}")
-        node = config["data"]  # which pairs are held out depends on the styles and, by near duplicates, on the ground
+        # Which pairs are held out depends on the styles and, by near duplicates, on the ground; their halves also on the
+        # styles' order.
+        node = config["data"]
         if other := [f"data.{key}={_shown(node[key])} ({_shown(trained[key])})" for key in ("styles", "background")
-                     if key in trained and key in node and sorted(node[key]) != sorted(trained[key])]:
+                     if key in trained and key in node and _shown(node[key]) != _shown(trained[key])]:
             raise ValueError(f"{', '.join(other)}: other pairs are held out then than those that the checkpoint was"
                              " trained without (its own values in brackets): leave data= out, or give it the same")
     return found
