@@ -74,8 +74,8 @@ def open_gallery(config: dict[str, Any], size: int, trained: Mapping[str, Any] |
         if unknown := [style for style in dict.fromkeys(found.styles) if style not in trained["styles"]]:
             raise ValueError(f"data.styles: the checkpoint was trained on {', '.join(trained['styles'])}, never on"
                              f" {', '.join(unknown)}")
-        # Which pairs are held out depends on the styles and, by near duplicates, on the ground; their halves also on the
-        # styles' order.
+        # Which pairs are held out depends on the styles and, by near duplicates, on the ground; their halves also on
+        # the order of the styles.
         node = config["data"]
         if other := [f"data.{key}={_shown(node[key])} ({_shown(trained[key])})" for key in ("styles", "background")
                      if key in trained and key in node and _shown(node[key]) != _shown(trained[key])]:
