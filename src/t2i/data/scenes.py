@@ -12,7 +12,7 @@ background. Orange takes "an"; numbers come as words and as digits; one thing is
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
@@ -187,18 +187,7 @@ def describe(scene: Scene, rng: Random, extras: bool = True) -> Caption:
     background is spoken of."""
     clauses: list[Clause] = []
     words: list[str] = []
-    say_colour = scene.task in ("colour", "attribution", "compound")
-    if scene.task in ("count", "position"):
-        say_colour = rng.random() < 0.5
-    things = iter(scene.things)
-    for count in scene.groups:
-        group = list(islice(things, count))
-        coloured = say_colour
-        if scene.task == "position" and extras and rng.random() < 0.15:  # "a red circle above a square"
-            coloured = not coloured
-        colour = _shared({thing.colour for thing in group}) if coloured else None
-        size = _shared({thing.size for thing in group}) if extras and rng.random() < 0.3 else None
-        described = Described(group[0].shape, colour, size, count, scene.task in ("count", "compound"))
+    for described in claims(scene, rng, extras):
         clauses.append(described)
         words.append(_phrase(described, rng, plain_number=scene.task != "count"))
     if len(words) == 1:
@@ -216,6 +205,22 @@ def describe(scene: Scene, rng: Random, extras: bool = True) -> Caption:
         clauses.append(OnBackground(scene.background))
         text = f"{text} on a {scene.background} background"
     return Caption(text, tuple(clauses), scene.task)
+
+
+def claims(scene: Scene, rng: Random, extras: bool) -> Iterator[Described]:
+    """What a caption says of each group: always its shape and number, colour as the task has it, size at times."""
+    say_colour = scene.task in ("colour", "attribution", "compound")
+    if scene.task in ("count", "position"):
+        say_colour = rng.random() < 0.5
+    things = iter(scene.things)
+    for count in scene.groups:
+        group = list(islice(things, count))
+        coloured = say_colour
+        if scene.task == "position" and extras and rng.random() < 0.15:  # "a red circle above a square"
+            coloured = not coloured
+        colour = _shared({thing.colour for thing in group}) if coloured else None
+        size = _shared({thing.size for thing in group}) if extras and rng.random() < 0.3 else None
+        yield Described(group[0].shape, colour, size, count, scene.task in ("count", "compound"))
 
 
 def _shared(values: set[str]) -> str | None:

@@ -33,6 +33,7 @@ import numpy as np
 import torch
 
 from t2i.checkpoint.registry import register
+from t2i.data.english import PHRASINGS, Phrasing, phrased
 from t2i.data.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -48,7 +49,6 @@ from t2i.data.scenes import (
     Scene,
     Task,
     Thing,
-    describe,
     pick,
     relations,
     render,
@@ -220,12 +220,13 @@ class Shapes:
     `size` counts the train scenes, `val_size` those of `val` and of `heldout`; `tasks` weighs the kinds of scene
     (default: the six tasks 1 each, compound 0.5; kinds left out are not drawn). With `lattice` n things stand at the
     centres of n x n cells instead of anywhere, and `backgrounds` names those to draw from: fewer different patches,
-    for the smallest budgets.
+    for the smallest budgets. `phrasing`: how captions are worded, the plain grammar of `scenes.py` or ordinary English,
+    of which that is a quarter (`english.phrased` has them all).
     """
 
     def __init__(self, split: Split, image_size: int = 64, size: int = 20000, val_size: int = 2000, seed: int = 0,
                  tasks: Mapping[str, float] | None = None, lattice: int | None = None,
-                 backgrounds: Sequence[str] | None = None) -> None:
+                 backgrounds: Sequence[str] | None = None, phrasing: Phrasing = "grammar") -> None:
         if split not in get_args(Split):
             raise ValueError(f"split={split!r} is none of {', '.join(get_args(Split))}")
         if image_size < 8:
@@ -241,7 +242,9 @@ class Shapes:
             raise ValueError(f"lattice={lattice}: at least 8 cells a side, so that six things find room, or null")
         if unknown := sorted(set(backgrounds or ()) - set(BACKGROUNDS)):
             raise ValueError(f"backgrounds names {', '.join(unknown)}; allowed are {', '.join(BACKGROUNDS)}, or null")
-        self.split, self.image_size, self.seed = split, image_size, seed
+        if phrasing not in PHRASINGS:
+            raise ValueError(f"phrasing={phrasing!r} is none of {', '.join(PHRASINGS)}")
+        self.split, self.image_size, self.seed, self.phrasing = split, image_size, seed, phrasing
         self.world = World(lattice, tuple(backgrounds or BACKGROUNDS))
         self.size = size if split == "train" else val_size
         self._kinds = [kind for kind in KINDS if weights.get(kind, 0) > 0]
@@ -264,7 +267,7 @@ class Shapes:
         """Several phrasings, each true of the scene (computed anew unless given), no text twice."""
         scene = self.scene(index) if scene is None else scene
         rng = _random("captions", self.seed, self.split, index)
-        return list({c.text: c for c in (describe(scene, rng) for _ in range(CAPTIONS_PER_SCENE))}.values())
+        return list({c.text: c for c in (phrased(scene, rng, self.phrasing) for _ in range(CAPTIONS_PER_SCENE))}.values())
 
     def __getitem__(self, item: tuple[int, int]) -> Example:
         index, _ = item
@@ -275,7 +278,7 @@ class Shapes:
 
 
 def prompted(split: Split, task: Task, n: int, seed: int = 0,
-             world: World = EVERYWHERE) -> list[tuple[Caption, Scene]]:
+             world: World = EVERYWHERE, phrasing: Phrasing = "grammar") -> list[tuple[Caption, Scene]]:
     """`n` captions of one task for evaluation, each with a scene that it is true of (whose render is the ceiling):
     of seen combinations (`val`), or (`heldout`) naming a held-out one."""
     allowed = HELDOUT_TASKS if split == "heldout" else KINDS
@@ -285,7 +288,7 @@ def prompted(split: Split, task: Task, n: int, seed: int = 0,
     rng = _random("prompts", seed, split, task)
     while len(found) < n:
         scene = _scene_of(rng, task, split, world)
-        caption = describe(scene, rng, extras=False)
+        caption = phrased(scene, rng, phrasing, extras=False)
         if split != "heldout" or caption_held_out(caption):
             found.append((caption, scene))
     return found
