@@ -51,7 +51,7 @@ NEW_COLOUR_WORDS = {
 }  # fmt: skip
 SHAPE_WORDS = {
     "circle": _words("disc, round spot, ball, orb, sphere, coin, bubble, roundel, button, globe, blob, full moon"),
-    "square": _words("box|boxes, block, cube, tile, quadrate, checker, carton, brick, dice|dice, regular quadrilateral"),
+    "square": _words("box|boxes, block, cube, tile, quadrate, carton, brick, dice|dice, regular quadrilateral"),
     "triangle": _words("wedge, trigon, tent, cone, arrowhead, delta, three-cornered shape, three-sided figure, peak"),
     "diamond": _words("rhombus|rhombuses, lozenge, rhomb, kite, gem, tilted square, rotated square,"
                       " square on its tip|squares on their tips"),
@@ -71,14 +71,15 @@ STRESS = ("bright", "vivid", "pure", "plain")  # before a colour; claims nothing
 
 # {x}: what there is; {is}: its verb.
 REQUESTS = (
-    "{x}", "{x}.", "a picture of {x}", "a drawing of {x}", "an image of {x}", "an illustration of {x}", "a sketch of {x}",
-    "a painting of {x}", "a scene with {x}", "a simple graphic of {x}", "there {is} {x}", "here {is} {x}",
-    "in this picture there {is} {x}", "we see {x}", "you can see {x}", "the picture shows {x}", "the image contains {x}",
-    "draw {x}", "please draw {x}", "draw me {x}, please", "paint {x}", "sketch {x} for me", "show me {x}", "give me {x}",
-    "let me see {x}", "make a picture with {x}", "{x}, please", "just {x}", "imagine {x}", "could you paint {x}?",
-    "can you draw {x}?", "would you sketch {x} for me?", "may I have {x}?", "how about {x}?", "can I see {x}?",
-    "I'd like {x}", "I would like to see {x}", "I want a picture of {x}", "I need an image of {x}", "I wish for {x}",
-    "my picture should show {x}", "it should have {x}", "there should be {x}", "I am thinking of {x}",
+    "{x}", "{x}.", "a picture of {x}", "a drawing of {x}", "an image of {x}", "an illustration of {x}",
+    "a sketch of {x}", "a painting of {x}", "a scene with {x}", "a simple graphic of {x}", "there {is} {x}",
+    "here {is} {x}", "in this picture there {is} {x}", "we see {x}", "you can see {x}", "the picture shows {x}",
+    "the image contains {x}", "draw {x}", "please draw {x}", "draw me {x}, please", "paint {x}", "sketch {x} for me",
+    "show me {x}", "give me {x}", "let me see {x}", "make a picture with {x}", "{x}, please", "just {x}",
+    "imagine {x}", "could you paint {x}?", "can you draw {x}?", "would you sketch {x} for me?", "may I have {x}?",
+    "how about {x}?", "can I see {x}?", "I'd like {x}", "I would like to see {x}", "I want a picture of {x}",
+    "I need an image of {x}", "I wish for {x}", "my picture should show {x}", "it should have {x}",
+    "there should be {x}", "I am thinking of {x}",
 )  # fmt: skip
 NEW_REQUESTS = (
     "please create an artwork that depicts {x}", "I was wondering if you could make {x}", "kindly render {x}",
@@ -105,8 +106,8 @@ _SIDES = (
     "{a} next to {b} on the SIDE", "{a} at the SIDE, {b} at the OTHER",
 )  # fmt: skip
 _NEW_SIDES = (
-    "if you look SIDE of {b}, you find {a}", "{b} whose SIDE neighbour {isa} {a}", "{a} situated on the SIDE-hand side of"
-    " {b}", "starting from the SIDE, first {a}, then {b}", "the SIDE-hand part shows {a}, the OTHER-hand part {b}",
+    "if you look SIDE of {b}, you find {a}", "{b} whose SIDE neighbour {isa} {a}",
+    "{a} situated on the SIDE-hand side of {b}", "starting from the SIDE, first {a}, then {b}", "the SIDE-hand part shows {a}, the OTHER-hand part {b}",
 )  # fmt: skip
 
 
@@ -129,10 +130,11 @@ RELATIONS = {
 NEW_RELATIONS = {
     "left": _sided(_NEW_SIDES, "left", "right"),
     "right": _sided(_NEW_SIDES, "right", "left"),
-    "above": ("if you look up from {b}, you find {a}", "{b} whose upper neighbour {isa} {a}", "{a} situated further up than"
-              " {b}", "starting from the top, first {a}, then {b}", "the upper part shows {a}, the lower part {b}"),
-    "below": ("if you look down from {b}, you find {a}", "{b} whose lower neighbour {isa} {a}", "{a} situated further down"
-              " than {b}", "starting from the bottom, first {a}, then {b}",
+    "above": ("if you look up from {b}, you find {a}", "{b} whose upper neighbour {isa} {a}",
+              "{a} situated further up than {b}", "starting from the top, first {a}, then {b}",
+              "the upper part shows {a}, the lower part {b}"),
+    "below": ("if you look down from {b}, you find {a}", "{b} whose lower neighbour {isa} {a}",
+              "{a} situated further down than {b}", "starting from the bottom, first {a}, then {b}",
               "the lower part shows {a}, the upper part {b}"),
 }  # fmt: skip
 GROUNDS = ("{x} on a {c} background", "{x} on a {c} ground", "{x} against a {c} backdrop", "{x} on {c}")
@@ -177,7 +179,8 @@ def phrased(scene: Scene, rng: Random, phrasing: Phrasing, extras: bool = True) 
     if len(nouns) == 1:
         text, first, sentence = nouns[0], counts[0], False
     else:
-        forms, a = NEW_PAIRS if style.new_forms else PAIRS, int(rng.random() * 2)
+        a = int(rng.random() * 2)
+        forms: tuple[str, ...] = NEW_PAIRS if style.new_forms else PAIRS
         if scene.relation is not None:
             relation = scene.relation if a == 0 else INVERSE[scene.relation]
             forms = (NEW_RELATIONS if style.new_forms else RELATIONS)[relation]

@@ -267,7 +267,8 @@ class Shapes:
         """Several phrasings, each true of the scene (computed anew unless given), no text twice."""
         scene = self.scene(index) if scene is None else scene
         rng = _random("captions", self.seed, self.split, index)
-        return list({c.text: c for c in (phrased(scene, rng, self.phrasing) for _ in range(CAPTIONS_PER_SCENE))}.values())
+        found = [phrased(scene, rng, self.phrasing) for _ in range(CAPTIONS_PER_SCENE)]
+        return list({caption.text: caption for caption in found}.values())
 
     def __getitem__(self, item: tuple[int, int]) -> Example:
         index, _ = item
