@@ -86,8 +86,8 @@ def relation(rest: str) -> tuple[str, int] | None:
     for up, way, down, part, edge in (("above", ABOVE, BELOW, "upper", "top"),
                                       ("below", BELOW, ABOVE, "lower", "bottom")):
         if re.search(rf"X (?:that (?:is|are) |floating |situated )?{way} Y|X at the {edge} and Y at"
-                     rf"|at the {edge} X at the|X and {down} (?:it|them) Y|X with Y {down} (?:it|them)|from the {edge} first X then Y"
-                     rf"|the {part} part shows X the \w+ part Y", rest):  # fmt: skip
+                     rf"|at the {edge} X at the|X and {down} (?:it|them) Y|X with Y {down} (?:it|them)"
+                     rf"|from the {edge} first X then Y|the {part} part shows X the \w+ part Y", rest):  # fmt: skip
             return up, 0
         if re.search(rf"{way} X there (?:is|are) Y|X whose {part} neighbour (?:is|are) Y"
                      rf"|look {'up' if up == 'above' else 'down'} from X you find Y", rest):  # fmt: skip
@@ -128,6 +128,15 @@ def test_what_a_caption_claims_is_what_it_says(phrasing, task):
             stated = plain(things[related.subject]), plain(things[related.object])
             assert (name, plain(first), plain(second)) in ((related.relation, *stated),
                                                            (OTHER[related.relation], *stated[::-1])), caption
+
+
+@pytest.mark.parametrize("task", shapes.TASKS)
+def test_evaluation_says_the_same_in_other_words(task):
+    names = "plain", "templates", "synonyms", "new_words"
+    wordings = [shapes.prompted("val", task, 20, phrasing=name) for name in names]
+    for plain_one, *others in zip(*wordings, strict=True):
+        assert all((caption.clauses, scene) == (plain_one[0].clauses, plain_one[1]) for caption, scene in others)
+    assert len({caption.text for found in wordings for caption, _ in found}) > 40
 
 
 def test_the_parser_tells_a_false_caption():

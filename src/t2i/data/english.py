@@ -107,7 +107,8 @@ _SIDES = (
 )  # fmt: skip
 _NEW_SIDES = (
     "if you look SIDE of {b}, you find {a}", "{b} whose SIDE neighbour {isa} {a}",
-    "{a} situated on the SIDE-hand side of {b}", "starting from the SIDE, first {a}, then {b}", "the SIDE-hand part shows {a}, the OTHER-hand part {b}",
+    "{a} situated on the SIDE-hand side of {b}", "starting from the SIDE, first {a}, then {b}",
+    "the SIDE-hand part shows {a}, the OTHER-hand part {b}",
 )  # fmt: skip
 
 
@@ -173,13 +174,13 @@ def phrased(scene: Scene, rng: Random, phrasing: Phrasing, extras: bool = True) 
     style = _STYLES[phrasing]
     bare = style.slips and rng.random() < BARE
     said = list(claims(scene, rng, extras))
+    a = int(rng.random() * 2)
     nouns = [_noun(claim, rng, style, bare) for claim in said]
     clauses: list[Clause] = list(said)
     counts = [claim.count for claim in said]
     if len(nouns) == 1:
         text, first, sentence = nouns[0], counts[0], False
     else:
-        a = int(rng.random() * 2)
         forms: tuple[str, ...] = NEW_PAIRS if style.new_forms else PAIRS
         if scene.relation is not None:
             relation = scene.relation if a == 0 else INVERSE[scene.relation]

@@ -289,7 +289,9 @@ def prompted(split: Split, task: Task, n: int, seed: int = 0,
     rng = _random("prompts", seed, split, task)
     while len(found) < n:
         scene = _scene_of(rng, task, split, world)
-        caption = phrased(scene, rng, phrasing, extras=False)
+        # But for the grammar, of a generator a caption: the same scenes and claims in all wordings.
+        words = rng if phrasing == "grammar" else _random("words", seed, split, task, len(found))
+        caption = phrased(scene, words, phrasing, extras=False)
         if split != "heldout" or caption_held_out(caption):
             found.append((caption, scene))
     return found
