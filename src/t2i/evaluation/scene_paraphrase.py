@@ -1,0 +1,106 @@
+"""Composition of drawn scenes by how captions are worded: plain words in sentence forms of training, and from there other
+forms or other words (`t2i.data.english.phrased`).
+
+All wordings but the grammar's have the same scenes and claims, drawn from the same seeds; only words differ. `share` is a
+wording's score in that of `plain`. Held-out combinations are no part of it: `metrics=[composition]` has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t2i.data.english import Phrasing
+from t2i.data.scenes import TASKS, Caption, render
+from t2i.data.shapes import World, prompted
+from t2i.evaluation.composition import Paint
+from t2i.metrics.composition import shuffled, verdicts
+from t2i.metrics.intervals import Interval, ratio, wilson
+from t2i.viz.html import Table
+from t2i.viz.tables import markdown_table
+
+BASE: Phrasing = "plain"
+WORDINGS: dict[Phrasing, str] = {
+    "grammar": "the plain grammar", "plain": "training's forms, plain words", "templates": "held-out forms, plain words",
+    "synonyms": "training's forms, training's synonyms", "new_words": "training's forms, held-out synonyms",
+}  # fmt: skip
+OVERALL = "overall"
+
+
+@dataclass
+class Worded:
+    """`scores` by wording, kind (`score`, `ceiling_renders`, `floor_shuffled_captions`) and task; `share` by wording.
+    `examples`: by wording the first picture of each task, their captions, and whether each of all is right."""
+
+    scores: dict[str, dict[str, dict[str, Interval]]] = field(default_factory=dict)
+    share: dict[str, Interval] = field(default_factory=dict)
+    examples: dict[str, tuple[Tensor, list[str], list[bool]]] = field(default_factory=dict)
+    n: int = 0
+
+    def described(self) -> dict[str, Any]:
+        """The scores as plain numbers."""
+        found: dict[str, Any] = {wording: {kind: {task: one.described() for task, one in each.items()}
+                                           for kind, each in kinds.items()} for wording, kinds in self.scores.items()}
+        for wording, one in self.share.items():
+            found[wording]["share"] = {OVERALL: one.described()}
+        return found
+
+
+def judged(paint: Paint, image_size: int, n_per_task: int, seed: int, world: World) -> Worded:
+    """Judges what `paint` gives for captions in each wording."""
+    result, right = Worded(n=n_per_task * len(TASKS)), {}
+    for wording in WORDINGS:
+        chosen = [pair for task in TASKS for pair in prompted("val", task, n_per_task, seed, world, wording)]
+        captions = [caption for caption, _ in chosen]
+        truth = torch.stack([torch.from_numpy(render(scene, image_size)) for _, scene in chosen])
+        pictures = paint(wording, [caption.text for caption in captions])
+        right[wording] = _right(pictures, captions)
+        result.scores[wording] = {
+            "score": _by_task(right[wording], captions),
+            "ceiling_renders": _by_task(_right(truth, captions), captions),
+            "floor_shuffled_captions": _by_task(_right(pictures, shuffled(captions, seed)), captions),
+        }
+        first = [i * n_per_task for i in range(len(TASKS))]
+        result.examples[wording] = pictures[first], [captions[i].text for i in first], right[wording].tolist()
+    if right[BASE].any():
+        result.share = {wording: ratio(hits.double(), right[BASE].double(), seed)
+                        for wording, hits in right.items() if wording not in (BASE, "grammar")}
+    return result
+
+
+def _right(pictures: Tensor, captions: list[Caption]) -> Tensor:
+    return torch.tensor([verdict.correct for verdict in verdicts(pictures.numpy(), captions)])
+
+
+def _by_task(right: Tensor, captions: list[Caption]) -> dict[str, Interval]:
+    """With as many captions a task, the mean of the tasks is that of all."""
+    tasks = [caption.task for caption in captions]
+    found = {task: wilson(right[torch.tensor([one == task for one in tasks])]) for task in TASKS}
+    return {**found, OVERALL: wilson(right)}
+
+
+def values(found: Worded) -> dict[str, Interval]:
+    """Scores by their names in `evaluation.json`."""
+    return {**{f"paraphrase_{wording}": kinds["score"][OVERALL] for wording, kinds in found.scores.items()},
+            **{f"paraphrase_{wording}_share": one for wording, one in found.share.items()}}
+
+
+def tables(scores: Mapping[str, Any]) -> list[Table]:
+    """Of `Worded.described`: wordings in rows."""
+    def cell(found: Mapping[str, Mapping[str, float]], task: str) -> str:
+        return f"{found[task]['value']:.3f}" if task in found else "–"
+
+    head = ["wording", *TASKS, OVERALL, "share of plain", "floor", "ceiling"]
+    rows = [[WORDINGS[wording], *(cell(kinds["score"], task) for task in (*TASKS, OVERALL)),  # type: ignore[index]
+             cell(kinds.get("share", {}), OVERALL), cell(kinds["floor_shuffled_captions"], OVERALL),
+             cell(kinds["ceiling_renders"], OVERALL)] for wording, kinds in scores.items()]
+    return [Table("Scenes by wording", head, rows, strong_rows=[])]
+
+
+def table(scores: Mapping[str, Any]) -> str:
+    """`tables` as Markdown."""
+    return "\n\n".join(f"{one.title}:\n\n{markdown_table(one.head, one.rows)}" for one in tables(scores))

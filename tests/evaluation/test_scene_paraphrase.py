@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from t2i.data.scenes import TASKS, render
+from t2i.data.shapes import World, prompted
+from t2i.evaluation import scene_paraphrase
+from t2i.evaluation.scene_paraphrase import WORDINGS
+
+N, WORLD = 4, World(8, ("white", "navy"))
+
+
+def truth(wording: str, text: list[str]) -> torch.Tensor:
+    chosen = [pair for task in TASKS for pair in prompted("val", task, N, 0, WORLD, wording)]
+    assert [caption.text for caption, _ in chosen] == text
+    return torch.stack([torch.from_numpy(render(scene, 64)) for _, scene in chosen])
+
+
+def test_true_renders_are_right_in_every_wording():
+    found = scene_paraphrase.judged(truth, 64, N, 0, WORLD)
+    assert list(found.scores) == list(WORDINGS) == ["grammar", "plain", "templates", "synonyms", "new_words"]
+    for kinds in found.scores.values():
+        assert kinds["score"]["overall"].value == kinds["ceiling_renders"]["overall"].value == 1
+        assert kinds["floor_shuffled_captions"]["overall"].value < 0.7
+    assert {name: one.value for name, one in found.share.items()} == {"templates": 1, "synonyms": 1, "new_words": 1}
+
+
+def test_who_knows_half_of_the_words_has_half_of_the_score():
+    def half(wording: str, text: list[str]) -> torch.Tensor:
+        pictures = truth(wording, text)
+        if wording == "new_words":
+            pictures[::2] = 255
+        return pictures
+
+    found = scene_paraphrase.judged(half, 64, N, 0, WORLD)
+    values = scene_paraphrase.values(found)
+    assert values["paraphrase_new_words"].value == values["paraphrase_new_words_share"].value == 0.5
+    assert values["paraphrase_new_words_share"].low < 0.5 < values["paraphrase_new_words_share"].high
+    assert values["paraphrase_plain"].value == 1 and "paraphrase_plain_share" not in values
+    table = scene_paraphrase.table(found.described())
+    assert "| training's forms, held-out synonyms | 0.500 |" in table and table.count("\n") == 8
+
+
+def test_nothing_right_has_no_share():
+    found = scene_paraphrase.judged(lambda _, text: torch.full((len(text), 64, 64, 3), 255, dtype=torch.uint8), 64, N, 0,
+                                    WORLD)
+    assert not found.share and found.scores["plain"]["score"]["overall"].value == 0
+    assert "–" in scene_paraphrase.table(found.described())
+
+
+@pytest.mark.parametrize("wording", list(WORDINGS))
+def test_examples_are_one_a_task(wording):
+    pictures, captions, right = scene_paraphrase.judged(truth, 64, N, 0, WORLD).examples[wording]
+    assert len(pictures) == len(captions) == len(TASKS) and len(right) == N * len(TASKS)
