@@ -98,8 +98,8 @@ class Emoji(ImageDataset):
         return super().settings() | {"styles": list(self.styles), "art": art, "background": self.background}
 
     def gallery(self) -> Gallery:
-        """The pictures of all pairs at `image_size`, whatever this split's crops and flips, and words that no caption of
-        theirs has."""
+        """The pictures of all pairs at `image_size`, whatever this split's crops and flips, and words that none of
+        their captions has."""
         pictures: dict[str, tuple[Tensor, str]] = {}
         captions: set[str] = set()
         splits: tuple[Split, ...] = "train", "val"

