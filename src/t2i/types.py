@@ -201,6 +201,10 @@ class TextEncoder(Protocol):
         """The same states, and no more work than they take."""
         ...
 
+    def not_seen(self, caption: str) -> str | None:
+        """What of a caption is not taken, in a line: unknown words, and what is cut; None where all is."""
+        ...
+
 
 @runtime_checkable
 class ClipModel(Protocol):
