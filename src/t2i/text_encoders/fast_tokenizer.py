@@ -91,7 +91,7 @@ class FastTokenizer:
     def _cut(self, caption: str, encoding: Encoding) -> str:
         at = encoding.offsets[self.room][0]
         return (f"the caption has {len(encoding.ids)} tokens, the text encoder takes {self.room}: it is cut after"
-                f" '{shown(caption[:at].strip()[-60:])}', and what follows is not seen:"
+                f" '{shown(caption[:at].strip()[-60:].strip())}', and what follows is not seen:"
                 f" '{shown(caption[at:].strip(), 60)}'")
 
     def __call__(self, captions: list[str]) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
