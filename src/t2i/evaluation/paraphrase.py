@@ -133,8 +133,8 @@ def _sheet(
     """The first right and the first wrong drawings over those by name, the true renders and the nearest ones."""
     good, bad = right.nonzero()[:, 0].tolist(), (~right).nonzero()[:, 0].tolist()
     some = good[: max(SHOWN, 2 * SHOWN - len(bad))] + bad[: max(SHOWN, 2 * SHOWN - len(good))]
-    under = [f"{chosen[k].word.captions[gallery.styles[chosen[k].place]]} ({', '.join(chosen[k].word.concepts)}): "
-             + ("right" if right[k] else f"taken for {gallery.captions[int(nearest[k])]}; rank {int(rank[k])}")
+    under = [f"{chosen[k].word.word} ({', '.join(chosen[k].word.concepts)}): "
+             + ("right" if right[k] else f"taken for {gallery.concepts[int(nearest[k])]}; rank {int(rank[k])}")
              for k in some]
     truth = gallery.images[[chosen[k].place for k in some]]
     rows = [("by the word", drawn["words"][some]), ("by the name", drawn["names"][some]), ("true render", truth),
