@@ -24,12 +24,26 @@ class Example:
 
 
 @dataclass(frozen=True)
+class UnseenWord:
+    """A word or phrase that stands in no caption of a data set, and names some of its concepts.
+
+    captions: by style, one that asks for the word in the fullest form of the data set's own. plain_caption: without a
+    style.
+    """
+
+    word: str
+    concepts: tuple[str, ...]
+    captions: dict[str, str]
+    plain_caption: str
+
+
+@dataclass(frozen=True)
 class Gallery:
-    """All true pictures of a data set of concepts drawn in styles, row i of every field for picture i.
+    """All true pictures of a data set of concepts drawn in styles, row i of every field but the last for picture i.
 
     images: (n, 3, s, s) uint8. concepts, styles: names. captions: one caption a picture that names concept and style.
     plain_captions: one that names the concept alone.
-    held_out: (n,) bool: the pair is in no training split.
+    held_out: (n,) bool: the pair is in no training split. unseen_words: by which concepts can be asked for.
     """
 
     images: UInt8[Tensor, "n 3 s s"]
@@ -38,6 +52,7 @@ class Gallery:
     captions: list[str]
     plain_captions: list[str]
     held_out: Bool[Tensor, " n"]
+    unseen_words: list[UnseenWord] = field(default_factory=list)
 
 
 @runtime_checkable
@@ -184,6 +199,10 @@ class TextEncoder(Protocol):
 
     def states(self, text: list[str]) -> TextStates:
         """The same states, and no more work than they take."""
+        ...
+
+    def not_seen(self, caption: str) -> str | None:
+        """What of a caption is not taken, in a line: unknown words, and what is cut; None where all is."""
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -80,6 +81,13 @@ def test_pairs_captions_and_a_gallery(tmp_path: Path) -> None:
     assert gallery.concepts[:2] == [name, name] and gallery.styles[:2] == list(STYLES)
     assert gallery.held_out.tolist() == [(key, style) in val for key in KEYS for style in STYLES]
     assert gallery.captions[1] == first[0]
+    captions = {text for data in sides.values() for i in range(len(data)) for text in data.captions(i)}
+    assert gallery.unseen_words and not any(
+        re.search(rf"\b{word.word}\b", text) for word in gallery.unseen_words for text in captions)
+    for word in gallery.unseen_words:
+        assert word.concepts and set(word.concepts) <= set(gallery.concepts)
+        assert word.captions["fluent"] == f"a fluent drawing of {word.plain_caption}"
+        assert word.word in word.plain_caption
     for data in sides.values():
         packed.attach(data, tmp_path / "packed")
         for i in range(len(data)):

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from t2i.data.emoji_names import asked_style, captions_for, concepts, key_of_hex, with_article
+from t2i.data.emoji_names import (
+    MOST_CONCEPTS,
+    asked_style,
+    captions_for,
+    concepts,
+    in_languages,
+    key_of_hex,
+    phrases,
+    unseen_words,
+    with_article,
+)
 
 
 @pytest.mark.parametrize("key, name", [
@@ -30,17 +40,46 @@ def test_names_and_second_names_name_one_emoji() -> None:
     names = [name for concept in concepts()[0].values() for name in (concept.name, *concept.aliases)]
     assert len(names) == len(set(names)) > 1400
     assert all(name == name.lower().strip() for name in names)
-    assert concepts()[0]["1f4a9"].aliases == ("poop", "hankey")
+    assert concepts()[0]["1f9d1-200d-1f33e"].aliases == () and concepts()[0]["2600"].aliases == ("sunny",)
+
+
+def test_unseen_words_stand_in_no_caption_and_name_few_concepts() -> None:
+    known, words = concepts()[0], unseen_words()
+    captions = {text for concept in known.values() for style in (None, "openmoji line")
+                for text in captions_for(concept, style)}
+    seen = {phrase for caption in captions for phrase in phrases(caption)}
+    assert len(words) > 200 and not seen & words.keys()
+    assert all(1 <= len(keys) <= MOST_CONCEPTS and set(keys) <= known.keys() for keys in words.values())
+    assert words["poop"] == ("1f4a9",) and set(words["email"]) == {"1f4e7", "2709"}
+    assert not {"shit", "tux", "fu", "black scissors", "panda"} & words.keys()
+
+
+def test_phrases_are_runs_of_whole_words() -> None:
+    assert phrases("A Rolled-up hat.") == {"a", "rolled", "up", "hat", "a rolled", "rolled up", "up hat", "a rolled up",
+                                           "rolled up hat", "a rolled up hat"}  # fmt: skip
+
+
+def test_names_in_other_languages() -> None:
+    pretzel = in_languages(concepts()[0], ["en", "de", "zh"])["1f968"]
+    assert pretzel.foreign == ("brezel", "椒盐卷饼")
+    assert captions_for(pretzel, "noto")[-4:] == ["brezel", "noto brezel", "椒盐卷饼", "noto 椒盐卷饼"]
+    found = captions_for(pretzel, "noto")
+    assert found.count("a noto drawing of a pretzel") == len(found) / 2
+    assert captions_for(pretzel) == ["pretzel", "an emoji of a pretzel", "pretzel emoji", *pretzel.foreign]
+    for languages, message in ((["en", "xx"], r"^data.languages=\[en, xx\]: no names in xx; there are ar, de, en, "),
+                               (["de"], r"^data.languages=\[de\]: en comes first"), ([], "en comes first")):
+        with pytest.raises(ValueError, match=message):
+            in_languages(concepts()[0], languages)
 
 
 def test_captions_with_and_without_a_style() -> None:
-    pretzel, imp = concepts()[0]["1f968"], concepts()[0]["1f608"]
+    pretzel, sun = concepts()[0]["1f968"], concepts()[0]["2600"]
     assert captions_for(pretzel, "openmoji line") == [
         *["an openmoji line drawing of a pretzel"] * 4, "pretzel in the style of openmoji line",
         "openmoji line pretzel", "pretzel", "a pretzel"]  # fmt: skip
     assert captions_for(concepts()[0]["1f363"], "noto")[-2:] == ["noto sushi", "sushi"]  # each once
     assert captions_for(pretzel) == ["pretzel", "an emoji of a pretzel", "pretzel emoji"]
-    assert captions_for(imp, "noto")[-4:-2] == ["smiling imp in the style of noto", "noto smiling imp"]
+    assert captions_for(sun, "noto")[-4:-2] == ["sunny in the style of noto", "noto sunny"]
 
 
 @pytest.mark.parametrize("phrase", [

@@ -186,7 +186,7 @@ def test_a_tokenizer_is_judged_by_what_comes_back(place: Path, tmp_path: Path, m
     assert judged["nearest_render_heldout_perceptual"]["value"] > 0  # it is hardly trained
     with pytest.raises(ValueError, match="style_guidance=true: a vqgan has no such option"):
         evaluate.run(config(place, *own, "metrics=[nearest_render]", "style_guidance=true"))
-    with pytest.raises(ValueError, match=r"style_guidance=true is of metrics=\[nearest_render\] and ckpt="):
+    with pytest.raises(ValueError, match=r"style_guidance=true is of metrics=\[nearest_render\], \[paraphrase\] and"):
         evaluate.run(config(place, *own, "metrics=[reconstruction]", "style_guidance=true"))
     with pytest.raises(ValueError, match=r"^pairs=val is of metrics=\[nearest_render\]"):
         evaluate.run(config(place, *own, "metrics=[reconstruction]", "pairs=val"))
@@ -219,6 +219,11 @@ def test_styles_are_drawn_away_from_the_caption_without_one(place: Path, tmp_pat
     protocols = evaluate.run(config(place, *words, "style_guidance=true"))["protocols"]
     assert asked and dict(asked).items() <= dict(zip(made.captions, made.plain_captions, strict=True)).items()
     assert protocols["nearest_render_seen_pair"]["sampler"]["style_guidance"] is True
+    asked.clear()
+    scores = evaluate.run(config(place, words[0], "metrics=[paraphrase]", "n_pairs=2", "style_guidance=true"))["scores"]
+    assert scores["paraphrase_words"]["n"] == 2 and (tmp_path / "prior/evaluation-paraphrase.png").is_file()
+    plain = {text: word.plain_caption for word in made.unseen_words for text in word.captions.values()}
+    assert len(asked) == 4 and dict(asked[2:]).items() <= plain.items()
 
 
 def test_a_nets_distances_have_its_name() -> None:
@@ -266,7 +271,7 @@ def test_folders_of_others(place: Path, tmp_path: Path, capsys: Any) -> None:
 
 
 @pytest.mark.parametrize("words, message", [
-    (["metrics=[fed]"], r"fed unknown; allowed are composition, nearest_render, fid"),
+    (["metrics=[fed]"], r"fed unknown; allowed are composition, nearest_render, paraphrase, fid"),
     (["metrics=[]"], "metrics is empty"),
     (["metrics=[fid]"], r"(?s)weights-inception-2015-12-05-6726825d\.pth.*6726825d0af5f729"),
     (["protocol=coco"], "protocol=coco: allowed are shapes, coco30k"),

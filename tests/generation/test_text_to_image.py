@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from t2i.generation import text_to_image
 from t2i.models.prior import Prior
+from t2i.text_encoders.limited_warnings import LimitedWarnings
 from t2i.viz.grids import to_uint8
 
 
@@ -27,6 +29,13 @@ class Tokens:
         return cells.add(1).mul(7.5).round().long().flatten(1)
 
 
+class Words:
+    """A text encoder that knows dogs."""
+
+    def not_seen(self, caption: str) -> str | None:
+        return None if "dog" in caption else "the text encoder does not know it"
+
+
 class Noise(nn.Module):
     """Draws noise of each seed under a brightness made of the caption's length."""
 
@@ -37,7 +46,7 @@ class Noise(nn.Module):
     def __init__(self, fail_at: int | None = None) -> None:
         super().__init__()
         self.gpt = SimpleNamespace(factors=Tokens.factors)
-        self.tokenizer, self.calls, self.fail_at = Tokens(), [], fail_at
+        self.tokenizer, self.text_encoder, self.calls, self.fail_at = Tokens(), Words(), [], fail_at
 
     @property
     def device(self):
@@ -234,3 +243,20 @@ def test_a_style_that_no_training_saw_is_refused(tmp_path, monkeypatch) -> None:
         text_to_image.check_styles(["a pretzel in the style of apple"], "x.ckpt")
     held["t2i"]["config"]["data"] = {}
     text_to_image.check_styles(["a pretzel in the style of apple"], "x.ckpt")
+
+
+def test_what_is_not_seen_of_a_caption_is_said_once_before_drawing(tmp_path, capsys) -> None:
+    class Telling(Noise):
+        def sample(self, text, **options):
+            print("drawing", file=sys.stderr)
+            LimitedWarnings("words")("said already")
+            return super().sample(text, **options)
+
+    (tmp_path / "list.txt").write_text("\n".join(["a dog", "一只猫", "一只猫", "x" * 5000]), encoding="utf-8")
+    text_to_image.run(config(tmp_path, prompt=None, prompts=str(tmp_path / "list.txt"), negative="猫"), Telling())
+    told = [line for line in capsys.readouterr().err.splitlines() if "caption" in line or line == "drawing"]
+    assert told[:4] == [f"caption '{text}': the text encoder does not know it"
+                        for text in ("一只猫", "x" * 60 + "…", "猫")] + ["drawing"]
+    assert not any("caption" in line for line in told[4:])
+    text_to_image.run(config(tmp_path, prompt=None, unconditional=True, out=str(tmp_path / "none")), Noise())
+    assert "caption" not in capsys.readouterr().err

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from tests.gallery import STYLES, gallery
 from torch import Tensor
 
-from t2i.metrics.intervals import median, wilson
+from t2i.metrics.intervals import median, ratio, wilson
 from t2i.metrics.nearest_render import MEASURES, NearestRender, averages
 from t2i.metrics.unseen_pairs import FLOORS, floors, ridge
 from t2i.types import Gallery
@@ -94,3 +94,23 @@ def test_intervals_of_shares_and_medians() -> None:
     middle = median(torch.arange(101))
     assert (middle.value, middle.low, middle.high) == (50, 40, 60)
     assert median(torch.tensor([3])).described() == {"value": 3, "low": 3, "high": 3}
+
+
+def test_several_renders_may_be_right() -> None:
+    made = gallery()
+    judge = NearestRender(made)
+    right = torch.tensor([[name in ("thing 1", "thing 2") for name in made.concepts]] * 3)
+    asked = torch.tensor([3, 3, 3])  # thing 1 in the first style
+    nearest, hit, rank = judge.among(made.images[[3, 8, 12]], right, asked)
+    assert nearest.tolist() == [3, 8, 12] and hit.tolist() == [True, True, False]
+    apart = judge.distances(made.images[[12]], "plain")[0]
+    assert rank[0] == 1 and rank[2] == 1 + sum(apart[i] < min(apart[3], apart[6]) for i in range(0, len(apart), 3))
+
+
+def test_the_ratio_of_two_means() -> None:
+    base = (torch.arange(200) % 2).double()
+    same, half = ratio(base, base, 0), ratio(base * (torch.arange(200) % 4 == 1), base, 0)
+    assert (same.value, same.low, same.high) == (1, 1, 1)
+    assert half.value == 0.5 and 0.38 < half.low < 0.42 and 0.58 < half.high < 0.62
+    with pytest.raises(ValueError, match="a base above 0"):
+        ratio(base, torch.zeros(200), 0)

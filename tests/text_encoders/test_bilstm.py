@@ -119,6 +119,10 @@ def test_unknown_words_are_told_once(folder: Path, recwarn: pytest.WarningsRecor
         encoder(["a red zebra"])
     assert [str(w.message) for w in recwarn if "zebra" in str(w.message)] == [
         "the text encoder does not know the word 'zebra': it is left out"]
+    assert encoder.not_seen("a red") is None
+    assert encoder.not_seen("zebra and yak") == (
+        "the text encoder does not know the words 'zebra', 'and', 'yak': they are left out")
+    assert "known words, the text encoder takes 18" in str(encoder.not_seen("red " * 19))
 
 
 def test_the_folder_holds_what_was_saved_and_replaces_an_older_one(folder: Path) -> None:

@@ -13,7 +13,16 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import AutoModel, BertConfig, BertModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
 
 from t2i.checkpoint import building
 from t2i.config.compose import compose
@@ -45,6 +54,21 @@ def write(folder: Path, kind: str = "bert") -> Path:
         weights = load_file(folder / "model.safetensors")
         held = {f"roberta.{name}": value for name, value in weights.items()} | {"lm_head.bias": torch.zeros(12)}
         save_file(held, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def write_multilingual(folder: Path) -> Path:
+    """A Hugging Face folder of a random XLM-RoBERTa, whose SentencePiece vocabulary has some German and Chinese and one
+    emoji."""
+    torch.manual_seed(0)
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁", "▁eine", "▁rote", "▁katz", "e", "▁a", "猫", "微笑", "的", "🍕"]
+    tokenizer = Tokenizer(models.Unigram([(piece, -2.0) for piece in pieces], unk_id=3))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>").save_pretrained(folder)
+    sizes = SIZES | {"vocab_size": len(pieces)}
+    XLMRobertaModel(XLMRobertaConfig(**sizes, pad_token_id=1, initializer_range=0.5)).save_pretrained(folder)
     return folder
 
 
@@ -82,6 +106,24 @@ def test_states_are_what_transformers_makes_of_each_caption_alone(kind: str, tmp
     encoders[0].tower.encoder = encoders[1].tower.encoder
     assert len({encoder.hash() for encoder in encoders.values()}) == 3
     assert SentenceEncoder(str(path), max_length=11).hash() != encoders[-1].hash()
+
+
+def test_a_multilingual_encoder_hears_other_languages(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    path, captions = write_multilingual(tmp_path / "xlmr"), ["eine rote katze", "微笑的猫", "🍕", ""]
+    model, tokenizer = AutoModel.from_pretrained(path).eval(), PreTrainedTokenizerFast.from_pretrained(path)
+    encoder = building.build(compose(["model=prior", "text_encoder=sentence", f"text_encoder.path={path}",
+                                      "model.tokenizer.path=x"], files=False)["model"]["text_encoder"])
+    got = encoder(captions)
+    assert got.mask.sum(1).tolist() == [6, 6, 4, 2]
+    for i, caption in enumerate(captions):
+        with torch.no_grad():
+            want = model(**tokenizer(caption, return_tensors="pt", return_token_type_ids=False)).last_hidden_state[0]
+        torch.testing.assert_close(got.states[i, got.mask[i]], want, atol=1e-5, rtol=0)
+    assert [encoder.not_seen(caption) for caption in captions[:3]] == [None] * 3
+    assert not [w for w in recwarn if "does not know" in str(w.message)]
+    again = building.build_part(encoder.part(), "x.ckpt", "text_encoder")
+    assert torch.equal(again(captions).states, got.states)
+    assert "does not know '犬'" in str(again.not_seen("微笑的犬"))
 
 
 def test_chunks_change_nothing_but_rounding(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,13 +197,24 @@ def test_a_part_opens_and_asks_for_nothing(made: Path) -> None:
 def test_what_is_not_seen_is_told_once(made: Path, recwarn: pytest.WarningsRecorder) -> None:
     encoder = SentenceEncoder(str(made), max_length=6)
     for _ in range(2):
-        encoder(["a 🍕 bird", "中 🍕"])
+        encoder(["a 🍕 bird", "中 🍕 文"])
     long = encoder(["bird " * 5000])
     assert long.mask.sum() == 6 and encoder([""]).mask.sum() == 2
     told = [str(w.message) for w in recwarn if "text encoder" in str(w.message)]
     assert [text.partition(":")[0] for text in told] == [
-        "the text encoder does not know '🍕'", "the text encoder does not know '中'",
-        "the caption has 5000 tokens, the text encoder takes 4"]
+        "the text encoder does not know '🍕'", "the text encoder does not know '中', '文'",
+        "the caption has 5000 tokens, the text encoder takes 4", "the caption has no words"]
+    assert "text_encoder.path= takes one that knows other languages" in told[0]
+    assert all("\n" not in text and len(text) < 400 for text in told)
+
+
+def test_what_is_not_seen_of_a_caption(made: Path) -> None:
+    encoder = SentenceEncoder(str(made), max_length=6)
+    assert encoder.not_seen("a red bird") is None
+    assert encoder.not_seen("") == "the caption has no words: the text encoder sees nothing"
+    both = str(encoder.not_seen("🍕 bird with 🍕 head"))
+    assert both.startswith("the text encoder does not know '🍕': it sees there that something is, and not what; the")
+    assert "has 5 tokens, the text encoder takes 4: it is cut after '🍕 bird with 🍕'" in both
 
 
 def test_states_are_cached_by_hash(made: Path, tmp_path: Path) -> None:

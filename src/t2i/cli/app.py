@@ -40,6 +40,7 @@ from t2i.config.compose import (
     swept,
 )
 from t2i.config.messages import is_for_people, shown
+from t2i.config.quiet import plain_warnings
 
 Run = Callable[[dict[str, Any], list[str]], Any]
 LONGEST = 1000  # letters of a line of a message
@@ -61,6 +62,7 @@ def main(app: Callable[[], Any], config_name: str) -> NoReturn:
 
 def guarded(call: Callable[[], object], debug: bool = False) -> int:
     """Calls it, with messages instead of tracebacks; the exit code."""
+    plain_warnings()
     for stream in (sys.stdout, sys.stderr):
         # Captions have letters that an ASCII terminal does not.
         if hasattr(stream, "reconfigure"):

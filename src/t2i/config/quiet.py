@@ -1,10 +1,15 @@
-"""Lightning's adverts, and warnings of it that tell the user nothing."""
+"""Lightning's adverts, and warnings of it that tell the user nothing; our own warnings in a line."""
 
 from __future__ import annotations
 
 import logging
 import warnings
+from pathlib import Path
 
+from t2i.config.messages import HERE, shown
+
+LONGEST = 1000  # letters of a warning
+_PYTHONS = warnings.formatwarning
 # What Lightning 2.6 says to everybody, whatever they do.
 _NEWS = (
     "Tip:", "litlogger", "litmodels", "GPU available", "TPU available", "HPU available", "Seed set to", "LOCAL_RANK",
@@ -38,3 +43,16 @@ def quiet() -> None:
             logger.addFilter(_says_something)
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message)
+
+
+def plain_warnings() -> None:
+    """Warnings of our own are a line each, without the place in the source where Python says them."""
+    warnings.formatwarning = _formatted
+
+
+def _formatted(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    if Path(filename).resolve().is_relative_to(HERE):
+        return f"warning: {shown(str(message), LONGEST)}\n"
+    return _PYTHONS(message, category, filename, lineno, line)

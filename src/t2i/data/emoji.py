@@ -19,11 +19,20 @@ from torch import Tensor
 from t2i.checkpoint.registry import register
 from t2i.data import packed
 from t2i.data.emoji_art import open_art, words_of
-from t2i.data.emoji_names import captions_for, concepts, with_article
+from t2i.data.emoji_names import (
+    Concept,
+    captions_for,
+    concepts,
+    full_caption,
+    in_languages,
+    phrases,
+    unseen_words,
+    with_article,
+)
 from t2i.data.emoji_splits import find_near_duplicates, group_concepts, held_out_pairs
 from t2i.data.image_dataset import ImageDataset, Split
 from t2i.data.rows import Row
-from t2i.types import Gallery
+from t2i.types import Gallery, UnseenWord
 
 
 @register("data", places=("icons", "font", "cache"))
@@ -31,7 +40,7 @@ class Emoji(ImageDataset):
     """Captioned emoji in several styles: `dataset[index, epoch] -> Example`, key `twemoji/1f968`.
 
     The split val has the held-out pairs. A row's first caption names concept and style, others one of them or a second
-    name; with one style alone no caption names it.
+    name, or a name in another language; with one style alone no caption names it.
 
     Args:
         styles: openmoji, openmoji_line and twemoji come with pip packages, noto and fluent with `icons`, font with
@@ -39,19 +48,20 @@ class Emoji(ImageDataset):
         icons: the folder in which Iconify's icon sets were unpacked.
         font: a colour emoji font; None looks in the usual places of Linux, macOS and Windows.
         background: a colour, as CSS has it.
+        languages: en, and others in which captions name the concept, as the package emoji has them.
         cache: where near duplicates are kept, and the gallery's pictures; None finds and renders them anew.
         Everything else: see `ImageDataset`.
     """
 
     def __init__(self, split: Literal["train", "val"], styles: Sequence[str] = ("openmoji", "openmoji_line", "twemoji"),
-                 icons: str | None = None, font: str | None = None, background: str = "white", image_size: int = 64,
-                 load_size: int | None = None, crop: Literal["center", "random"] = "center", flip: bool = False,
-                 views: int = 1, seed: int = 0, on_error: Literal["raise", "skip"] = "raise", pack: bool = True,
-                 cache: Path | None = None) -> None:
+                 icons: str | None = None, font: str | None = None, background: str = "white",
+                 languages: Sequence[str] = ("en",), image_size: int = 64, load_size: int | None = None,
+                 crop: Literal["center", "random"] = "center", flip: bool = False, views: int = 1, seed: int = 0,
+                 on_error: Literal["raise", "skip"] = "raise", pack: bool = True, cache: Path | None = None) -> None:
         self.styles, self.background, self.cache = tuple(styles), colour(background), cache
         self._source: dict[str, Any] = {
-            "styles": self.styles, "icons": icons, "font": font, "background": background, "image_size": image_size,
-            "on_error": on_error, "pack": pack, "cache": cache,
+            "styles": self.styles, "icons": icons, "font": font, "background": background, "languages": languages,
+            "image_size": image_size, "on_error": on_error, "pack": pack, "cache": cache,
         }  # fmt: skip
         if twice := [style for style, times in Counter(self.styles).items() if times > 1]:
             raise ValueError(f"data.styles=[{', '.join(self.styles)}] lists {twice[0]} twice")
@@ -60,6 +70,7 @@ class Emoji(ImageDataset):
         self.arts = {style: open_art(style, icons, font) for style in self.styles}
         shared = set.intersection(*(set(art.keys()) for art in self.arts.values()))
         known, self.left_out = concepts()
+        known = in_languages(known, languages)
         keys = [key for key in known if key in shared]
         if not keys:
             have = ", ".join(f"{style} has {len(known.keys() & art.keys())}" for style, art in self.arts.items())
@@ -67,8 +78,8 @@ class Emoji(ImageDataset):
         self.near, faults = find_near_duplicates(self.arts, keys, self.background, cache)
         self.concepts = {key: known[key] for key in keys if key not in faults}
         self.held_out = held_out_pairs(list(self.concepts), self.styles, self.near)
-        words = {style: words_of(style) if len(self.styles) > 1 else None for style in self.styles}
-        rows = [{"key": f"{style}/{key}", "captions": captions_for(concept, words[style])}
+        self._style = {style: words_of(style) if len(self.styles) > 1 else None for style in self.styles}
+        rows = [{"key": f"{style}/{key}", "captions": captions_for(concept, self._style[style])}
                 for key, concept in self.concepts.items() for style in self.styles
                 if ((key, style) in self.held_out) == (split == "val")]
         root = self.arts[self.styles[0]].path
@@ -87,8 +98,10 @@ class Emoji(ImageDataset):
         return super().settings() | {"styles": list(self.styles), "art": art, "background": self.background}
 
     def gallery(self) -> Gallery:
-        """The pictures of all pairs at `image_size`, whatever this split's crops and flips."""
+        """The pictures of all pairs at `image_size`, whatever this split's crops and flips, and words that none of
+        their captions has."""
         pictures: dict[str, tuple[Tensor, str]] = {}
+        captions: set[str] = set()
         splits: tuple[Split, ...] = "train", "val"
         for split in splits:
             part = Emoji(split, **self._source)
@@ -97,13 +110,23 @@ class Emoji(ImageDataset):
             for index in range(len(part)):
                 example = part[index, 0]
                 pictures[example.key] = example.image, example.captions[0]
+                captions.update(example.captions)
         pairs = [pair for pair in ((key, style) for key in self.concepts for style in self.styles)
                  if f"{pair[1]}/{pair[0]}" in pictures]
         found = [pictures[f"{style}/{key}"] for key, style in pairs]
         return Gallery(torch.stack([image for image, _ in found]), [self.concepts[key].name for key, _ in pairs],
                        [style for _, style in pairs], [text for _, text in found],
                        [with_article(self.concepts[key].name) for key, _ in pairs],
-                       torch.tensor([pair in self.held_out for pair in pairs]))
+                       torch.tensor([pair in self.held_out for pair in pairs]),
+                       self._unseen_words({key: self.concepts[key] for key, _ in pairs}, captions))
+
+    def _unseen_words(self, drawn: dict[str, Concept], captions: set[str]) -> list[UnseenWord]:
+        """Of `emoji_names.unseen_words` those that none of the captions has, styles and other languages among them."""
+        seen = {phrase for caption in captions for phrase in phrases(caption)}
+        named = {word: tuple(drawn[key].name for key in keys if key in drawn) for word, keys in unseen_words().items()}
+        return [UnseenWord(word, names, {style: full_caption(word, text) for style, text in self._style.items()},
+                           with_article(word))
+                for word, names in named.items() if names and word not in seen]
 
     def facts(self) -> dict[str, Any]:
         every, known = [set(art.keys()) for art in self.arts.values()], concepts()[0]

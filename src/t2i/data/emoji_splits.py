@@ -8,7 +8,6 @@ others, and a hash knows nothing of the order of lists. Of one style alone, ever
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from t2i.data import cache
 from t2i.data.emoji_art import Art
+from t2i.data.emoji_names import share
 from t2i.data.image_dataset import assign_splits
 from t2i.data.seeds import derive_seed
 from t2i.viz.progress import counter
@@ -116,11 +116,6 @@ def held_out_pairs(keys: Sequence[str], styles: Sequence[str], near: NearDuplica
     styles_out: dict[str, str] = {}
     for name in names:
         allowed = [style for style in styles if style not in barred[name]]
-        if allowed and _share(name) < HELD_OUT:
-            styles_out[name] = min(allowed, key=lambda style: _share(name, style))
+        if allowed and share(name) < HELD_OUT:
+            styles_out[name] = min(allowed, key=lambda style: share(name, style))
     return {(key, styles_out[groups[key]]) for key in keys if groups[key] in styles_out}
-
-
-def _share(*words: str) -> float:
-    """A number in [0, 1) from a hash."""
-    return int.from_bytes(hashlib.sha256("/".join(words).encode()).digest()[:6]) / 2**48

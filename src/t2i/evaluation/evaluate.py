@@ -28,7 +28,7 @@ from t2i.config.quiet import quiet
 from t2i.data.datasets import check_data_node
 from t2i.data.scenes import render
 from t2i.evaluation import composition as compositions
-from t2i.evaluation import evaluator, nearest_render, reference_images
+from t2i.evaluation import evaluator, nearest_render, paraphrase, reference_images
 from t2i.evaluation.composition import KINDS as SPLITS
 from t2i.evaluation.composition import composed, listed, refined, world_of
 from t2i.evaluation.evaluator import Evaluator, Scores, too_few, without
@@ -61,7 +61,7 @@ class Evaluation:
     """One command's model or folder, protocol and feature models, opened and checked before anything is drawn.
 
     What there is to show of it is kept: `examples` of the composition by split, `judged` by the nearest render,
-    `measured` pictures, `reconstructions` beside their originals.
+    `paraphrased` by unseen words, `measured` pictures, `reconstructions` beside their originals.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -70,6 +70,7 @@ class Evaluation:
         self.composition: dict[str, Any] = {}  # scores by split
         self.examples: dict[str, tuple[Tensor, list[str], list[bool]]] = {}
         self.judged: nearest_render.Judged | None = None
+        self.paraphrased: paraphrase.Paraphrased | None = None
         self.images: GeneratedImages | None = None  # of a folder
         self.measured: GeneratedImages | None = None
         self.reconstructions: tuple[Tensor, Tensor] | None = None
@@ -84,9 +85,10 @@ class Evaluation:
             check_data_node(node, config["ckpt"])
         self.protocol, self.changed = settle(config, node["_target_"] if node is not None else None)
         metrics = self.metrics = self.protocol.metrics
-        if config["style_guidance"] and ("nearest_render" not in metrics or config["ckpt"] is None
-                                         or "clip_guided" in config):
-            raise ValueError("style_guidance=true is of metrics=[nearest_render] and ckpt=, without method=clip_guided")
+        of_gallery = [name for name in ("nearest_render", "paraphrase") if name in metrics]
+        if config["style_guidance"] and (not of_gallery or config["ckpt"] is None or "clip_guided" in config):
+            raise ValueError("style_guidance=true is of metrics=[nearest_render], [paraphrase] and ckpt=, without"
+                             " method=clip_guided")
         if config["pairs"] != "all" and "nearest_render" not in metrics:
             raise ValueError(f"pairs={config['pairs']} is of metrics=[nearest_render]")
         if config["n_per_task"] < 2:
@@ -114,8 +116,13 @@ class Evaluation:
             self.efficientnet = EfficientNetFeatures(self.device) if set(NEEDS_EFFICIENTNET) & set(metrics) else None
             self.perceptual = LPIPS(config["vgg"]).to(self.device) if "lpips" in metrics else None
             self.sharpness: EfficientNetDistance | None = None
+            if of_gallery:
+                self.gallery = self.open_gallery(of_gallery[0])
+            if "paraphrase" in metrics:
+                with self.scores.trying(["paraphrase"], part=True):
+                    paraphrase.asked(self.gallery, config["n_pairs"], self.seed)
+                self.leave_out()
             if "nearest_render" in metrics:
-                self.gallery = self.open_gallery()
                 with self.scores.trying(["nearest_render_perceptual"]):
                     EfficientNetDistance.check_side(*self.gallery.images.shape[-2:])
                     self.sharpness = EfficientNetDistance().to(self.device)
@@ -224,11 +231,11 @@ class Evaluation:
 
         return refined(found(False), found(True)) if "clip_guided" in self.config else found(False)
 
-    def open_gallery(self) -> Gallery:
-        """All true pictures of the data, of the drawn pictures' size."""
+    def open_gallery(self, metric: str) -> Gallery:
+        """All true pictures of the data, of the drawn pictures' size, for a metric."""
         trained = self.held["data"] if self.held is not None and "data" in self.held else None
         size = self.size if self.model is None and self.images is None else self.image_size
-        return nearest_render.open_gallery(self.data, size, trained)
+        return nearest_render.open_gallery(self.data, size, trained, metric)
 
     def judge_renders(self) -> None:
         """Adds the scores of drawings by their nearest renders."""
@@ -252,6 +259,23 @@ class Evaluation:
             for name, interval in kinds["score"]["plain"].items():
                 scores.add(f"nearest_render_{split}_{name}", interval,
                            "lower" if name in nearest_render.LOWER else "higher", found.n[split], held)
+
+    def judge_words(self) -> None:
+        """Adds the scores of drawings that are asked for by unseen words."""
+        guided = "clip_guided" in self.config
+        away = {**dict(zip(self.gallery.captions, self.gallery.plain_captions, strict=True)),
+                **{text: word.plain_caption for word in self.gallery.unseen_words for text in word.captions.values()}}
+
+        def drawn(kind: str, text: list[str]) -> Tensor:
+            return self.draw(f"paraphrase, {kind}", text, guided, away if self.config["style_guidance"] else None).all()
+
+        self.paraphrased = found = paraphrase.judged(
+            drawn if self.images is None else listed(self.images, "paraphrase"), self.gallery, self.config["n_pairs"],
+            self.seed, self.device)
+        held = {**self.base(), **paraphrase.JUDGE, "n_pairs": self.config["n_pairs"],
+                "unseen_words": len(self.gallery.unseen_words), "renders": len(self.gallery.images)}
+        for name, (interval, n) in paraphrase.values(found).items():
+            self.scores.add(name, interval, "higher", n, held)
 
     @property
     def image_size(self) -> int:
@@ -279,6 +303,9 @@ class Evaluation:
         if "nearest_render" in metrics:
             with scores.trying(["nearest_render"]):
                 self.judge_renders()
+        if "paraphrase" in metrics:
+            with scores.trying(["paraphrase"]):
+                self.judge_words()
         if asked := [name for name in metrics if name in DRAWN]:
             with scores.trying(asked):
                 self._measure_captioned(asked)
@@ -325,6 +352,8 @@ class Evaluation:
         nested: dict[str, Any] = {"composition": self.composition} if self.composition else {}
         if self.judged is not None:
             nested |= {"nearest_render": self.judged.described(), "confusions": self.judged.confusions}
+        if self.paraphrased is not None:
+            nested |= {"paraphrase": self.paraphrased.described(), "unseen_words": self.paraphrased.words}
         return {"scores": {**nested, **scores.values}, "protocols": scores.protocols, "protocol": protocol,
                 "missing": scores.missing}
 
@@ -344,10 +373,17 @@ class Evaluation:
                              f" {' and '.join(OF_OWN_CAPTIONS)} have their own; export them one after the other")
         pairs: Iterator[tuple[str, np.ndarray]]
         if kinds == {"nearest_render"}:
-            gallery = self.open_gallery()
+            gallery = self.open_gallery("nearest_render")
             picked = nearest_render.chosen(gallery, self.config["n_pairs"], self.seed, self.config["pairs"])
             at = torch.cat(list(picked.values())).tolist()
             total, pairs = len(at), ((gallery.captions[i], gallery.images[i].permute(1, 2, 0).numpy()) for i in at)
+        elif kinds == {"paraphrase"}:
+            gallery = self.open_gallery("paraphrase")
+            asked = paraphrase.asked(gallery, self.config["n_pairs"], self.seed)
+            total, pairs = 2 * len(asked), (
+                (text, gallery.images[one.place].permute(1, 2, 0).numpy())
+                for texts in paraphrase.captions(gallery, asked).values()
+                for text, one in zip(texts, asked, strict=True))
         elif kinds == {"composition"}:
             world = world_of(self.data["data"])
             chosen = [pair for _, split, tasks in SPLITS for pair in zip(*compositions.prompts(
@@ -362,9 +398,10 @@ class Evaluation:
 
 
 def nested_tables(scores: Mapping[str, Any]) -> str:
-    """What stands under `composition` and `nearest_render` in `evaluation.json` as Markdown, with a line's end."""
+    """`composition`, `nearest_render` and `paraphrase` of `evaluation.json` as Markdown, with a line's end."""
     found = [compositions.table(scores["composition"])] if "composition" in scores else []
     found += [nearest_render.table(scores["nearest_render"])] if "nearest_render" in scores else []
+    found += [paraphrase.table(scores["paraphrase"])] if "paraphrase" in scores else []
     return "".join(f"{one}\n\n" for one in found)
 
 

@@ -59,15 +59,18 @@ class Judged:
                         for kind, each in kinds.items()} for split, kinds in self.scores.items()}
 
 
-def open_gallery(config: dict[str, Any], size: int, trained: Mapping[str, Any] | None) -> Gallery:
-    """The true pictures of a config's data at this size. `trained`: the data node that a checkpoint was trained on.
+def open_gallery(
+    config: dict[str, Any], size: int, trained: Mapping[str, Any] | None, metric: str = "nearest_render"
+) -> Gallery:
+    """The true pictures of a config's data at this size, for a metric. `trained`: the data node that a checkpoint was
+    trained on.
 
     ValueError for data without a gallery, for styles that the checkpoint never saw, and for data that hold out other
     pairs than those that it was trained without.
     """
     made = dataset({**config, "data": {**config["data"], "image_size": size}}, "val")
     if not isinstance(made, HasGallery):
-        raise ValueError("metrics=[nearest_render] is of data with concepts drawn in styles, such as data=emoji;"
+        raise ValueError(f"metrics=[{metric}] is of data with concepts drawn in styles, such as data=emoji;"
                          f" {type(made).__name__} has none")
     found = made.gallery()
     if trained is not None and "styles" in trained:
@@ -208,14 +211,16 @@ def style_table(paint: Paint, gallery: Gallery, truth: Int[Tensor, " n"]) -> Ima
                               (there & gallery.held_out[at]).numpy())
 
 
+def shown_interval(found: Mapping[str, float], digits: int = 3) -> str:
+    """`Interval.described` in a table's cell."""
+    value, low, high = (f"{found[end]:.{digits}f}" for end in ("value", "low", "high"))
+    return value if low == high else f"{value} ({low} to {high})"
+
+
 def tables(scores: Mapping[str, Any]) -> list[Table]:
     """Of `Judged.described`, one a split: kinds and distances in rows, measures with their intervals in columns."""
     def cell(name: str, found: Mapping[str, Mapping[str, float]]) -> str:
-        if name not in found:
-            return "–"
-        digits = "{:.0f}" if name == "median_rank" else "{:.3f}"
-        value, low, high = (digits.format(found[name][end]) for end in ("value", "low", "high"))
-        return value if low == high else f"{value} ({low} to {high})"
+        return shown_interval(found[name], 0 if name == "median_rank" else 3) if name in found else "–"
 
     made = []
     for split, kinds in scores.items():

@@ -14,7 +14,7 @@ from PIL import Image
 
 from t2i.config.messages import shown as printable
 from t2i.data.datasets import check_data_node, dataset
-from t2i.evaluation import evaluator, nearest_render
+from t2i.evaluation import evaluator, nearest_render, paraphrase
 from t2i.evaluation.generated_images import GeneratedImages
 from t2i.metrics.nearest_neighbours import nearest
 from t2i.viz import grids
@@ -35,6 +35,7 @@ class PageContents(Protocol):
     composition: dict[str, Any]
     examples: dict[str, tuple[torch.Tensor, list[str], list[bool]]]
     judged: nearest_render.Judged | None
+    paraphrased: paraphrase.Paraphrased | None
     measured: GeneratedImages | None
     reconstructions: tuple[torch.Tensor, torch.Tensor] | None
 
@@ -86,6 +87,9 @@ def write(task: PageContents, result: Mapping[str, Any]) -> list[Path]:
         sections.append(("Nearest render", [
             *nearest_render.tables(task.judged.described()), *nearest_render.confusion_tables(task.judged.confusions),
         ], [show(name, sheet, nearest_render.CAPTIONS[name]) for name, sheet in task.judged.sheets.items()]))
+    if (asked := task.paraphrased) is not None and asked.sheet is not None:
+        sections.append(("Unseen words", paraphrase.tables(asked.described()),
+                         [show("paraphrase", asked.sheet, paraphrase.SHEET)]))
     if (images := task.measured) is not None:
         some = range(min(2 * SHOWN, len(images)))
         under = [images.text[i] or "" for i in some]

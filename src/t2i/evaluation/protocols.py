@@ -23,7 +23,7 @@ from typing import Any
 DRAWN = ("fid", "kid", "precision_recall", "fd_clip", "kd_clip", "precision_recall_clip", "fd_efficientnet",
          "clip_score", "r_precision")
 BACK = ("reconstruction", "lpips", "rfid", "rfd_clip", "rfd_efficientnet")
-OF_OWN_CAPTIONS = ("composition", "nearest_render")  # they say what is drawn
+OF_OWN_CAPTIONS = ("composition", "nearest_render", "paraphrase")  # they say what is drawn
 METRICS = (*OF_OWN_CAPTIONS, *DRAWN, *BACK)
 FORMER = {"prc": "precision_recall", "prc_clip": "precision_recall_clip"}  # names that are taken for one release
 NEEDS_CLIP = ("fd_clip", "kd_clip", "precision_recall_clip", "clip_score", "r_precision", "rfd_clip")

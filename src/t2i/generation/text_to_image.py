@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import unicodedata
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from t2i.generation.pictures import read_square
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.metrics.nearest_neighbours import beside, training_data
 from t2i.models.prior import Prior
+from t2i.text_encoders.limited_warnings import CaptionWarning
 from t2i.viz import grids
 
 KINDS = ("prior", "dfgan", "stackgan1", "stackgan2")
@@ -148,6 +151,13 @@ def check_styles(texts: Sequence[str], ckpt: str | Path, name: str = "prompt") -
             raise ValueError(f"{name}={shown(text)}: {ckpt} knows the styles {', '.join(known)}, not {shown(style)}")
 
 
+def tell_not_seen(texts: Sequence[str], model: Any) -> None:
+    """Says what of each caption the model's text encoder does not take, a line a caption."""
+    for text in dict.fromkeys(texts):
+        if (told := model.text_encoder.not_seen(text)) is not None:
+            print(f"caption '{shown(text, 60)}': {told}", file=sys.stderr)
+
+
 def options_of(cfg: dict[str, Any], model: Any) -> dict[str, Any]:
     """The options for `model.sample`: the model's own where the config says null; all checked."""
     given = {name: cfg[name] for name in OPTIONS if cfg[name] is not None}
@@ -237,6 +247,8 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
         "checkpoint": str(cfg["ckpt"]), "hash": file_format.file_hash(cfg["ckpt"]) if cfg["ckpt"] else None,
         **({"text_encoder": hashes} if hashes else {}),
     }
+    if not cfg["unconditional"]:
+        tell_not_seen([*texts, *([] if negative is None else [negative])], model)
     data = training_data(cfg)
     gridded: list[np.ndarray] = []
 
@@ -248,7 +260,8 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
     places = [(j, i, c) for j in range(len(texts)) for i in range(n) for c in range(best_of)]
     captions, seeds = [texts[j] for j, _, _ in places], [picture_seed(seed, *place) for place in places]
     batches = draw(model, captions, seeds, cfg["batch_size"], given, negative, **options)
-    with OutputFolder(cfg["out"], request, captions[::best_of], grid) as folder:
+    with warnings.catch_warnings(), OutputFolder(cfg["out"], request, captions[::best_of], grid) as folder:
+        warnings.simplefilter("ignore", CaptionWarning)  # all was said
         for (j, i, _), (image, text, own_seed, score) in zip(
                 places[::best_of], best_pictures(batches, captions, seeds, best_of, scorer if best_of > 1 else None),
                 strict=True):

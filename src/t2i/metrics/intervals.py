@@ -47,6 +47,20 @@ def bootstrap(values: Float[Tensor, " n"], seed: int, resamples: int = 1000) -> 
     return Interval(float(held.mean()), float(low), float(high))
 
 
+def ratio(values: Float[Tensor, " n"], base: Float[Tensor, " n"], seed: int, resamples: int = 1000) -> Interval:
+    """The mean of `values` over the mean of `base`, one number of either a thing, and the middle 95 % of its resamples;
+    things are drawn with both of their numbers. ValueError where the mean of `base` is 0."""
+    above, below = (one.double().numpy() for one in (values, base))
+    if above.shape != below.shape or above.ndim != 1 or not below.sum():
+        raise ValueError(f"values {above.shape} over base {below.shape} with the sum {below.sum():g}: as many of both,"
+                         " and a base above 0, are wanted")
+    picked = np.random.default_rng(seed).integers(0, len(above), (resamples, len(above)))
+    # A resample without any is taken for one with the least that there can be.
+    least = below[below > 0].min() / len(below)
+    low, high = np.quantile(above[picked].mean(1) / below[picked].mean(1).clip(least), (0.025, 0.975))
+    return Interval(float(above.mean() / below.mean()), float(low), float(high))
+
+
 def wilson(right: Bool[Tensor, " n"]) -> Interval:
     """A share and its 95 % score interval (Wilson 1927, J. Am. Stat. Assoc. 22): no point at 0 and 1."""
     from scipy.stats import binomtest  # slow to import

@@ -130,3 +130,16 @@ class NearestRender:
             nearest, pair, self.concept[nearest] == concept, self.style[nearest] == style,
             style_given_concept=~(nearer & (self.concept == concept[:, None])).any(1),
             rank=1 + (nearer & (self.style == style[:, None])).sum(1))
+
+    def among(
+        self, drawings: UInt8[Tensor, "n 3 s s"], right: Bool[Tensor, "n g"], asked: Int[Tensor, " n"]
+    ) -> tuple[Int[Tensor, " n"], Bool[Tensor, " n"], Int[Tensor, " n"]]:
+        """Of drawings for which several renders are right (plain distance): the nearest render, whether it is one of
+        these, and the rank of the first of them among the renders in the style of `asked`, places in the gallery."""
+        apart = self.distances(drawings, "plain")
+        allowed, in_style = apart.masked_fill(~right, torch.inf), self.style == self.style[asked][:, None]
+        best = allowed.min(1)
+        hit = ~(apart < best.values[:, None] - _TIE).any(1)
+        least = allowed.masked_fill(~in_style, torch.inf).amin(1, keepdim=True)
+        rank = 1 + ((apart < least - _TIE) & in_style).sum(1)
+        return torch.where(hit, best.indices, apart.argmin(1)), hit, rank

@@ -28,6 +28,12 @@ from t2i.text_encoders.limited_warnings import LimitedWarnings
 from t2i.types import TextEmbedding
 
 
+def _unknown(words: list[str]) -> str:
+    several = len(words) > 1
+    return (f"the text encoder does not know the word{'s' if several else ''} {', '.join(map(repr, words))}:"
+            f" {'they are' if several else 'it is'} left out")
+
+
 @register("text_encoder", places=("path",))
 class BiLSTMText:
     """Captions -> TextEmbedding, in float32 and without gradient, on the device it was moved to.
@@ -77,7 +83,7 @@ class BiLSTMText:
         for word in (word for caption in text for word in self.tokenizer.look_up(caption)[1]):
             if word not in self._unknown:
                 self._unknown.add(word)
-                self._warn_unknown(f"the text encoder does not know the word {word!r}: it is left out")
+                self._warn_unknown(_unknown([word]))
         ids, mask = self.tokenizer(text)
         states, sentence = self.tower(ids.to(self.device), mask)
         return TextEmbedding(states, mask.to(self.device), sentence)
@@ -85,6 +91,13 @@ class BiLSTMText:
     def states(self, text: list[str]) -> TextEmbedding:
         """As `__call__`: the sentence's state comes with the words'."""
         return self(text)
+
+    def not_seen(self, caption: str) -> str | None:
+        """What of a caption is not taken, in a line; None where all is."""
+        known, unknown = self.tokenizer.look_up(caption)
+        found = [_unknown(list(dict.fromkeys(unknown)))] if unknown else []
+        found += [self.tokenizer.cut(known)] if len(known) > self.max_length else []
+        return "; ".join(found) or None
 
     def hash(self) -> str:
         """Sixteen hex digits of what decides about a caption's states: weights and words."""

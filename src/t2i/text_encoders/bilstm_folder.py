@@ -88,15 +88,19 @@ class WordTokenizer:
                 unknown.append(word)
         return found, unknown
 
+    def cut(self, row: list[int]) -> str:
+        """What is said of a caption with more known words, of these ids, than are taken."""
+        rest = " ".join(self.words[i] for i in row[self.max_length :])
+        return (f"the caption has {len(row)} known words, the text encoder takes {self.max_length}: what follows is not"
+                f" seen: '{shown(rest)}'")
+
     def __call__(self, captions: list[str]) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
         """Word ids and the mask of real ones; every caption has at least one."""
         rows = []
         for caption in captions:
             row, _ = self.look_up(caption)
             if len(row) > self.max_length:
-                cut = " ".join(self.words[i] for i in row[self.max_length :])
-                self._warn_cut(f"the caption has {len(row)} known words, the text encoder takes {self.max_length}: what"
-                               f" follows is not seen: '{shown(cut)}'")
+                self._warn_cut(self.cut(row))
             rows.append(row[: self.max_length] or [0])
         longest = max(map(len, rows), default=1)
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows]).view(len(rows), longest)

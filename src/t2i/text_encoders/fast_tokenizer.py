@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 from t2i.config.messages import quoted, shown
@@ -21,6 +21,14 @@ CACHED_CAPTIONS = 100_000
 NORMALIZERS = ("BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled", "Replace", "Sequence",
                "Strip", "StripAccents")
 LONGEST_FORM = 64  # bytes; Unicode's longest compatibility form of one character has 33
+
+
+EMPTY = "the caption has no words: the text encoder sees nothing"
+
+
+def _unknown(words: list[str]) -> str:
+    return (f"the text encoder does not know {', '.join(repr(shown(word)) for word in words)}: it sees there that"
+            " something is, and not what")
 
 
 class FastTokenizer:
@@ -40,6 +48,7 @@ class FastTokenizer:
         self._cache: dict[str, list[int]] = {}
         self._unknown_words: set[str] = set()
         self._warn_cut, self._warn_unknown = LimitedWarnings("cuts"), LimitedWarnings("unknown words")
+        self._warn_empty = LimitedWarnings("empty captions")
 
     def to_json(self) -> str:
         return self.tokenizer.to_str()
@@ -48,23 +57,42 @@ class FastTokenizer:
         if (known := self._cache.get(caption)) is not None:
             return known
         encoding = self.tokenizer.encode(caption, add_special_tokens=False)
-        room = self.max_length - len(self.before) - len(self.after)
-        kept = encoding.ids[:room]
-        ids = [*self.before, *kept, *self.after]
-        for i, token in enumerate(kept):
-            if token == self.unknown and (word := caption[slice(*encoding.offsets[i])]) not in self._unknown_words:
-                self._unknown_words.add(word)
-                self._warn_unknown(f"the text encoder does not know {shown(word)!r}: it sees there that something is,"
-                                   " and not what")
-        if len(encoding.ids) > room:
-            at = encoding.offsets[room][0]
-            self._warn_cut(f"the caption has {len(encoding.ids)} tokens, the text encoder takes {room}: it is cut after"
-                           f" {caption[:at].strip()[-60:]!r}, and what follows is not seen:"
-                           f" '{shown(caption[at:].strip())}'")
+        ids = [*self.before, *encoding.ids[: self.room], *self.after]
+        if new := [word for word in self._unknown(caption, encoding) if word not in self._unknown_words]:
+            self._unknown_words.update(new)
+            self._warn_unknown(f"{_unknown(new)}; text_encoder.path= takes one that knows other languages")
+        if not encoding.ids:
+            self._warn_empty(EMPTY)
+        if len(encoding.ids) > self.room:
+            self._warn_cut(self._cut(caption, encoding))
             return ids  # not kept, so that the same prompt warns again
         if len(self._cache) < CACHED_CAPTIONS:
             self._cache[caption] = ids
         return ids
+
+    @property
+    def room(self) -> int:
+        """Tokens that a caption's words may have."""
+        return self.max_length - len(self.before) - len(self.after)
+
+    def not_seen(self, caption: str) -> str | None:
+        """What of a caption is not taken, in a line; None where all is."""
+        encoding = self.tokenizer.encode(caption, add_special_tokens=False)
+        words = self._unknown(caption, encoding)
+        found = [_unknown(words)] if words else [] if encoding.ids else [EMPTY]
+        found += [self._cut(caption, encoding)] if len(encoding.ids) > self.room else []
+        return "; ".join(found) or None
+
+    def _unknown(self, caption: str, encoding: Encoding) -> list[str]:
+        """The words that are unknown, of those that are not cut off."""
+        kept = zip(encoding.ids[: self.room], encoding.offsets, strict=False)
+        return list(dict.fromkeys(caption[slice(*at)] for token, at in kept if token == self.unknown))
+
+    def _cut(self, caption: str, encoding: Encoding) -> str:
+        at = encoding.offsets[self.room][0]
+        return (f"the caption has {len(encoding.ids)} tokens, the text encoder takes {self.room}: it is cut after"
+                f" '{shown(caption[:at].strip()[-60:].strip())}', and what follows is not seen:"
+                f" '{shown(caption[at:].strip(), 60)}'")
 
     def __call__(self, captions: list[str]) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
         """Token ids and the mask of real tokens (those before and after the words are real, padding is not)."""

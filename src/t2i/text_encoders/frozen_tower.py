@@ -83,6 +83,10 @@ class FrozenTower:
         """As `__call__`; for word embeddings (layer 0) the tower does not run."""
         return TextStates(*self._encode(text, False)[:2])
 
+    def not_seen(self, caption: str) -> str | None:
+        """What of a caption is not taken, in a line; None where all is."""
+        return self.tokenizer.not_seen(caption)
+
     def _run(self, ids: Tensor, pooled: bool, **inputs: Tensor) -> tuple[Tensor, Any]:
         """The chosen layer's states, and all that the tower gives; without `pooled` perhaps nothing else."""
         last = self.layer == -1

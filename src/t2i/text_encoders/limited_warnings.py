@@ -7,6 +7,10 @@ import warnings
 MOST = 5
 
 
+class CaptionWarning(UserWarning):
+    """Something of a caption is not seen."""
+
+
 class LimitedWarnings:
     """Warns at most `MOST` times; the last warning says that `what` is not reported any more."""
 
@@ -17,4 +21,4 @@ class LimitedWarnings:
         self.count += 1
         if self.count <= MOST:
             last = f" (further {self.what} are not reported)" if self.count == MOST else ""
-            warnings.warn(message + last, stacklevel=4)
+            warnings.warn(message + last, CaptionWarning, stacklevel=2)

@@ -18,7 +18,7 @@ from t2i.checkpoint import atomic, file_format
 from t2i.checkpoint.plain_files import read_table
 from t2i.config import quiet
 from t2i.config.compose import Stage, compose
-from t2i.evaluation import evaluate, nearest_render
+from t2i.evaluation import evaluate, nearest_render, paraphrase
 from t2i.training import train
 from t2i.viz.html import Table
 from t2i.viz.progress import clock
@@ -103,6 +103,10 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
                       if name == "styles" or name.removeprefix("nearest_render_") in judged]
             overall |= {f"nearest_render_{split}": kinds["score"]["plain"]["pair"]["value"]
                         for split, kinds in judged.items()}
+        if "paraphrase" in result["scores"]:
+            tables += paraphrase.tables(result["scores"]["paraphrase"])
+            grids.append((paraphrase.SHEET, folder / "evaluation-paraphrase.png"))
+            overall |= {name: result["scores"][name]["value"] for name in ("paraphrase_names", "paraphrase_words")}
     shown = scores
     commands = [f'python sample.py ckpt={last} prompt="{prompt}" n=8',
                 f"python sample.py ckpt={last} prompts=prompts.txt out=drawings", *following]

@@ -28,6 +28,8 @@ NAMES = {
     "ceiling_reconstructions": "ceiling: reconstructions", "floor_shuffled_captions": "floor: shuffled captions",
     "floor_other_style": "floor: the concept in another style", "floor_other_concept": "floor: another concept",
     "floor_mean": "floor: mean of the other styles", "floor_ridge": "floor: ridge regression on the other styles",
+    "names": "by seen names", "words": "by unseen words", "share": "words / names",
+    "floor_shuffled_words": "floor: shuffled words",
     "seen": "seen combinations", "heldout": "held-out combinations",
 }
 
