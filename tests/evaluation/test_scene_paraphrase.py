@@ -43,8 +43,10 @@ def test_who_knows_half_of_the_words_has_half_of_the_score():
 
 
 def test_nothing_right_has_no_share():
-    found = scene_paraphrase.judged(lambda _, text: torch.full((len(text), 64, 64, 3), 255, dtype=torch.uint8), 64, N, 0,
-                                    WORLD)
+    def white(wording: str, text: list[str]) -> torch.Tensor:
+        return torch.full((len(text), 64, 64, 3), 255, dtype=torch.uint8)
+
+    found = scene_paraphrase.judged(white, 64, N, 0, WORLD)
     assert not found.share and found.scores["plain"]["score"]["overall"].value == 0
     assert "–" in scene_paraphrase.table(found.described())
 

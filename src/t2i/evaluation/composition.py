@@ -8,7 +8,7 @@ reconstructions) and the floor (the samples judged against other captions of the
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -39,9 +39,14 @@ def reconstructed(tokenizer: Any, pictures: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def world_of(data: dict[str, Any]) -> shapes.World:
+def is_scenes(data: Mapping[str, Any]) -> bool:
+    """Whether a config's data set is the embedded one."""
+    return str(data["_target_"]).startswith("t2i.data.shapes.")
+
+
+def world_of(data: Mapping[str, Any]) -> shapes.World:
     """The world that a config's data set draws its scenes from; for other data sets all of it."""
-    if not data["_target_"].startswith("t2i.data.shapes."):
+    if not is_scenes(data):
         return shapes.World()
     return shapes.World(data["lattice"], tuple(data["backgrounds"] or shapes.World().backgrounds))
 

@@ -28,7 +28,7 @@ from t2i.config.quiet import quiet
 from t2i.data.datasets import check_data_node
 from t2i.data.scenes import render
 from t2i.evaluation import composition as compositions
-from t2i.evaluation import evaluator, nearest_render, paraphrase, reference_images
+from t2i.evaluation import evaluator, nearest_render, paraphrase, reference_images, scene_paraphrase
 from t2i.evaluation.composition import KINDS as SPLITS
 from t2i.evaluation.composition import composed, listed, refined, world_of
 from t2i.evaluation.evaluator import Evaluator, Scores, too_few, without
@@ -61,7 +61,7 @@ class Evaluation:
     """One command's model or folder, protocol and feature models, opened and checked before anything is drawn.
 
     What there is to show of it is kept: `examples` of the composition by split, `judged` by the nearest render,
-    `paraphrased` by unseen words, `measured` pictures, `reconstructions` beside their originals.
+    `paraphrased` by unseen words, `worded` scenes, `measured` pictures, `reconstructions` beside their originals.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -71,6 +71,7 @@ class Evaluation:
         self.examples: dict[str, tuple[Tensor, list[str], list[bool]]] = {}
         self.judged: nearest_render.Judged | None = None
         self.paraphrased: paraphrase.Paraphrased | None = None
+        self.worded: scene_paraphrase.Worded | None = None
         self.images: GeneratedImages | None = None  # of a folder
         self.measured: GeneratedImages | None = None
         self.reconstructions: tuple[Tensor, Tensor] | None = None
@@ -85,7 +86,10 @@ class Evaluation:
             check_data_node(node, config["ckpt"])
         self.protocol, self.changed = settle(config, node["_target_"] if node is not None else None)
         metrics = self.metrics = self.protocol.metrics
+        self.of_scenes = node is not None and compositions.is_scenes(node)
         of_gallery = [name for name in ("nearest_render", "paraphrase") if name in metrics]
+        if self.of_scenes:  # paraphrase has scenes of its own
+            of_gallery = [name for name in of_gallery if name != "paraphrase"]
         if config["style_guidance"] and (not of_gallery or config["ckpt"] is None or "clip_guided" in config):
             raise ValueError("style_guidance=true is of metrics=[nearest_render], [paraphrase] and ckpt=, without"
                              " method=clip_guided")
@@ -118,7 +122,7 @@ class Evaluation:
             self.sharpness: EfficientNetDistance | None = None
             if of_gallery:
                 self.gallery = self.open_gallery(of_gallery[0])
-            if "paraphrase" in metrics:
+            if "paraphrase" in of_gallery:
                 with self.scores.trying(["paraphrase"], part=True):
                     paraphrase.asked(self.gallery, config["n_pairs"], self.seed)
                 self.leave_out()
@@ -260,6 +264,21 @@ class Evaluation:
                 scores.add(f"nearest_render_{split}_{name}", interval,
                            "lower" if name in nearest_render.LOWER else "higher", found.n[split], held)
 
+    def judge_wordings(self) -> None:
+        """Adds the scores of scenes by how their captions are worded."""
+        guided, n_per_task = "clip_guided" in self.config, self.config["n_per_task"]
+
+        def drawn(wording: str, text: list[str]) -> Tensor:
+            return self.draw(f"paraphrase, {wording}", text, guided).all()
+
+        self.worded = found = scene_paraphrase.judged(
+            drawn if self.images is None else listed(self.images, "paraphrase"), self.image_size, n_per_task, self.seed,
+            world_of(self.data["data"]))
+        held = {**self.base(), **COMPOSITION, "interval": "Wilson; of a share bootstrap, 1000",
+                "n_per_task": n_per_task}
+        for name, interval in scene_paraphrase.values(found).items():
+            self.scores.add(name, interval, "higher", found.n, held)
+
     def judge_words(self) -> None:
         """Adds the scores of drawings that are asked for by unseen words."""
         guided = "clip_guided" in self.config
@@ -305,7 +324,7 @@ class Evaluation:
                 self.judge_renders()
         if "paraphrase" in metrics:
             with scores.trying(["paraphrase"]):
-                self.judge_words()
+                self.judge_wordings() if self.of_scenes else self.judge_words()
         if asked := [name for name in metrics if name in DRAWN]:
             with scores.trying(asked):
                 self._measure_captioned(asked)
@@ -354,6 +373,8 @@ class Evaluation:
             nested |= {"nearest_render": self.judged.described(), "confusions": self.judged.confusions}
         if self.paraphrased is not None:
             nested |= {"paraphrase": self.paraphrased.described(), "unseen_words": self.paraphrased.words}
+        if self.worded is not None:
+            nested |= {"wordings": self.worded.described()}
         return {"scores": {**nested, **scores.values}, "protocols": scores.protocols, "protocol": protocol,
                 "missing": scores.missing}
 
@@ -377,6 +398,9 @@ class Evaluation:
             picked = nearest_render.chosen(gallery, self.config["n_pairs"], self.seed, self.config["pairs"])
             at = torch.cat(list(picked.values())).tolist()
             total, pairs = len(at), ((gallery.captions[i], gallery.images[i].permute(1, 2, 0).numpy()) for i in at)
+        elif kinds == {"paraphrase"} and self.of_scenes:
+            chosen = scene_paraphrase.prompts(self.config["n_per_task"], self.seed, world_of(self.data["data"]))
+            total, pairs = len(chosen), ((caption.text, render(scene, self.size)) for caption, scene in chosen)
         elif kinds == {"paraphrase"}:
             gallery = self.open_gallery("paraphrase")
             asked = paraphrase.asked(gallery, self.config["n_pairs"], self.seed)
@@ -398,10 +422,11 @@ class Evaluation:
 
 
 def nested_tables(scores: Mapping[str, Any]) -> str:
-    """`composition`, `nearest_render` and `paraphrase` of `evaluation.json` as Markdown, with a line's end."""
+    """What of `evaluation.json` is more than a score, as Markdown, with a line's end."""
     found = [compositions.table(scores["composition"])] if "composition" in scores else []
     found += [nearest_render.table(scores["nearest_render"])] if "nearest_render" in scores else []
     found += [paraphrase.table(scores["paraphrase"])] if "paraphrase" in scores else []
+    found += [scene_paraphrase.table(scores["wordings"])] if "wordings" in scores else []
     return "".join(f"{one}\n\n" for one in found)
 
 

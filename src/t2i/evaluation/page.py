@@ -14,7 +14,7 @@ from PIL import Image
 
 from t2i.config.messages import shown as printable
 from t2i.data.datasets import check_data_node, dataset
-from t2i.evaluation import evaluator, nearest_render, paraphrase
+from t2i.evaluation import evaluator, nearest_render, paraphrase, scene_paraphrase
 from t2i.evaluation.generated_images import GeneratedImages
 from t2i.metrics.nearest_neighbours import nearest
 from t2i.viz import grids
@@ -36,6 +36,7 @@ class PageContents(Protocol):
     examples: dict[str, tuple[torch.Tensor, list[str], list[bool]]]
     judged: nearest_render.Judged | None
     paraphrased: paraphrase.Paraphrased | None
+    worded: scene_paraphrase.Worded | None
     measured: GeneratedImages | None
     reconstructions: tuple[torch.Tensor, torch.Tensor] | None
 
@@ -90,6 +91,12 @@ def write(task: PageContents, result: Mapping[str, Any]) -> list[Path]:
     if (asked := task.paraphrased) is not None and asked.sheet is not None:
         sections.append(("Unseen words", paraphrase.tables(asked.described()),
                          [show("paraphrase", asked.sheet, paraphrase.SHEET)]))
+    if task.worded is not None:
+        drawn = torch.cat([pictures for pictures, _, _ in task.worded.examples.values()])
+        under = [caption for _, captions, _ in task.worded.examples.values() for caption in captions]
+        columns = len(under) // len(task.worded.examples)
+        sections.append(("Wordings", scene_paraphrase.tables(task.worded.described()),
+                         [show("paraphrase", grids.grid(drawn, under, columns), scene_paraphrase.SHEET)]))
     if (images := task.measured) is not None:
         some = range(min(2 * SHOWN, len(images)))
         under = [images.text[i] or "" for i in some]

@@ -1,13 +1,13 @@
-"""Composition of drawn scenes by how captions are worded: plain words in sentence forms of training, and from there other
-forms or other words (`t2i.data.english.phrased`).
+"""Composition of drawn scenes by how captions are worded: plain words in sentence forms of training, and from there
+other forms or other words (`t2i.data.english.phrased`).
 
-All wordings but the grammar's have the same scenes and claims, drawn from the same seeds; only words differ. `share` is a
-wording's score in that of `plain`. Held-out combinations are no part of it: `metrics=[composition]` has them.
+All wordings but the grammar's have the same scenes and claims, drawn from the same seeds; only words differ. `share` is
+a wording's score in that of `plain`. Held-out combinations are no part of it: `metrics=[composition]` has them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from t2i.data.english import Phrasing
-from t2i.data.scenes import TASKS, Caption, render
+from t2i.data.scenes import TASKS, Caption, Scene, render
 from t2i.data.shapes import World, prompted
 from t2i.evaluation.composition import Paint
 from t2i.metrics.composition import shuffled, verdicts
@@ -24,9 +24,11 @@ from t2i.viz.html import Table
 from t2i.viz.tables import markdown_table
 
 BASE: Phrasing = "plain"
+SHEET = "One of each task, by wording"
 WORDINGS: dict[Phrasing, str] = {
-    "grammar": "the plain grammar", "plain": "training's forms, plain words", "templates": "held-out forms, plain words",
-    "synonyms": "training's forms, training's synonyms", "new_words": "training's forms, held-out synonyms",
+    "grammar": "the plain grammar", "plain": "training's forms, plain words",
+    "templates": "held-out forms, plain words", "synonyms": "training's forms, training's synonyms",
+    "new_words": "training's forms, held-out synonyms",
 }  # fmt: skip
 OVERALL = "overall"
 
@@ -54,7 +56,7 @@ def judged(paint: Paint, image_size: int, n_per_task: int, seed: int, world: Wor
     """Judges what `paint` gives for captions in each wording."""
     result, right = Worded(n=n_per_task * len(TASKS)), {}
     for wording in WORDINGS:
-        chosen = [pair for task in TASKS for pair in prompted("val", task, n_per_task, seed, world, wording)]
+        chosen = prompts(n_per_task, seed, world, [wording])
         captions = [caption for caption, _ in chosen]
         truth = torch.stack([torch.from_numpy(render(scene, image_size)) for _, scene in chosen])
         pictures = paint(wording, [caption.text for caption in captions])
@@ -72,6 +74,14 @@ def judged(paint: Paint, image_size: int, n_per_task: int, seed: int, world: Wor
     return result
 
 
+def prompts(
+    n_per_task: int, seed: int, world: World, wordings: Sequence[Phrasing] = tuple(WORDINGS)
+) -> list[tuple[Caption, Scene]]:
+    """The captions that are judged, wording after wording and task after task, each with a scene that it is true of."""
+    return [pair for wording in wordings for task in TASKS
+            for pair in prompted("val", task, n_per_task, seed, world, wording)]
+
+
 def _right(pictures: Tensor, captions: list[Caption]) -> Tensor:
     return torch.tensor([verdict.correct for verdict in verdicts(pictures.numpy(), captions)])
 
@@ -79,7 +89,7 @@ def _right(pictures: Tensor, captions: list[Caption]) -> Tensor:
 def _by_task(right: Tensor, captions: list[Caption]) -> dict[str, Interval]:
     """With as many captions a task, the mean of the tasks is that of all."""
     tasks = [caption.task for caption in captions]
-    found = {task: wilson(right[torch.tensor([one == task for one in tasks])]) for task in TASKS}
+    found = {str(task): wilson(right[torch.tensor([one == task for one in tasks])]) for task in TASKS}
     return {**found, OVERALL: wilson(right)}
 
 
@@ -98,7 +108,7 @@ def tables(scores: Mapping[str, Any]) -> list[Table]:
     rows = [[WORDINGS[wording], *(cell(kinds["score"], task) for task in (*TASKS, OVERALL)),  # type: ignore[index]
              cell(kinds.get("share", {}), OVERALL), cell(kinds["floor_shuffled_captions"], OVERALL),
              cell(kinds["ceiling_renders"], OVERALL)] for wording, kinds in scores.items()]
-    return [Table("Scenes by wording", head, rows, strong_rows=[])]
+    return [Table("Scenes by wording", head, rows)]
 
 
 def table(scores: Mapping[str, Any]) -> str:

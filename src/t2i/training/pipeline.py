@@ -18,7 +18,7 @@ from t2i.checkpoint import atomic, file_format
 from t2i.checkpoint.plain_files import read_table
 from t2i.config import quiet
 from t2i.config.compose import Stage, compose
-from t2i.evaluation import evaluate, nearest_render, paraphrase
+from t2i.evaluation import evaluate, nearest_render, paraphrase, scene_paraphrase
 from t2i.training import train
 from t2i.viz.html import Table
 from t2i.viz.progress import clock
@@ -107,6 +107,11 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
             tables += paraphrase.tables(result["scores"]["paraphrase"])
             grids.append((paraphrase.SHEET, folder / "evaluation-paraphrase.png"))
             overall |= {name: result["scores"][name]["value"] for name in ("paraphrase_names", "paraphrase_words")}
+        if "wordings" in result["scores"]:
+            tables += scene_paraphrase.tables(result["scores"]["wordings"])
+            grids.append((scene_paraphrase.SHEET, folder / "evaluation-paraphrase.png"))
+            overall |= {f"paraphrase_{name}": kinds["score"]["overall"]["value"]
+                        for name, kinds in result["scores"]["wordings"].items()}
     shown = scores
     commands = [f'python sample.py ckpt={last} prompt="{prompt}" n=8',
                 f"python sample.py ckpt={last} prompts=prompts.txt out=drawings", *following]
