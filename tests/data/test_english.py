@@ -173,6 +173,9 @@ def test_what_is_held_out_stands_in_no_training_caption():
 
 
 def test_words_name_one_thing_each():
+    both = [{word for table in tables for listed in table.values() for word in listed}
+            for tables in ((COLOUR_WORDS, NEW_COLOUR_WORDS), (SHAPE_WORDS, NEW_SHAPE_WORDS))]
+    assert not both[0] & both[1]
     for seen, new in ((COLOUR_WORDS, NEW_COLOUR_WORDS), (SHAPE_WORDS, NEW_SHAPE_WORDS)):
         every = [word for table in (seen, new) for listed in table.values() for word in listed]
         assert len(every) == len(set(every))

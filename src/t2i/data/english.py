@@ -35,30 +35,55 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 COLOUR_WORDS = {
-    "red": _words("crimson, ruby, cherry, vermilion, cardinal, carmine, garnet, tomato, strawberry, cranberry, claret"),
-    "green": _words("jade, fern, moss, pine, clover, malachite, viridian, pea, lawn, spinach, cucumber"),
-    "blue": _words("ultramarine, cerulean, lapis, cornflower, blueberry, denim, azul, delft, lobelia, bluebell"),
-    "yellow": _words("golden, gold, mustard, banana, butter, daffodil, dandelion, saffron, corn, citrine, sunflower"),
-    "orange": _words("pumpkin, apricot, amber, mango, clementine, mandarin, papaya, persimmon, satsuma, marmalade"),
-    "purple": _words("lavender, plum, amethyst, eggplant, aubergine, mauve, lilac, mulberry, heliotrope, wisteria"),
-    "cyan": _words("aqua, teal, azure, lagoon, celeste, sky blue, glacier, robin's egg, tealish, swimming pool"),
-    "pink": _words("magenta, bubblegum, flamingo, blush, carnation, peony, raspberry, cerise, candyfloss, salmon"),
-}
+    "red": _words("crimson, ruby, cherry, vermilion, cardinal, carmine, garnet, tomato, strawberry, cranberry, "
+                  "claret, burgundy, oxblood, wine, lava, lobster, pomegranate, chilli, paprika, lipstick, blood, "
+                  "beetroot, merlot, radish, ketchup, ladybird, rowanberry, sanguine"),
+    "green": _words("jade, fern, moss, pine, clover, malachite, viridian, pea, lawn, spinach, cucumber, olive, sage, "
+                    "mint, basil, avocado, kiwi, cactus, ivy, seaweed, parsley, broccoli, pickle, asparagus, frog, "
+                    "crocodile, peridot, jungle, grass, leaf, matcha"),
+    "blue": _words("ultramarine, cerulean, lapis, cornflower, blueberry, denim, azul, delft, lobelia, bluebell, "
+                   "indigo, midnight, royal, prussian, ink, marine, sea, ocean, jeans, larkspur, hyacinth, iris, "
+                   "admiral, bluish, kingfisher, sloe"),
+    "yellow": _words("golden, gold, mustard, banana, butter, daffodil, dandelion, saffron, corn, citrine, sunflower, "
+                     "honey, straw, wheat, blond, maize, pineapple, custard, cheese, sulphur, primrose, flax, sunny, "
+                     "brass, buttercup, chick, yolk"),
+    "orange": _words("pumpkin, apricot, amber, mango, clementine, mandarin, papaya, persimmon, satsuma, marmalade, "
+                     "copper, peach, ginger, turmeric, terracotta, fox, tiger, squash, sweet potato, nectarine, "
+                     "kumquat, marigold, rust, cheddar, goldfish"),
+    "purple": _words("lavender, plum, amethyst, eggplant, aubergine, mauve, lilac, mulberry, heliotrope, wisteria, "
+                     "orchid, thistle, fig, boysenberry, blackcurrant, prune, tyrian, byzantium, crocus, pansy, "
+                     "lupin, jacaranda, purplish"),
+    "cyan": _words("aqua, teal, azure, lagoon, celeste, sky blue, glacier, robin's egg, tealish, swimming pool, "
+                   "peacock, caribbean, arctic, seafoam, frost, baby blue, tropical sea, waterfall, curacao, aquatic, "
+                   "tiffany, clear sky"),
+    "pink": _words("magenta, bubblegum, flamingo, blush, carnation, peony, raspberry, cerise, candyfloss, salmon, "
+                   "cotton candy, blossom, sakura, lotus, watermelon, shrimp, taffy, piglet, azalea, hibiscus, "
+                   "camellia, pinkish, rhubarb"),
+}  # fmt: skip
 NEW_COLOUR_WORDS = {
     "red": _words("scarlet, poppy"), "green": _words("emerald, shamrock"), "blue": _words("sapphire, cobalt"),
     "yellow": _words("lemon, canary"), "orange": _words("tangerine, carrot"), "purple": _words("violet, grape"),
     "cyan": _words("turquoise, aquamarine"), "pink": _words("fuchsia, rose"),
 }  # fmt: skip
 SHAPE_WORDS = {
-    "circle": _words("disc, round spot, ball, orb, sphere, coin, bubble, roundel, button, globe, blob, full moon"),
-    "square": _words("box|boxes, block, cube, tile, quadrate, carton, brick, dice|dice, regular quadrilateral"),
-    "triangle": _words("wedge, trigon, tent, cone, arrowhead, delta, three-cornered shape, three-sided figure, peak"),
-    "diamond": _words("rhombus|rhombuses, lozenge, rhomb, kite, gem, tilted square, rotated square,"
-                      " square on its tip|squares on their tips"),
-    "cross": _words("plus sign, plus|pluses, cruciform shape, swiss cross|swiss crosses, addition sign, greek"
-                    " cross|greek crosses, first-aid sign, cross shape"),
-    "ring": _words("hoop, annulus|annuli, doughnut, loop, band, hollow circle, circle with a hole|circles with a hole,"
-                   " tyre, wheel rim"),
+    "circle": _words("disc, round spot, ball, orb, sphere, coin, bubble, roundel, button, globe, blob, full moon, "
+                     "planet, marble, bead, plate, puck, medallion, balloon, sun, token, bullet point, penny, round "
+                     "patch, filled circle, round shape"),
+    "square": _words("box|boxes, block, cube, tile, quadrate, carton, brick, dice|dice, regular quadrilateral, "
+                     "checker, window, pixel, cardboard box|cardboard boxes, stamp, napkin, cushion, panel, parcel, "
+                     "package, slab, four-cornered shape, tetragon, equal-sided rectangle"),
+    "triangle": _words("wedge, trigon, tent, cone, arrowhead, delta, three-cornered shape, three-sided figure, peak, "
+                       "mountain, roof, pizza slice, slice of cake|slices of cake, warning sign, nacho, sail, gable, "
+                       "trilateral, hill, wigwam, fin, spike, party hat"),
+    "diamond": _words("rhombus|rhombuses, lozenge, rhomb, kite, gem, tilted square, rotated square, square on its "
+                      "tip|squares on their tips, jewel, crystal, harlequin, turned square, brilliant, rhombic tile, "
+                      "baseball field, square on a corner|squares on a corner, card suit"),
+    "cross": _words("plus sign, plus|pluses, cruciform shape, swiss cross|swiss crosses, addition sign, greek "
+                    "cross|greek crosses, first-aid sign, cross shape, hospital sign, crosshair, positive sign, "
+                    "medical symbol, plus mark, add symbol, four-armed shape, church sign"),
+    "ring": _words("hoop, annulus|annuli, doughnut, loop, band, hollow circle, circle with a hole|circles with a "
+                   "hole, tyre, wheel rim, torus|tori, bracelet, washer, halo, wreath, life belt, wheel, letter "
+                   "o|letters o, circlet, bangle, round frame, rubber band, hula hoop"),
 }  # fmt: skip
 NEW_SHAPE_WORDS = {
     "circle": _words("dot, disk"), "square": _words("crate, quadrangle"), "triangle": _words("pyramid, tepee"),
@@ -239,7 +264,7 @@ def _number(claim: Described, rng: Random, rest: str, bare: bool) -> str:
     if bare:
         return ""
     roll = rng.random()
-    return ("an" if rest[0] in "aeo" or rest.startswith("ic") else "a") if roll < 0.8 else "one" if roll < 0.9 else (
+    return ("an" if rest[0] in "aeio" or rest.startswith("ul") else "a") if roll < 0.8 else "one" if roll < 0.9 else (
         "a single" if roll < 0.95 else "1")
 
 
