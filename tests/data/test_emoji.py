@@ -95,7 +95,8 @@ def test_pairs_captions_and_a_gallery(tmp_path: Path) -> None:
             assert data[i, 0].image.equal(gallery.images[2 * KEYS.index(key) + STYLES.index(style)])
     settings = sides["val"].settings()
     assert settings["styles"] == list(STYLES)
-    assert settings != Emoji("val", STYLES, folder, image_size=16, background="red", cache=tmp_path).settings()
+    for change in ({"background": "red"}, {"languages": ["en", "de"]}):
+        assert settings != Emoji("val", STYLES, folder, image_size=16, cache=tmp_path, **change).settings()
 
 
 def test_near_duplicates_are_looked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

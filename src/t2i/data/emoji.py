@@ -59,8 +59,9 @@ class Emoji(ImageDataset):
                  crop: Literal["center", "random"] = "center", flip: bool = False, views: int = 1, seed: int = 0,
                  on_error: Literal["raise", "skip"] = "raise", pack: bool = True, cache: Path | None = None) -> None:
         self.styles, self.background, self.cache = tuple(styles), colour(background), cache
+        self.languages = list(languages)
         self._source: dict[str, Any] = {
-            "styles": self.styles, "icons": icons, "font": font, "background": background, "languages": languages,
+            "styles": self.styles, "icons": icons, "font": font, "background": background, "languages": self.languages,
             "image_size": image_size, "on_error": on_error, "pack": pack, "cache": cache,
         }  # fmt: skip
         if twice := [style for style, times in Counter(self.styles).items() if times > 1]:
@@ -70,7 +71,7 @@ class Emoji(ImageDataset):
         self.arts = {style: open_art(style, icons, font) for style in self.styles}
         shared = set.intersection(*(set(art.keys()) for art in self.arts.values()))
         known, self.left_out = concepts()
-        known = in_languages(known, languages)
+        known = in_languages(known, self.languages)
         keys = [key for key in known if key in shared]
         if not keys:
             have = ", ".join(f"{style} has {len(known.keys() & art.keys())}" for style, art in self.arts.items())
@@ -95,7 +96,8 @@ class Emoji(ImageDataset):
 
     def settings(self) -> dict[str, Any]:
         art = {style: art.version for style, art in self.arts.items()}
-        return super().settings() | {"styles": list(self.styles), "art": art, "background": self.background}
+        return super().settings() | {"styles": list(self.styles), "art": art, "background": self.background,
+                                     "languages": self.languages}  # a cache has captions, too
 
     def gallery(self) -> Gallery:
         """The pictures of all pairs at `image_size`, whatever this split's crops and flips, and words that none of

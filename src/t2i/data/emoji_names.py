@@ -198,7 +198,7 @@ def foreign_names(language: str) -> dict[str, str]:
     return found
 
 
-def in_languages(found: dict[str, Concept], languages: Sequence[str]) -> dict[str, Concept]:
+def in_languages(found: dict[str, Concept], languages: list[str]) -> dict[str, Concept]:
     """The concepts with their names in these languages beside English; ValueError says what there is."""
     package_folder("emoji", "emoji")
     import emoji
@@ -206,7 +206,7 @@ def in_languages(found: dict[str, Concept], languages: Sequence[str]) -> dict[st
     if unknown := [language for language in languages if language not in emoji.LANGUAGES]:
         raise ValueError(f"data.languages=[{', '.join(languages)}]: no names in {', '.join(unknown)}; there are"
                          f" {', '.join(sorted(emoji.LANGUAGES))}")
-    if list(languages[:1]) != ["en"]:
+    if languages[:1] != ["en"]:
         raise ValueError(f"data.languages=[{', '.join(languages)}]: en comes first, others beside it")
     each = [foreign_names(language) for language in languages[1:]]
     return {key: replace(concept, foreign=tuple(dict.fromkeys(names[key] for names in each if key in names)))
