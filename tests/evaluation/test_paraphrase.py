@@ -72,10 +72,11 @@ def test_words_that_share_none_with_the_name() -> None:
 
 def test_a_folder_of_true_renders_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*words: str) -> dict[str, Any]:
-        return evaluate.run(compose(["data=shapes", "data.image_size=64", "metrics=[paraphrase]",
+        return evaluate.run(compose(["data=emoji", "data.image_size=64", "metrics=[paraphrase]",
                                      f"paths.cache={tmp_path / 'cache'}", *words], "evaluate"))
 
-    with pytest.raises(ValueError, match=r"^metrics=\[paraphrase\] is of data with concepts .* data=emoji; Shapes has"):
+    monkeypatch.setattr(nearest_render, "dataset", lambda config, split: "of another kind")
+    with pytest.raises(ValueError, match=r"^metrics=\[paraphrase\] is of data with concepts .* data=emoji; str has none$"):
         run(f"export={tmp_path / 'none'}")
     monkeypatch.setattr(nearest_render, "dataset", lambda config, split: Data())
     run(f"export={tmp_path / 'a'}")
