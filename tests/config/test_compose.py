@@ -360,3 +360,10 @@ def test_names_stay_below_the_runs(key: str, name: str) -> None:
 @pytest.mark.parametrize("name", ["a", "a/b/c", "été-2", "run_1.5", "a b", "_x", "x=1,y=2", "日本", "x" * 200, "1"])
 def test_names_that_are_taken(name: str) -> None:
     assert compose(["model=vqgan", "data=shapes", f"name={name}"], files=False)["name"] == name
+
+
+def test_a_stages_own_key_is_sent_to_the_stage():
+    with pytest.raises(ConfigError, match=r"^model\.caption is a stage's own: give it to one of experiments=quickst"):
+        compose(["experiments=quickstart", "model.caption=keys"])
+    with pytest.raises(ConfigError, match=r"^data\.styles=openmoji: a list of names, as in \[a,b\], is needed"):
+        compose(["experiments=emoji/prior", "data.styles=openmoji", "model.tokenizer.path=x"])

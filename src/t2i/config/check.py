@@ -186,6 +186,10 @@ def allowed(annotation: ast.expr, aliases: dict[str, ast.expr] | None = None) ->
         case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
             names = [str(ast.literal_eval(item)) for item in _items(inner)]
             return names[0] if len(names) == 1 else "one of " + ", ".join(names)
+        case ast.Subscript(value=ast.Name(id="list" | "Sequence"), slice=inner):
+            kind = ast.unparse(inner)
+            many = {"str": "names", "int": "whole numbers", "float": "numbers"}.get(kind, kind)
+            return f"a list of {many}, as in [a,b],"
     return {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}.get(
         ast.unparse(annotation), ast.unparse(annotation)
     )

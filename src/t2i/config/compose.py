@@ -253,7 +253,11 @@ def composed(overrides: Sequence[str], config_name: str, config_dir: str | None 
             raise ConfigError(" ".join(str(error).split())) from error
     if unknown:
         names, chosen = list(flat(OmegaConf.to_container(config))), config.hydra.runtime.choices
-        raise ConfigError("\n".join(_unknown_key(key, text, names, chosen) for key, text in unknown))
+        stages = config.get("stages") or []
+        raise ConfigError("\n".join(
+            f"{key} is a stage's own: give it to one of experiments={', '.join(stages)}"
+            if stages and key.partition(".")[0] in ("model", "data", "text_encoder") and "." in key
+            else _unknown_key(key, text, names, chosen) for key, text in unknown))
     return config
 
 
