@@ -48,13 +48,14 @@ def test_a_prior_under_averaged_weights_whose_parts_are_stages_to_come(folder: P
     earlier = [compose([*words, *SMALL]) for words in (CLIP, VQ)]
     words = [*PRIOR, *SMALL, "callbacks.ema={_target_: t2i.training.callbacks.ema.EMA, modules: [gpt]}",
              "trainer.accumulate_grad_batches=2",
-             "model.checkpointing=true", "model.cache_text=true"]
+             "model.checkpointing=true", "model.cache_text=true", "trainer.max_minutes=0.0006"]
     rows, figures = profiling.measure(compose(words), earlier)
     shown = profiling.table(rows)
     lines = ("frozen: ImageTokenizer", "frozen: CLIPText", "averaged weights (EMA)", "tokens/s", "parameters of gpt")
     for line in lines:
         assert line in shown
     assert "discriminator" not in shown and figures["seconds_a_step"] > 0
+    assert "ends before" in shown and figures["hours"] == pytest.approx(1e-5)
     assert list(folder.iterdir()) == []
 
 

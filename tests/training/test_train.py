@@ -186,6 +186,14 @@ def test_a_non_finite_loss_saves_the_state_beside_the_last_checkpoint(tmp_path: 
     assert all(bool(torch.isfinite(value).all()) for value in crashed.values())
 
 
+def test_another_nets_checkpoint_is_refused_before_data_are_read(tmp_path: Path, monkeypatch) -> None:
+    train.run(config(tmp_path, VQ, "name=x", "trainer.max_steps=1"))
+    monkeypatch.setattr(train, "data_module", lambda *_: pytest.fail("data were opened"))
+    with pytest.raises(ValueError, match=r"the weights in .*x/last\.ckpt do not fit VQGAN: .* has shape"):
+        train.run(config(tmp_path, VQ, "name=y", f"resume={tmp_path / 'runs/x/last.ckpt'}",
+                         "model.quantizer.codebook_size=7"))
+
+
 def test_resume_must_and_unwritable_folders(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="resume=must"):
         train.run(config(tmp_path, VQ, "name=x", "resume=must"))

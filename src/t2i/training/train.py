@@ -19,7 +19,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.callbacks import ProgressBar as AnyProgressBar
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from t2i.checkpoint import atomic, building, lightning_io, registry
+from t2i.checkpoint import atomic, building, file_format, lightning_io, registry
 from t2i.config import quiet
 from t2i.config.messages import is_for_people, shown
 from t2i.data.datasets import caption_texts, data_module
@@ -112,6 +112,8 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
     pl.seed_everything(config["seed"], workers=False, verbose=False)
     model = building.build(config["model"], at="model")
     set_accumulation_and_compile(model, t["accumulate_grad_batches"], t["compile"], config["data"]["batch_size"])
+    if resume is not None:  # before caches are made
+        building.check_weights(model, file_format.read(resume)["state_dict"], resume, values=False)
     data = data_module(config, model)
     if hasattr(model, "prepare") and resume is None:
         model.prepare(caption_texts(data.train_set))
