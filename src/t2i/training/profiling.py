@@ -305,7 +305,8 @@ def measure(config: dict[str, Any], earlier: list[dict[str, Any]]) -> tuple[list
     hours = t["max_steps"] * mean / 3600
     rows.append((f"{t['max_steps']:,} steps", f"{hours:.2f} h", "computed; without data, validation, caches"))
     if t["max_minutes"] is not None and (most := t["max_minutes"] / 60) < hours:
-        rows.append(("  ends before", f"{most:.2f} h, at about step {int(3600 * most / mean):,}", "trainer.max_minutes"))
+        last = int(3600 * most / mean)
+        rows.append(("  ends before", f"{most:.2f} h, at about step {last:,}", "trainer.max_minutes"))
         hours = most
     return rows, {"parameters": float(count(model)), "memory_gb": memory / 1e9, "seconds_a_step": mean, "hours": hours}
 
