@@ -44,7 +44,8 @@ HINTS = {
     "ckpt": "the checkpoint to use, for instance runs/<name>/last.ckpt",
     "model.tokenizer.path": "a tokenizer, for instance runs/vqgan-shapes/last.ckpt, or taming-transformers' file",
     "model.stage1.path": "the checkpoint of a stage I (model=stackgan1), for instance runs/stackgan1-shapes/last.ckpt",
-    "text_encoder.path": "a CLIP: a Hugging Face folder such as runs/clip-shapes/hf, or a hub name",
+    "text_encoder.path": "a CLIP: a Hugging Face folder such as runs/clip-shapes/hf, or a hub name; or"
+                         " text_encoder=sentence, which needs none",
     "clip_guided.clips": "the CLIP that guides: a Hugging Face folder such as runs/quickstart/clip/hf, or a hub name",
     "clip_guided.path": "the drawing.json of a clip-guided drawing",
     "data.root": "the folder with the pictures; python prepare.py data=… data.root=… looks it over",
