@@ -52,7 +52,7 @@ class SentenceEncoder(FrozenTower):
         files = package_files() if path is None else folder_files(path, allow_download)
         arguments = {"path": path, "layer": layer, "max_length": max_length, "allow_download": allow_download}
         tower = filled_tower(files)
-        tokenizer = sentence_tokenizer(files.tokenizer, tower, max_length, files.source)
+        tokenizer = sentence_tokenizer(files.tokenizer, tower.config, max_length, files.source)
         self._set(tower, tokenizer, arguments, path is not None and Path(path).expanduser().is_dir())
 
     def _set(self, tower: Any, tokenizer: Any, arguments: dict[str, Any], local: bool) -> None:
@@ -65,7 +65,7 @@ class SentenceEncoder(FrozenTower):
 
     @staticmethod
     def tokenizer_of(text: str, tower: PreTrainedModel, arguments: dict[str, Any]) -> FastTokenizer:
-        return sentence_tokenizer(text, tower, arguments["max_length"], f"path={arguments['path']!r}")
+        return sentence_tokenizer(text, tower.config, arguments["max_length"], f"path={arguments['path']!r}")
 
     @staticmethod
     def embeddings_of(tower: Any) -> torch.nn.Module:
