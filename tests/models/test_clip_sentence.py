@@ -24,8 +24,8 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_vector_does_not_depend_on_its_batch_and_is_made_once(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    captions = list(dict.fromkeys(f"a {a} bird with {b} {c}"[: 9 + 4 * i % 17] for i, (a, b, c) in enumerate(
-        (a, b, c) for a in WORDS[4:] for b in WORDS[4:] for c in ("head", "blue"))))
+    captions = [" ".join(WORDS[4 + i * j % 7] for j in range(1, 2 + i % 8)) for i in range(1, 56)]
+    captions = list(dict.fromkeys(captions))
     model = clip(bert)
     together = model.encode_text(captions)
     monkeypatch.setattr(model.text_encoder, "_encode", None)  # all that is wanted is there
@@ -41,7 +41,7 @@ def test_a_vector_does_not_depend_on_its_batch_and_is_made_once(bert: Path, monk
 
 
 def test_only_the_image_tower_and_projections_train(bert: Path) -> None:
-    model = clip(bert).train()
+    model = clip(bert, learning_rate=1e-2, warmup_steps=5).train()
     before = model.text_encoder.hash()
     names = {name.split(".")[1] for name, _ in model.named_parameters()}
     assert names == {"vision_model", "visual_projection", "text_projection", "logit_scale"}
@@ -53,8 +53,8 @@ def test_only_the_image_tower_and_projections_train(bert: Path) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
-    assert losses[-1] < 0.5 < losses[0] and model.text_encoder.hash() == before
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 < 1.2 < losses[0] and model.text_encoder.hash() == before
 
 
 def test_a_checkpoint_needs_no_folder(bert: Path, tmp_path: Path) -> None:

@@ -11,7 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, BertConfig, ViTConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    CLIPVisionConfig,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+)
 
 from t2i.checkpoint import building
 from t2i.generation.clip_guided.clip_models.base import same_weights
@@ -75,6 +81,7 @@ def test_transformers_reads_the_folder_to_the_same_embeddings(
     model, path = made
     if image_tower == "efficientnet":
         model, path = clip(bert, image_tower="efficientnet"), tmp_path / "hf"
+        model.prepare([])
         model.export(path)
     theirs, tokenizer = VisionTextDualEncoderModel.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
     images = torch.rand(5, 3, 32, 32) * 2 - 1
@@ -122,12 +129,12 @@ def test_as_a_text_encoder_it_gives_the_sentence_encoders_states(bert: Path, fol
 
 
 def test_published_folders_of_such_towers_are_read(bert: Path, folder: Path) -> None:
-    """Of transformers' own making, with a ViT and BERT's own pooler; saved by version 4, too."""
+    """Of transformers' own making, with BERT's own pooler."""
     torch.manual_seed(0)
     model = VisionTextDualEncoderModel(VisionTextDualEncoderConfig(
         text_config=BertConfig(**SIZES, initializer_range=0.5).to_dict(), projection_dim=6,
-        vision_config=ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-                                image_size=32, patch_size=16).to_dict())).eval()
+        vision_config=CLIPVisionConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+                                       image_size=32, patch_size=16).to_dict())).eval()
     model.save_pretrained(folder)
     ids, mask = load_dual(str(folder))[1](CAPTIONS)
     with torch.no_grad():
@@ -158,12 +165,13 @@ def test_what_is_wrong_with_a_folder_is_told_and_nothing_is_run(folder: Path) ->
     timm = {"model_type": "timm_wrapper", "architecture": "hf-hub:somebody/net"}
     for part, values, message in (
         ("text_config", {"model_type": "distilbert"}, "model_type='distilbert' of a CLIP's text tower; bert, roberta, xlm"),
-        ("vision_config", {"model_type": "resnet"}, "model_type='resnet' of a CLIP's image tower; clip_vision_model, vit"),
+        ("vision_config", {"model_type": "resnet"}, "model_type='resnet' of a CLIP's image tower; clip_vision_model, timm"),
         ("vision_config", timm, "architecture='hf-hub:somebody/net' of timm; tf_efficientnet_lite0 is taken"),
         ("text_config", {"hidden_act": "os.system"}, "hidden_act='os.system' is no activation"),
         ("text_config", {"vocab_size": 13}, r"word_embeddings.weight has shape \(12, 8\), \(13, 8\) is wanted"),
         ("text_config", {"num_hidden_layers": 10**6}, "more weights than the file holds"),
-        ("text_config", {"context_length": 99}, "max_length=99: allowed are 3 to 40"),
+        ("text_config", {"context_length": 99}, "context_length=99; allowed are 3 to 40"),
+        ("text_config", {"context_length": "long"}, "context_length='long'; allowed are 3 to 40"),
         ("vision_config", {"_attn_implementation": "x/kernels"}, "asks for _attn_implementation='x/kernels'"),
         (None, {"quantization_config": {}}, "asks for quantization_config={}, which would be fetched"),
         (None, {"text_config": None}, "does not tell text_config and vision_config"),

@@ -5,7 +5,7 @@ LiT (Zhai et al. 2022, arXiv 2111.07991) ties a locked tower to one that trains.
 sentence encoder whose vector of a caption is the mean over its tokens (Sentence-BERT, arXiv 1908.10084), while the
 stock class takes BERT's pooler: tanh of a linear layer on the first token's state. So the folder's text tower has one
 layer more (`with_mean_pooling`), which makes the first token's state the mean: queries and keys of 0 look at all tokens
-alike, values are the states themselves. Folders of others with such towers are read as well.
+alike, values are the states themselves. Folders of others, of a CLIP's image tower and a BERT, are read as well.
 """
 
 from __future__ import annotations
@@ -47,8 +47,6 @@ TEXT_KEPT = (*KEPT, "mean_pooling_layer", "context_length", "projection_dim")
 VISION_KEPT = {
     "clip_vision_model": ("hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "hidden_act",
                           "num_attention_heads", "num_channels", "image_size", "patch_size", "layer_norm_eps"),
-    "vit": ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "image_size",
-            "patch_size", "layer_norm_eps", "num_channels", "qkv_bias", "pooler_output_size", "pooler_act"),
     "timm_wrapper": ("architecture", "hidden_size", "image_size"),
 }  # fmt: skip
 # The mean times this drowns the first token's own state, which the layer adds to it; float16 cannot hold it.
@@ -148,7 +146,10 @@ def _empty(held: dict[str, Any]) -> VisionTextDualEncoderModel:
 def text_tokenizer(text: str, config: Any, source: str) -> FastTokenizer:
     """Of a tokenizer.json's text; a caption has as many tokens as in training, or as the tower has places for."""
     shift = config.pad_token_id + 1 if config.model_type in POOLED[1:] else 0
-    length = getattr(config, "context_length", None) or config.max_position_embeddings - shift
+    room = config.max_position_embeddings - shift
+    length = getattr(config, "context_length", room)
+    if type(length) is not int or not 3 <= length <= room:
+        raise ValueError(f"{source}: context_length={quoted(length)}; allowed are 3 to {room} tokens")
     return sentence_tokenizer(text, config, length, source)
 
 
