@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from tests.text_encoders.test_dual_encoder import SMALL, clip
+from tests.text_encoders.test_sentence import CAPTIONS, WORDS, write
 
 from t2i.checkpoint import atomic, building, file_format
 from t2i.config.compose import compose
@@ -14,8 +16,6 @@ from t2i.losses.perceptual import EfficientNetLite0
 from t2i.models.clip import CLIP
 from t2i.text_encoders.sentence import SentenceEncoder
 from t2i.types import Batch
-from tests.text_encoders.test_dual_encoder import SMALL, clip
-from tests.text_encoders.test_sentence import CAPTIONS, WORDS, write
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,21 @@ def test_a_vector_does_not_depend_on_its_batch_and_is_made_once(bert: Path, monk
                        torch.stack([model._vectors[c] for c in captions]))
     monkeypatch.setattr("t2i.models.clip.CACHED_CAPTIONS", 3)
     assert other.encode_text(CAPTIONS).shape == (5, 12) and len(other._vectors) == len(set(CAPTIONS))
+
+
+def test_pictures_of_a_locked_tower_likewise(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = clip(bert, image_tower="efficientnet").train(), torch.rand(37, 3, 40, 40) * 2 - 1
+    model.prepare([])
+    together, projected = model._image_vectors(images), model.encode_image(images)
+    assert projected.requires_grad and not model.clip.vision_model.training
+    trained = {name.split(".")[1] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"visual_projection", "text_projection", "logit_scale"}
+    other, order = clip(bert, image_tower="efficientnet").train(), torch.randperm(37)
+    other.prepare([])
+    apart = torch.cat([other._image_vectors(images[part]) for part in order.split([1, 5, 31])])
+    assert torch.equal(apart, together[order])
+    monkeypatch.setattr(model.clip.vision_model, "forward", None)
+    assert torch.equal(model._image_vectors(images[3:9]), together[3:9])
 
 
 def test_only_the_image_tower_and_projections_train(bert: Path) -> None:

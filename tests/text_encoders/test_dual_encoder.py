@@ -1,4 +1,4 @@
-"""A CLIP over a sentence encoder as transformers' own folder: read as everything that takes a CLIP, nothing executed."""
+"""A CLIP over a sentence encoder as transformers' own folder: read by all that takes a CLIP, nothing executed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from tests.text_encoders.test_sentence import CAPTIONS, SIZES, write
 from transformers import (
     AutoTokenizer,
     BertConfig,
@@ -27,7 +28,6 @@ from t2i.models.clip import CLIP
 from t2i.text_encoders.clip import CLIPText
 from t2i.text_encoders.dual_encoder import POOLER_SCALE, load_dual, mean_features, with_mean_pooling
 from t2i.text_encoders.sentence import SentenceEncoder
-from tests.text_encoders.test_sentence import CAPTIONS, SIZES, write
 
 SMALL = {"image_size": 32, "patch_size": 16, "width": 16, "num_layers": 1, "num_heads": 2, "embed_dim": 12,
          "text_tower": "sentence"}
@@ -120,7 +120,7 @@ def test_as_a_text_encoder_it_gives_the_sentence_encoders_states(bert: Path, fol
     assert torch.equal(again(CAPTIONS).states, encoder(CAPTIONS).states)
     assert torch.equal(again(CAPTIONS).pooled, encoder(CAPTIONS).pooled) and again.hash() == encoder.hash()
     held = json.loads(part["files"]["config.json"])
-    for values, message in (({"model_type": "gpt2"}, "do not fit"), ({"hidden_size": 2**20}, "x.ckpt.*(do not fit|can)"),
+    for values, message in (({"model_type": "gpt2"}, "do not fit"), ({"hidden_size": 2**20}, "x.ckpt"),
                             ({"num_hidden_layers": 10**6}, "more weights than the file holds")):
         hostile = {**part, "files": {**part["files"], "config.json": json.dumps({**held, **values})}}
         with pytest.raises(ValueError, match=message) as raised:
@@ -164,8 +164,8 @@ def test_what_is_wrong_with_a_folder_is_told_and_nothing_is_run(folder: Path) ->
     good, bytes_ = config.read_text(), weights.read_bytes()
     timm = {"model_type": "timm_wrapper", "architecture": "hf-hub:somebody/net"}
     for part, values, message in (
-        ("text_config", {"model_type": "distilbert"}, "model_type='distilbert' of a CLIP's text tower; bert, roberta, xlm"),
-        ("vision_config", {"model_type": "resnet"}, "model_type='resnet' of a CLIP's image tower; clip_vision_model, timm"),
+        ("text_config", {"model_type": "distilbert"}, "model_type='distilbert' of a CLIP's text tower; bert, rob"),
+        ("vision_config", {"model_type": "resnet"}, "model_type='resnet' of a CLIP's image tower; clip_vision_"),
         ("vision_config", timm, "architecture='hf-hub:somebody/net' of timm; tf_efficientnet_lite0 is taken"),
         ("text_config", {"hidden_act": "os.system"}, "hidden_act='os.system' is no activation"),
         ("text_config", {"vocab_size": 13}, r"word_embeddings.weight has shape \(12, 8\), \(13, 8\) is wanted"),

@@ -5,12 +5,13 @@ form (one kernel); equal captions in a batch are not negatives of each other; ne
 the global batch. The result is an ordinary Hugging Face folder, which `text_encoder=clip` reads like any
 published CLIP. With `text_tower: bilstm` the text side is a BiLSTM over words as in DAMSM (Xu et al. 2018, arXiv
 1711.10485), of which `text_encoder=bilstm` reads the folder; DAMSM's losses on words and regions are left out. With
-`text_tower: sentence` it is a frozen sentence encoder under a trained projection, as in LiT (Zhai et al. 2022, arXiv
-2111.07991, which locks the image tower); `t2i.text_encoders.dual_encoder` has the folder.
+`text_tower: sentence` it is a frozen sentence encoder under a trained projection, and the image tower may be a
+pretrained one, locked as in LiT (Zhai et al. 2022, arXiv 2111.07991); `t2i.text_encoders.dual_encoder` has the folder.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -46,7 +47,9 @@ MEAN = STD = (0.5, 0.5, 0.5)
 EFFICIENTNET_MEAN, EFFICIENTNET_STD = (127 / 255,) * 3, (128 / 255,) * 3  # bytes, less 127, by 128
 MAX_SCALE = 100.0
 CHECKPOINT_KEY = "clip_tokenizer"
-CACHED_CAPTIONS = 100_000  # vectors of 384 numbers: 150 MB
+# Vectors of locked towers that a run keeps: of 384 numbers, 150 MB, and of 1,280, 256 MB.
+CACHED_CAPTIONS, CACHED_IMAGES = 100_000, 50_000
+CHUNK = 32  # pictures that a locked tower takes at once
 TEXT_TOWERS = ("transformer", "bilstm", "sentence")
 IMAGE_TOWERS = ("vit", "efficientnet")
 
@@ -80,7 +83,7 @@ class SentenceTowers(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def train(self, mode: bool = True) -> SentenceTowers:
-        """EfficientNet's norms keep ImageNet's statistics."""
+        """A locked EfficientNet's norms keep ImageNet's statistics."""
         super().train(mode)
         if isinstance(self.vision_model, TimmWrapperModel):
             self.vision_model.eval()
@@ -88,10 +91,10 @@ class SentenceTowers(nn.Module):
 
 
 def efficientnet(image_size: int) -> TimmWrapperModel:
-    """EfficientNet-Lite0 (arXiv 1905.11946) as transformers wraps timm's, not filled."""
+    """EfficientNet-Lite0 (arXiv 1905.11946) as transformers wraps timm's, locked, not filled."""
     config = TimmWrapperConfig(architecture=EFFICIENTNET)
     config.update({"hidden_size": EfficientNetLite0.dim, "image_size": image_size})  # which the class around it reads
-    return TimmWrapperModel(config)
+    return TimmWrapperModel(config).requires_grad_(False)
 
 
 def load_imagenet(tower: TimmWrapperModel) -> None:
@@ -119,7 +122,8 @@ class CLIP(BaseModule):
         text_encoder: of "sentence" alone, whose vector of a caption is a mean over tokens
             (`t2i.text_encoders.sentence`). Equal captions are encoded once a run.
         image_tower: "vit" is CLIP's own, from scratch. "efficientnet" is EfficientNet-Lite0 with ImageNet's weights,
-            tuned, with "sentence" alone; of the image side's keys it uses `image_size` alone.
+            locked, under a projection, with "sentence" alone. Of the image side's keys it uses `image_size` alone;
+            small pictures had better be enlarged, 64 pixels to 128. Equal pictures are encoded once a run.
     """
 
     kind = "clip"
@@ -209,7 +213,9 @@ class CLIP(BaseModule):
             self.clip.set_attn_implementation(attention)
         self.tokenizer: CaptionTokenizer | WordTokenizer | None = None
         self._validated: list[tuple[Tensor, Tensor, list[str]]] = []
-        self._vectors: dict[str, Tensor] = {}  # of captions, by the sentence encoder
+        # Of captions, by the sentence encoder, and of pictures, by a locked tower.
+        self._vectors: dict[str, Tensor] = {}
+        self._seen: dict[bytes, Tensor] = {}
 
     @property
     def text_encoder(self) -> Any:
@@ -246,6 +252,8 @@ class CLIP(BaseModule):
 
     def encode_image(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Embeddings, not normalised, of pictures in [-1, 1]; other sizes than `image_size` are resized."""
+        if self.image_tower == "efficientnet":
+            return self.clip.visual_projection(self._image_vectors(images))
         pixels = preprocess(images, self.image_size, self.mean, self.std)
         return self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output)
 
@@ -271,6 +279,22 @@ class CLIP(BaseModule):
         for captions in by_length.values():
             self._vectors |= zip(captions, mean_features(self.text_encoder(captions).pooled), strict=True)
         return torch.stack([self._vectors[caption] for caption in text])
+
+    @torch.no_grad()
+    def _image_vectors(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """What a locked tower makes of pictures. It always takes CHUNK of them, for the same reason."""
+        keys = [hashlib.sha256(image.numpy().tobytes()).digest() for image in images.float().cpu()]
+        new = {key: i for i, key in enumerate(keys) if key not in self._seen}
+        if len(self._seen) + len(new) > CACHED_IMAGES:
+            self._seen, new = {}, {key: i for i, key in enumerate(keys)}
+        rows = torch.tensor(list(new.values()), dtype=torch.long)
+        for part in rows.split(CHUNK) if new else ():
+            chunk = images.new_zeros(CHUNK, *images.shape[1:])
+            chunk[: len(part)] = images[part.to(images.device)]
+            pixels = preprocess(chunk, self.image_size, self.mean, self.std)
+            found = self.clip.vision_model(pixel_values=pixels).pooler_output.float()
+            self._seen |= zip([keys[i] for i in part.tolist()], found[: len(part)].clone(), strict=True)
+        return torch.stack([self._seen[key] for key in keys])
 
     def _loss(self, image: Tensor, text: Tensor, captions: list[str]) -> Tensor:
         return contrastive(image, text, self.clip.logit_scale.exp(), caption_groups(captions).to(image.device))
