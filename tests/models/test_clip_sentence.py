@@ -122,8 +122,10 @@ def test_towers_that_do_not_go_together(changes: dict[str, str], message: str) -
         CLIP(**changes)
 
 
-def test_an_encoder_that_the_folder_cannot_hold_is_refused_at_once(bert: Path) -> None:
+def test_what_does_not_fit_is_refused_at_once(bert: Path) -> None:
     encoder = SentenceEncoder(str(bert))
+    with pytest.raises(ValueError, match=r"optimizer='muon' is for hidden matrices; .*model.optimizer=adamw"):
+        clip(bert, image_tower="efficientnet", optimizer="muon")
     with pytest.raises(ValueError, match="text_tower='bilstm' takes no text_encoder"):
         CLIP(text_tower="bilstm", text_encoder=encoder)
     encoder.tower.config.model_type = "mpnet"

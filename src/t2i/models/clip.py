@@ -167,6 +167,9 @@ class CLIP(BaseModule):
         if image_tower == "efficientnet" and not self.by_sentences:
             raise ValueError(f"image_tower='efficientnet' goes with text_tower='sentence', not {text_tower!r}:"
                              " model/text_tower=sentence")
+        if image_tower == "efficientnet" and optimizer == "muon":
+            raise ValueError("optimizer='muon' is for hidden matrices; with image_tower='efficientnet' two projections"
+                             " train, which it overfits: model.optimizer=adamw")
         if width % num_heads:
             raise ValueError(f"width={width} is no multiple of num_heads={num_heads}")
         if text_tower == "transformer" and text_width % text_heads:
