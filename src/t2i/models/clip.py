@@ -285,7 +285,8 @@ class CLIP(BaseModule):
 
     @torch.no_grad()
     def _image_vectors(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """What a locked tower makes of pictures. It always takes CHUNK of them, for the same reason."""
+        """What a locked tower makes of pictures, in float32, as its folder is read. It always takes CHUNK of them, for the
+        same reason."""
         keys = [hashlib.sha256(image.numpy().tobytes()).digest() for image in images.float().cpu()]
         new = {key: i for i, key in enumerate(keys) if key not in self._seen}
         if len(self._seen) + len(new) > CACHED_IMAGES:
@@ -295,7 +296,8 @@ class CLIP(BaseModule):
             chunk = images.new_zeros(CHUNK, *images.shape[1:])
             chunk[: len(part)] = images[part.to(images.device)]
             pixels = preprocess(chunk, self.image_size, self.mean, self.std)
-            found = self.clip.vision_model(pixel_values=pixels).pooler_output.float()
+            with torch.autocast(images.device.type, enabled=False):
+                found = self.clip.vision_model(pixel_values=pixels).pooler_output
             self._seen |= zip([keys[i] for i in part.tolist()], found[: len(part)].clone(), strict=True)
         return torch.stack([self._seen[key] for key in keys])
 
