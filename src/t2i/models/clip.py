@@ -285,8 +285,8 @@ class CLIP(BaseModule):
 
     @torch.no_grad()
     def _image_vectors(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """What a locked tower makes of pictures, in float32, as its folder is read. It always takes CHUNK of them, for the
-        same reason."""
+        """What a locked tower makes of pictures, in float32, as its folder is read. It always takes CHUNK of them, for
+        the same reason."""
         keys = [hashlib.sha256(image.numpy().tobytes()).digest() for image in images.float().cpu()]
         new = {key: i for i, key in enumerate(keys) if key not in self._seen}
         if len(self._seen) + len(new) > CACHED_IMAGES:
