@@ -135,7 +135,8 @@ def test_the_other_doors_compose(config_name: str) -> None:
        for a in choices("model/autoencoder")),
      *(["model=dfgan", f"model/generator={g}"] for g in choices("model/generator")),
      ["model=dfgan", "model/discriminator=unet"], ["model=stackgan1"], ["model=stackgan1", "model/discriminator=unet"],
-     ["model=stackgan2"], ["model=prior"], ["model=clip", "data=folder"]],
+     ["model=stackgan2"], ["model=prior"], ["model=clip", "data=folder"], ["model/text_tower=bilstm"],
+     ["model/text_tower=sentence"], ["model/text_tower=sentence", "model.image_tower=efficientnet"]],
     ids=" ".join,
 )  # fmt: skip
 def test_every_model_and_data_set_builds(overrides: list[str], clip_folder: str, pictures: str) -> None:

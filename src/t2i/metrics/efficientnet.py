@@ -25,7 +25,7 @@ class EfficientNetFeatures:
     """A `t2i.metrics.features.FeatureNet`. ValueError where its packages are not installed."""
 
     name = "efficientnet"
-    dim = 1280
+    dim = EfficientNetLite0.dim
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)

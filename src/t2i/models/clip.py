@@ -4,11 +4,14 @@ Deviations: sizes for minutes on a CPU; a byte-level BPE trained on the data's o
 form (one kernel); equal captions in a batch are not negatives of each other; negatives are those of
 the global batch. The result is an ordinary Hugging Face folder, which `text_encoder=clip` reads like any
 published CLIP. With `text_tower: bilstm` the text side is a BiLSTM over words as in DAMSM (Xu et al. 2018, arXiv
-1711.10485), of which `text_encoder=bilstm` reads the folder; DAMSM's losses on words and regions are left out.
+1711.10485), of which `text_encoder=bilstm` reads the folder; DAMSM's losses on words and regions are left out. With
+`text_tower: sentence` it is a frozen sentence encoder under a trained projection, and the image tower may be a
+pretrained one, locked as in LiT (Zhai et al. 2022, arXiv 2111.07991); `t2i.text_encoders.dual_encoder` has the folder.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,21 +21,37 @@ import torch
 from jaxtyping import Float
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    TimmWrapperConfig,
+    TimmWrapperModel,
+)
 
 from t2i.checkpoint.registry import register
 from t2i.losses.contrastive import caption_groups, contrastive, retrieval
+from t2i.losses.perceptual import EfficientNetLite0
 from t2i.models import optimizers
 from t2i.models.base import BaseModule, check_finite
 from t2i.models.distributed import all_gather_objects, all_gather_rows
 from t2i.text_encoders import bilstm_folder
 from t2i.text_encoders.bilstm_folder import BiLSTM, WordTokenizer
 from t2i.text_encoders.clip_folder import SPECIAL, CaptionTokenizer, preprocess, save_folder, train_tokenizer
+from t2i.text_encoders.dual_encoder import EFFICIENTNET, check_pooled, mean_features, save_dual
 from t2i.types import Batch
 
 MEAN = STD = (0.5, 0.5, 0.5)
+EFFICIENTNET_MEAN, EFFICIENTNET_STD = (127 / 255,) * 3, (128 / 255,) * 3  # bytes, less 127, by 128
 MAX_SCALE = 100.0
 CHECKPOINT_KEY = "clip_tokenizer"
+# Vectors of locked towers that a run keeps: of 384 numbers, 150 MB, and of 1,280, 256 MB.
+CACHED_CAPTIONS, CACHED_IMAGES = 100_000, 50_000
+CHUNK = 32  # pictures that a locked tower takes at once
+TEXT_TOWERS = ("transformer", "bilstm", "sentence")
+IMAGE_TOWERS = ("vit", "efficientnet")
 
 
 class WordTowers(nn.Module):
@@ -48,6 +67,43 @@ class WordTowers(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP's start
 
 
+class SentenceTowers(nn.Module):
+    """An image tower, under the names of `VisionTextDualEncoderModel`, beside the projection of the vectors of a
+    sentence encoder that lies outside.
+
+    Args:
+        text_dim: numbers of such a vector.
+    """
+
+    def __init__(self, vision_model: CLIPVisionModel | TimmWrapperModel, text_dim: int, embed_dim: int) -> None:
+        super().__init__()
+        self.vision_model: Any = vision_model
+        self.visual_projection = nn.Linear(vision_model.config.hidden_size, embed_dim, bias=False)
+        self.text_projection = nn.Linear(text_dim, embed_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def train(self, mode: bool = True) -> SentenceTowers:
+        """A locked EfficientNet's norms keep ImageNet's statistics."""
+        super().train(mode)
+        if isinstance(self.vision_model, TimmWrapperModel):
+            self.vision_model.eval()
+        return self
+
+
+def efficientnet(image_size: int) -> TimmWrapperModel:
+    """EfficientNet-Lite0 (arXiv 1905.11946) as transformers wraps timm's, locked, not filled."""
+    config = TimmWrapperConfig(architecture=EFFICIENTNET)
+    config.update({"hidden_size": EfficientNetLite0.dim, "image_size": image_size})  # which the class around it reads
+    return TimmWrapperModel(config).requires_grad_(False)
+
+
+def load_imagenet(tower: TimmWrapperModel) -> None:
+    """Fills it with the weights that `EfficientNetLite0` has: the same layers in the same order, by other names."""
+    net: Any = tower.timm_model
+    published = [value for name, value in EfficientNetLite0().net.state_dict().items() if not name.startswith("_fc.")]
+    net.load_state_dict(dict(zip(net.state_dict(), published, strict=True)))
+
+
 @register("model")
 class CLIP(BaseModule):
     """Text and image towers, trained to find each other's partner in the batch.
@@ -59,9 +115,15 @@ class CLIP(BaseModule):
     Args:
         text_tower: "transformer" is CLIP's own. With "bilstm" words are embedded in 300 numbers and `text_width` is
             that of a word's state, half of it a direction (DAMSM: 256); `text_layers` and `text_heads` are not used.
+            With "sentence" it is `text_encoder`, frozen; no other key of the text side is used.
         vocab_size: entries of the tokenizer; with "bilstm" the embedding has so many rows even if there are fewer
             words.
         context_length: tokens a caption; with "bilstm" words.
+        text_encoder: of "sentence" alone, whose vector of a caption is a mean over tokens
+            (`t2i.text_encoders.sentence`). Equal captions are encoded once a run.
+        image_tower: "vit" is CLIP's own, from scratch. "efficientnet" is EfficientNet-Lite0 with ImageNet's weights,
+            locked, under a projection, with "sentence" alone. Of the image side's keys it uses `image_size` alone;
+            small pictures had better be enlarged, 64 pixels to 128. Equal pictures are encoded once a run.
     """
 
     kind = "clip"
@@ -86,17 +148,31 @@ class CLIP(BaseModule):
         max_steps: int = 1000,
         optimizer: Literal["adamw", "muon"] = "adamw",
         muon_learning_rate: float = 0.02,
-        text_tower: Literal["transformer", "bilstm"] = "transformer",
+        text_tower: Literal["transformer", "bilstm", "sentence"] = "transformer",
+        text_encoder: Any = None,
+        image_tower: Literal["vit", "efficientnet"] = "vit",
     ) -> None:
         super().__init__()
         if image_size % patch_size:
             raise ValueError(f"image_size={image_size} is no multiple of patch_size={patch_size}")
-        if text_tower not in ("transformer", "bilstm"):
-            raise ValueError(f"text_tower={text_tower!r}: one of transformer, bilstm is needed")
-        self.by_words = text_tower == "bilstm"
+        for name, value, allowed in (("text_tower", text_tower, TEXT_TOWERS), ("image_tower", image_tower,
+                                                                              IMAGE_TOWERS)):
+            if value not in allowed:
+                raise ValueError(f"{name}={value!r}: one of {', '.join(allowed)} is needed")
+        self.text_tower, self.image_tower = text_tower, image_tower
+        self.by_words, self.by_sentences = text_tower == "bilstm", text_tower == "sentence"
+        if self.by_sentences != (text_encoder is not None):
+            raise ValueError(f"text_tower={text_tower!r} {'without a' if self.by_sentences else 'takes no'}"
+                             " text_encoder: model/text_tower=sentence sets both")
+        if image_tower == "efficientnet" and not self.by_sentences:
+            raise ValueError(f"image_tower='efficientnet' goes with text_tower='sentence', not {text_tower!r}:"
+                             " model/text_tower=sentence")
+        if image_tower == "efficientnet" and optimizer == "muon":
+            raise ValueError("optimizer='muon' is for hidden matrices; with image_tower='efficientnet' two projections"
+                             " train, which it overfits: model.optimizer=adamw")
         if width % num_heads:
             raise ValueError(f"width={width} is no multiple of num_heads={num_heads}")
-        if not self.by_words and text_width % text_heads:
+        if text_tower == "transformer" and text_width % text_heads:
             raise ValueError(f"text_width={text_width} is no multiple of text_heads={text_heads}")
         if self.by_words and text_width % 2:
             raise ValueError(f"text_width={text_width} is odd: half of it is a direction of text_tower=bilstm")
@@ -113,10 +189,20 @@ class CLIP(BaseModule):
             "patch_size": patch_size, "hidden_act": "gelu",
         }  # fmt: skip
         # A step of the defaults in bf16 on a CPU: 0.19 s of CPU time eager, 0.36 s fused (in float32 even).
-        longest = max((image_size // patch_size) ** 2 + 1, 0 if self.by_words else context_length)
+        longest = max((image_size // patch_size) ** 2 + 1, context_length if text_tower == "transformer" else 0)
         attention = "eager" if longest <= 128 else "sdpa"
-        self.clip: CLIPModel | WordTowers
-        if self.by_words:
+        self.mean, self.std = (MEAN, STD) if image_tower == "vit" else (EFFICIENTNET_MEAN, EFFICIENTNET_STD)
+        self.clip: CLIPModel | WordTowers | SentenceTowers
+        if self.by_sentences:
+            check_pooled(text_encoder.tower.config.model_type)
+            if image_tower == "vit":
+                image: Any = CLIPVisionModel(CLIPVisionConfig(**vision))
+                image.set_attn_implementation(attention)
+            else:
+                image = efficientnet(image_size)
+            self.clip = SentenceTowers(image, text_encoder.pooled_dim, embed_dim)
+            self.frozen_parts = (text_encoder,)
+        elif self.by_words:
             words = BiLSTM(vocab_size, hidden_size=text_width // 2)
             self.clip = WordTowers(CLIPVisionConfig(**vision), words, attention)
         else:
@@ -130,14 +216,29 @@ class CLIP(BaseModule):
             self.clip.set_attn_implementation(attention)
         self.tokenizer: CaptionTokenizer | WordTokenizer | None = None
         self._validated: list[tuple[Tensor, Tensor, list[str]]] = []
+        # Of captions, by the sentence encoder, and of pictures, by a locked tower.
+        self._vectors: dict[str, Tensor] = {}
+        self._seen: dict[bytes, Tensor] = {}
+
+    @property
+    def text_encoder(self) -> Any:
+        return self.frozen_parts[0] if self.frozen_parts else None
+
+    def parts(self) -> dict[str, dict[str, Any]]:
+        return {"text_encoder": self.text_encoder.part()} if self.by_sentences else {}
 
     def nets(self) -> list[nn.Module]:
-        if isinstance(self.clip, WordTowers):  # a packed recurrence is not traced
+        if not isinstance(self.clip, CLIPModel):  # a packed recurrence is not traced
             return [self.clip.vision_model]
         return [self.clip.vision_model, self.clip.text_model]
 
     def prepare(self, captions: Iterable[str]) -> None:
-        """Train the tokenizer on the data's captions; once before training, not after loading a checkpoint."""
+        """Train the tokenizer on the data's captions, and fill an EfficientNet; once before training, not after loading
+        a checkpoint."""
+        if self.image_tower == "efficientnet":
+            load_imagenet(self.clip.vision_model)
+        if self.by_sentences:
+            return
         if self.by_words:
             self.tokenizer = WordTokenizer.train(captions, self.vocab_size, self.context_length)
         else:
@@ -154,16 +255,51 @@ class CLIP(BaseModule):
 
     def encode_image(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Embeddings, not normalised, of pictures in [-1, 1]; other sizes than `image_size` are resized."""
-        pixels = preprocess(images, self.image_size, MEAN, STD)
+        if self.image_tower == "efficientnet":
+            return self.clip.visual_projection(self._image_vectors(images))
+        pixels = preprocess(images, self.image_size, self.mean, self.std)
         return self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output)
 
     def encode_text(self, text: list[str]) -> Float[Tensor, "b d"]:
         """Embeddings, not normalised."""
+        if isinstance(self.clip, SentenceTowers):
+            return self.clip.text_projection(self._sentence_vectors(text).to(self.device))
         ids, mask = self._trained_tokenizer()(text)
         if isinstance(self.clip, WordTowers):
             return self.clip.text_projection(self.clip.words(ids.to(self.device), mask)[1])
         # causal tower, padding behind: no mask needed
         return self.clip.get_text_features(input_ids=ids.to(self.device)).pooler_output
+
+    def _sentence_vectors(self, text: list[str]) -> Float[Tensor, "b d"]:
+        """What the text projection takes. Captions of one length are encoded together and nothing is padded, so that,
+        bit by bit on a CPU, no vector depends on its batch: a continued run has those of an unbroken one."""
+        new = [caption for caption in dict.fromkeys(text) if caption not in self._vectors]
+        if len(self._vectors) + len(new) > CACHED_CAPTIONS:
+            self._vectors, new = {}, list(dict.fromkeys(text))
+        by_length: dict[int, list[str]] = {}
+        for caption, length in zip(new, self.text_encoder.tokenizer(new)[1].sum(1).tolist(), strict=True):
+            by_length.setdefault(length, []).append(caption)
+        for captions in by_length.values():
+            self._vectors |= zip(captions, mean_features(self.text_encoder(captions).pooled), strict=True)
+        return torch.stack([self._vectors[caption] for caption in text])
+
+    @torch.no_grad()
+    def _image_vectors(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """What a locked tower makes of pictures, in float32, as its folder is read. It always takes CHUNK of them, for
+        the same reason."""
+        keys = [hashlib.sha256(image.numpy().tobytes()).digest() for image in images.float().cpu()]
+        new = {key: i for i, key in enumerate(keys) if key not in self._seen}
+        if len(self._seen) + len(new) > CACHED_IMAGES:
+            self._seen, new = {}, {key: i for i, key in enumerate(keys)}
+        rows = torch.tensor(list(new.values()), dtype=torch.long)
+        for part in rows.split(CHUNK) if new else ():
+            chunk = images.new_zeros(CHUNK, *images.shape[1:])
+            chunk[: len(part)] = images[part.to(images.device)]
+            pixels = preprocess(chunk, self.image_size, self.mean, self.std)
+            with torch.autocast(images.device.type, enabled=False):
+                found = self.clip.vision_model(pixel_values=pixels).pooler_output
+            self._seen |= zip([keys[i] for i in part.tolist()], found[: len(part)].clone(), strict=True)
+        return torch.stack([self._seen[key] for key in keys])
 
     def _loss(self, image: Tensor, text: Tensor, captions: list[str]) -> Tensor:
         return contrastive(image, text, self.clip.logit_scale.exp(), caption_groups(captions).to(image.device))
@@ -213,17 +349,24 @@ class CLIP(BaseModule):
         return optimizers.with_warmup_cosine(optimizer, self.warmup_steps, self.max_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[CHECKPOINT_KEY] = self._trained_tokenizer().to_json()
+        if not self.by_sentences:  # whose tokenizer is the encoder's own
+            checkpoint[CHECKPOINT_KEY] = self._trained_tokenizer().to_json()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._use_tokenizer(checkpoint[CHECKPOINT_KEY])
+        if not self.by_sentences:
+            self._use_tokenizer(checkpoint[CHECKPOINT_KEY])
 
     def export(self, folder: str | Path) -> None:
-        """Write the Hugging Face folder that `text_encoder=clip text_encoder.path=<folder>` reads.
+        """Write the Hugging Face folder that `text_encoder=clip text_encoder.path=<folder>` reads; with `text_tower`
+        "sentence" that of a `VisionTextDualEncoderModel`.
 
         With `text_tower` "bilstm": the folder that `text_encoder=bilstm` reads, and nothing else. It holds the BiLSTM
         and its words; the image tower and the projections, of no use to conditioning, stay in the checkpoint.
         """
+        if isinstance(self.clip, SentenceTowers):
+            encoder = self.text_encoder
+            save_dual(self.clip, encoder.tower, encoder.tokenizer, folder, self.mean, self.std)
+            return
         tokenizer = self._trained_tokenizer()
         if isinstance(self.clip, WordTowers):
             assert isinstance(tokenizer, WordTokenizer)

@@ -21,7 +21,15 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
@@ -202,7 +210,7 @@ def text_config(model: CLIPModel) -> CLIPTextConfig:
     return cast(CLIPTextConfig, model.config.text_config)
 
 
-def image_size(model: CLIPModel) -> int:
+def image_size(model: PreTrainedModel) -> int:
     """The side of the square pictures that the image tower takes."""
     return cast(int, cast(CLIPVisionConfig, model.config.vision_config).image_size)
 
@@ -228,8 +236,19 @@ def save_folder(
     std: tuple[float, ...] = (0.5, 0.5, 0.5),
 ) -> None:
     """Write the CLIP as a folder that `transformers` reads, whole or not at all; an older one is replaced."""
-    folder, tokenizer, size = Path(folder), Tokenizer.from_str(tokenizer_json), image_size(model)
+    tokenizer = Tokenizer.from_str(tokenizer_json)
     pad = PAD if tokenizer.token_to_id(PAD) is not None else END
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=START, eos_token=END, pad_token=pad,
+                                   model_max_length=text_config(model).max_position_embeddings)
+    write_folder(model, fast, image_size(model), folder, mean, std)
+
+
+def write_folder(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, size: int, folder: str | Path, mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> None:
+    """Write a model of pictures and captions as a folder, whole or not at all; `size` is its pictures' side."""
+    folder = Path(folder)
     with replacing(folder) as new:
         with quietly():
             try:
@@ -240,8 +259,7 @@ def save_folder(
                     raise
                 why = os.strerror(int(number[1]))
                 raise OSError(int(number[1]), f"{folder} could not be written: {why}") from error
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=START, eos_token=END, pad_token=pad,
-                                model_max_length=text_config(model).max_position_embeddings).save_pretrained(new)
+        tokenizer.save_pretrained(new)
         numbers = {"image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": size},
                    "resample": 3, "do_center_crop": True, "crop_size": {"height": size, "width": size},
                    "do_rescale": True, "do_normalize": True, "do_convert_rgb": True, "image_mean": list(mean),

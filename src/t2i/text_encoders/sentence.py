@@ -56,7 +56,7 @@ class SentenceEncoder(FrozenTower):
         arguments = {"path": path, "layer": layer, "max_length": max_length, "allow_download": allow_download,
                      "summary": summary}
         tower = filled_tower(files)
-        tokenizer = sentence_tokenizer(files.tokenizer, tower, max_length, files.source)
+        tokenizer = sentence_tokenizer(files.tokenizer, tower.config, max_length, files.source)
         self._set(tower, tokenizer, arguments, path is not None and Path(path).expanduser().is_dir())
 
     def _set(self, tower: Any, tokenizer: Any, arguments: dict[str, Any], local: bool) -> None:
@@ -69,7 +69,7 @@ class SentenceEncoder(FrozenTower):
 
     @staticmethod
     def tokenizer_of(text: str, tower: PreTrainedModel, arguments: dict[str, Any]) -> FastTokenizer:
-        return sentence_tokenizer(text, tower, arguments["max_length"], f"path={arguments['path']!r}")
+        return sentence_tokenizer(text, tower.config, arguments["max_length"], f"path={arguments['path']!r}")
 
     @staticmethod
     def embeddings_of(tower: Any) -> torch.nn.Module:

@@ -147,13 +147,13 @@ def filled_tower(files: SentenceFiles) -> PreTrainedModel:
     return tower
 
 
-def sentence_tokenizer(text: str, tower: PreTrainedModel, max_length: int, source: str) -> FastTokenizer:
+def sentence_tokenizer(text: str, config: Any, max_length: int, source: str) -> FastTokenizer:
     """Of a tokenizer.json's text; what stands before and after the words of a caption is what it puts there itself.
 
     Args:
+        config: the tower's.
         max_length: tokens, with those before and after the words.
     """
-    config = tower.config
     shift = config.pad_token_id + 1 if config.model_type in SHIFTED else 0
     room = config.max_position_embeddings - shift
     tokenizer, held = read_tokenizer(text)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from t2i.checkpoint.plain_files import read_json
 from t2i.generation.clip_guided.clip_models.base import FrozenClip, Precision
-from t2i.text_encoders.clip_folder import image_normalisation, image_size, load_clip
+from t2i.text_encoders.clip_folder import image_normalisation, image_size
+from t2i.text_encoders.dual_encoder import MODEL_TYPE, load_towers, text_features
 
 
 class TransformersCLIP(FrozenClip):
@@ -28,14 +29,13 @@ class TransformersCLIP(FrozenClip):
     def __init__(self, path: str, precision: Precision = "32-true", allow_download: bool = False) -> None:
         if problem := _other_than_clip(Path(path)):
             raise ValueError(f"path={path!r} {problem}")
-        self.model, self.tokenizer = load_clip(path, allow_download)
+        self.model, self.tokenizer = load_towers(path, allow_download)
         self.dim: int = self.model.visual_projection.out_features
         normalisation = image_normalisation(path, allow_download)
         super().__init__(path, (self.model,), image_size(self.model), *normalisation, precision)
 
     def text_features(self, text: list[str]) -> Float[Tensor, "b d"]:
-        ids, _ = self.tokenizer(text)  # causal tower, padding behind: no mask needed
-        return self.model.get_text_features(input_ids=ids.to(self.device)).pooler_output
+        return text_features(self.model, self.tokenizer, text)
 
     def image_features(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
         return self.model.get_image_features(pixel_values=pixels).pooler_output
@@ -47,7 +47,7 @@ def _other_than_clip(path: Path) -> str:
         return ("is a file; a transformers CLIP is a folder (model=clip writes <run>/hf), and a file of open_clip's"
                 " is named open_clip:MODEL@FILE")
     kind = _model_type(path / "config.json")
-    if kind == "clip":
+    if kind in ("clip", MODEL_TYPE):
         return ""
     if (path / "modules.json").is_file():
         inside = sorted(p.parent.name for p in path.glob("*CLIPModel/config.json"))
