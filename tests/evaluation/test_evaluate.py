@@ -220,6 +220,7 @@ def test_styles_are_drawn_away_from_the_caption_without_one(place: Path, tmp_pat
     assert asked and dict(asked).items() <= dict(zip(made.captions, made.plain_captions, strict=True)).items()
     assert protocols["nearest_render_seen_pair"]["sampler"]["style_guidance"] is True
     asked.clear()
+    monkeypatch.setattr(evaluate.compositions, "is_scenes", lambda node: False)
     scores = evaluate.run(config(place, words[0], "metrics=[paraphrase]", "n_pairs=2", "style_guidance=true"))["scores"]
     assert scores["paraphrase_words"]["n"] == 2 and (tmp_path / "prior/evaluation-paraphrase.png").is_file()
     plain = {text: word.plain_caption for word in made.unseen_words for text in word.captions.values()}
