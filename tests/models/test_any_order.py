@@ -100,7 +100,7 @@ def test_known_codes_stay_whatever_the_steps(text, order: str, factors, steps: i
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_no_code_is_left_out(net, text, order: str) -> None:
-    """Codes that the net gives no chance to are drawn nowhere: an undrawn place would keep the nought it begins with."""
+    """A place that is not drawn keeps the nought that it begins with, which this net never draws."""
     never = ARPG((CODES,), GRID, 5, 4, 16, 2, 2)
     never.load_state_dict(net.state_dict())
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.models.test_prior import SIZES, TEXT, config, fit, made, toy  # noqa: F401
 
 from t2i.checkpoint import atomic, building, file_format
 from t2i.models.distributed import step_random
 from t2i.models.prior import Prior
 from t2i.models.prior_any import PriorAny
-from tests.models.test_prior import SIZES, TEXT, config, fit, made, toy  # noqa: F401
 
 
 def any_config(made) -> dict:  # noqa: F811
