@@ -32,7 +32,7 @@ from t2i.generation.clip_guided.clip_models.base import same_weights
 from t2i.generation.clip_guided.generator import ClipGuidedGenerator, release
 from t2i.generation.clip_guided.settings import NAME, TARGET, Settings, settings_of
 from t2i.generation.output_folder import OutputFolder
-from t2i.generation.text_to_image import OPTIONS, device_of, options_of, picture_seed, read_prompts, slug
+from t2i.generation.text_to_image import OPTIONS, PRIORS, device_of, options_of, picture_seed, read_prompts, slug
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.viz import grids
 from t2i.viz.progress import Bar, brief
@@ -92,7 +92,7 @@ def open_ckpt(cfg: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     held = read_tensors(cfg["ckpt"])
     if not isinstance(held, Mapping) or safetensors_io.KEY not in held:
         return read_foreign(held, cfg["ckpt"]), {}
-    if file_format.read(cfg["ckpt"])["t2i"]["kind"] != "prior":
+    if file_format.read(cfg["ckpt"])["t2i"]["kind"] not in PRIORS:
         return load_tokenizer(cfg["ckpt"]), {}
     model = building.load(cfg["ckpt"])
     return model, options_of(dict(cfg), model)
