@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from pathlib import Path
+
 import pytest
 import torch
+from tests import tiny
+from tests.in_child import differing, in_child, result
 from tests.models.test_prior import SIZES, TEXT, config, fit, made, toy  # noqa: F401
 
 from t2i.checkpoint import atomic, building, file_format
+from t2i.config.compose import compose
 from t2i.models.distributed import step_random
 from t2i.models.prior import Prior
 from t2i.models.prior_any import PriorAny
+from t2i.training import train
 
 
 def any_config(made) -> dict:  # noqa: F811
@@ -101,3 +109,30 @@ def test_options_out_of_range_name_what_is_allowed(made, options, message) -> No
     assert SIZES["num_layers"] == 1
     with pytest.raises(ValueError, match="num_layers=1: at least 2"):
         prior(made, num_layers=1)
+
+
+def test_killed_in_training_the_same_command_gives_what_an_unbroken_run_gives(made, tmp_path: Path) -> None:  # noqa: F811
+    vqgan = compose([*tiny.TOKENIZER, "model.discriminator=null", "data.image_size=32"], files=False)
+    model = building.build(vqgan["model"])
+    held = {"state_dict": model.state_dict(), "t2i": file_format.pack(model, vqgan)}
+    atomic.save_atomic(held, tmp_path / "vqgan.ckpt")
+    words = ["model=prior_any", *tiny.TRANSFORMER, "model.num_layers=2", "model.dropout=0.1", "model.code_dropout=0.5",
+             f"model.tokenizer.path={tmp_path / 'vqgan.ckpt'}", f"text_encoder.path={made.hf}", *tiny.DATA,
+             *tiny.TRAINER, *tiny.QUIET, "trainer.max_steps=7", f"paths.runs={tmp_path / 'runs'}",
+             f"paths.cache={tmp_path / 'cache'}",
+             "callbacks.ema={_target_: t2i.training.callbacks.ema.EMA, modules: [gpt], decay: 0.9}"]
+    train.run(compose([*words, "name=whole"]))
+    original = PriorAny.training_step
+
+    def struck(self: PriorAny, *given: object) -> torch.Tensor:
+        if self.global_step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, *given)
+
+    def broken() -> None:
+        PriorAny.training_step = struck
+        train.run(compose([*words, "name=x"]))
+
+    assert in_child(broken, tmp_path / "log") == -signal.SIGKILL
+    train.run(compose([*words, "name=x"]))
+    assert not differing(result(tmp_path / "runs/whole"), result(tmp_path / "runs/x"))
