@@ -172,6 +172,7 @@ def grey(value: int, height: int = 12, width: int = 16) -> torch.Tensor:
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"image": None, "box": [0, 0, 1, 1]}, r"edit\.box=\[0, 0, 1, 1\] needs edit\.image="),
+    ({"image": None, "composite": False}, r"edit\.composite=False needs edit\.image="),
     ({}, r"one of edit\.mask=, edit\.box=, edit\.vary=, edit\.extend= is needed; given is none"),
     ({"vary": 0.4, "box": [0, 0, 1, 1]}, "given are box, vary"),
     ({"vary": 0}, r"edit\.vary=0: allowed are numbers above 0, to 1"),

@@ -60,6 +60,7 @@ def read(node: Mapping[str, Any]) -> Edit | None:
     """What the keys `edit.*` ask for, None where they ask for nothing; ValueError, one line, for what cannot be."""
     given = [way for way in WAYS if node[way] is not None]
     if node["image"] is None:
+        given += [] if node["composite"] else ["composite"]
         if given:
             raise ValueError(f"edit.{given[0]}={node[given[0]]} needs edit.image=, the picture to edit")
         return None
