@@ -1,7 +1,7 @@
 """Ratios that were measured in one run, as a Markdown table: what a part gains over the plain way to write it.
 
-    python benchmarks/run.py [quantizer] [vqgan] [gan] [prior] [decoding] [data] [guided] [frechet] [--quick]
-                             [--every 8] [--pictures FOLDER]
+    python benchmarks/run.py [quantizer] [vqgan] [gan] [prior] [decoding] [any_order] [data] [guided] [frechet]
+                             [--quick] [--every 8] [--pictures FOLDER]
 
 `quantizer`: a step's vectors a second and peak memory, against all distances as one matrix.
 `vqgan`: a step of both players on one autoencoder forward, against a second forward for the discriminator.
@@ -14,6 +14,7 @@ micro-batches.
 `frechet`: the distance of two sets of features, against scipy's matrix root.
 `decoding`: tokens with the cache against without (of which every 8th is run and counts for its neighbours, unless
 `--every 1`); at batch 1 the weight bytes a second against a memory read.
+`any_order`: whole pictures with guidance by the prior in any order, against the raster prior.
 
 Both sides of a ratio take turns, and the best round of each counts, so that a machine that is not quite idle harms
 both alike. On the CPU, in bf16 where it multiplies in bf16, else in float32. `--quick` shrinks everything until the
@@ -35,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
+from benchmarks import any_order as any_order_rows
 from benchmarks import data as data_rows
 from benchmarks import frechet as frechet_rows
 from benchmarks import gan as gan_rows
@@ -269,6 +271,11 @@ def decoding(quick: bool, every: int = 8) -> Iterator[Row]:
               f"memory read (sum of 1 GB): {read / 1e9:.1f} GB/s", achieved / read)
 
 
+def any_order(quick: bool, every: int = 8) -> Iterator[Row]:
+    for row in any_order_rows.rows(quick, turns, DTYPE, NAMES[DTYPE]):
+        yield Row(*row)
+
+
 def data(quick: bool, every: int = 8) -> Iterator[Row]:
     torch.manual_seed(0)
     side, width, layers = (4, 32, 2) if quick else (16, 256, 6)
@@ -300,7 +307,8 @@ def frechet(quick: bool, every: int = 8) -> Iterator[Row]:
 
 PICTURES: list[str | None] = [None]  # the folder of --pictures
 BENCHMARKS: dict[str, Callable[..., Iterator[Row]]] = {
-    "quantizer": quantizer, "vqgan": vqgan, "gan": gan, "prior": prior, "decoding": decoding, "data": data,
+    "quantizer": quantizer, "vqgan": vqgan, "gan": gan, "prior": prior, "decoding": decoding,
+    "any_order": any_order, "data": data,
     "guided": guided, "frechet": frechet,
 }
 

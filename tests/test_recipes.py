@@ -27,7 +27,7 @@ BASE = {"model/quantizer": ["model=vqgan"], "model/autoencoder": ["model=vqgan"]
         "model/monitor": ["model=dfgan"], "model": []}  # fmt: skip
 NEEDED = {
     **{f"model={name}": ["model.tokenizer.path=there.ckpt", "text_encoder.path=there"]
-       for name in ("prior", "prior_92m", "prior_305m")},
+       for name in ("prior", "prior_92m", "prior_305m", "prior_any")},
     **{f"model={name}": ["text_encoder.path=there"] for name in ("dfgan", "stackgan1")},
     "model=stackgan2": ["model.stage1.path=there.ckpt"],
     **{f"data={name}": ["data.root=there"] for name in ("folder", "coco", "cub", "webdataset")},

@@ -70,7 +70,8 @@ class Brightest:
 def config(tmp_path, **changes):
     cfg = {"ckpt": None, "prompt": "a dog", "prompts": None, "n": 3, "seed": 0, "out": str(tmp_path / "drawn"),
            "unconditional": False, "temperature": 1.0, "top_k": None, "top_p": None, "guidance": 2.0,
-           "negative": None, "truncation": None, "batch_size": 2,
+           "negative": None, "truncation": None, "batch_size": 2, "steps": None, "schedule": None, "order": None,
+           "edit": {"image": None, "mask": None, "box": None, "vary": None, "extend": None, "composite": True},
            "completion": {"image": None, "rows": None}, "best_of": 1, "scorer": None, "nearest": False, "device": "cpu",
            "trust": [], "paths": {"cache": str(tmp_path / "cache")}}
     assert set(changes) <= set(cfg)
@@ -207,6 +208,8 @@ def test_another_drawing_is_not_overwritten_and_the_same_is(tmp_path) -> None:
     ({"negative": "a cat", "guidance": 1}, "negative='?a cat'? works by guidance, and guidance=1 draws without"),
     ({"negative": "a cat", "unconditional": True, "prompt": None}, "and unconditional=true draws without"),
     ({"truncation": 0.5}, "truncation=0.5: a prior has no such option; it has temperature"),
+    ({"steps": 8}, "steps=8: a prior has no such option; it has temperature"),
+    ({"order": "halton"}, "order=halton: a prior has no such option"),
     ({"best_of": 2}, "best_of=2 needs scorer="),
     ({"completion": {"image": "a.png", "rows": None}}, "give both or none"),
     ({"completion": {"image": "a.png", "rows": 2}}, "completion.image=a.png: no such file"),

@@ -14,6 +14,7 @@ from t2i.checkpoint import atomic, building, file_format
 from t2i.config import aliases, quiet
 from t2i.models.base import NonFiniteLoss
 from t2i.models.clip import CLIP
+from t2i.models.distributed import step_random
 from t2i.models.prior import Prior
 from t2i.models.vqgan import load_tokenizer
 from t2i.text_encoders.clip import CLIPText
@@ -104,7 +105,7 @@ def test_the_loss_falls_and_the_captions_draw_their_codes(made, toy, tmp_path, o
 def test_dropped_codes_are_replaced_or_masked_in_training_alone(made, toy, monkeypatch) -> None:
     model = prior(made, code_dropout=0.8)
     torch.manual_seed(0)
-    shown, masked = map(list, zip(*(model.corrupted(toy.ids) for _ in range(200)), strict=True))
+    shown, masked = map(list, zip(*(model.corrupted(toy.ids, step_random(model, 4)) for _ in range(200)), strict=True))
     changed = torch.stack([ids != toy.ids for ids in shown]).float()
     # On average two fifths, half of them masked; a random other is the same one time in sixteen.
     assert changed.mean().item() == pytest.approx(0.2 * 15 / 16, abs=0.02)
@@ -127,15 +128,13 @@ def test_dropped_codes_are_replaced_or_masked_in_training_alone(made, toy, monke
 def test_ranks_share_out_what_one_alone_drops(made, toy, monkeypatch) -> None:
     model = prior(made, code_dropout=0.8)
     torch.manual_seed(7)
-    torch.rand(4)  # whose caption is dropped
-    shown, masked = model.corrupted(toy.ids)
+    shown, masked = model.corrupted(toy.ids, step_random(model, 4))
     monkeypatch.setattr(Prior, "shared_seed", 7, raising=False)
-    monkeypatch.setattr("t2i.models.prior.is_distributed", lambda: True)
     monkeypatch.setattr("t2i.models.distributed.is_distributed", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
     for rank in range(2):
         monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
-        of_rank, hidden = model.corrupted(toy.ids[rank::2])
+        of_rank, hidden = model.corrupted(toy.ids[rank::2], step_random(model, 2))
         assert torch.equal(of_rank, shown[rank::2]) and torch.equal(hidden, masked[rank::2])
 
 

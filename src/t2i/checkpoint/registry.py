@@ -23,7 +23,8 @@ Role = Literal["model", "tokenizer", "autoencoder", "quantizer", "generator", "d
 # Modules that hold marked classes: one that a file names is imported only if it stands here.
 MODULES = (
     "t2i.data.coco", "t2i.data.cub", "t2i.data.emoji", "t2i.data.folder", "t2i.data.shapes", "t2i.data.webdataset",
-    "t2i.models.clip", "t2i.models.dfgan", "t2i.models.prior", "t2i.models.stackgan", "t2i.models.vqgan",
+    "t2i.models.clip", "t2i.models.dfgan", "t2i.models.prior", "t2i.models.prior_any", "t2i.models.stackgan",
+    "t2i.models.vqgan",
     "t2i.nets.autoencoder", "t2i.nets.dfgan", "t2i.nets.patchgan", "t2i.nets.rdb", "t2i.nets.stackgan",
     "t2i.nets.tokenizer", "t2i.nets.two_colour", "t2i.nets.unet_discriminator", "t2i.quantizers.ema",
     "t2i.quantizers.fsq", "t2i.quantizers.gumbel", "t2i.quantizers.lfq", "t2i.quantizers.product",

@@ -39,18 +39,18 @@ except (ImportError, RuntimeError, OSError):  # a torchvision without its codecs
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError, RuntimeError)
 
 
-def _by_pillow(opened: Image.Image) -> UInt8[Tensor, "3 h w"]:
-    """Any mode and format: turned as the camera was held, flattened on white, the first frame of several."""
+def _by_pillow(opened: Image.Image, background: int) -> UInt8[Tensor, "3 h w"]:
+    """Any mode and format: turned as the camera was held, flattened on a grey, the first frame of several."""
     image = ImageOps.exif_transpose(opened)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (background, background, background, 255)), image)
     elif image.mode in ("I;16", "I;16B", "I;16L", "I"):  # 16 bits: convert() would clip instead of scaling
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
-def _decode(data: bytes) -> UInt8[Tensor, "3 h w"]:
+def _decode(data: bytes, background: int) -> UInt8[Tensor, "3 h w"]:
     if not data:
         raise ValueError("the file is empty")
     with Image.open(io.BytesIO(data)) as opened:
@@ -58,7 +58,7 @@ def _decode(data: bytes) -> UInt8[Tensor, "3 h w"]:
             raise ValueError("PostScript is a program, not a picture")
         if opened.format == "JPEG" and opened.mode in ("RGB", "L") and _decode_jpeg is not None:
             return _decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-        return _by_pillow(opened)
+        return _by_pillow(opened, background)
 
 
 class _Stderr:
@@ -149,14 +149,16 @@ class _Stderr:
 capture_stderr = _Stderr().capture
 
 
-def read_pixels(data: bytes, name: Any, damaged: list[str] | None = None) -> UInt8[Tensor, "3 h w"]:
+def read_pixels(
+    data: bytes, name: Any, damaged: list[str] | None = None, background: int = 255
+) -> UInt8[Tensor, "3 h w"]:
     """All pixels of a picture file's bytes; ValueError with `name` where it cannot be read whole.
 
     A picture that can be read although something in it is damaged gives a line with `name`: in `damaged` where that is
-    given, else as a warning.
+    given, else as a warning. What is transparent is laid on `background`: 255 is white.
     """
     try:
-        image, words = capture_stderr(lambda: _decode(data))
+        image, words = capture_stderr(lambda: _decode(data, background))
     except UNREADABLE as error:
         reason = str(error).split("\n")[0]
         if "cannot identify image file" in reason:  # it names an object in memory

@@ -36,7 +36,7 @@ from t2i.evaluation.feature_models import involvement, open_clip_model, open_inc
 from t2i.evaluation.generated_images import GeneratedImages, largest_batch
 from t2i.evaluation.protocols import BACK, DRAWN, NEEDS_EFFICIENTNET, OF_OWN_CAPTIONS, settle
 from t2i.evaluation.reference_images import Reference
-from t2i.generation.text_to_image import KINDS, check_negative, device_of, options_of
+from t2i.generation.text_to_image import KINDS, PRIORS, check_negative, device_of, options_of
 from t2i.losses.perceptual import LPIPS, EfficientNetDistance
 from t2i.metrics.composition import READER
 from t2i.metrics.efficientnet import EfficientNetFeatures
@@ -138,7 +138,7 @@ class Evaluation:
         config, drawing = self.config, any(name not in (*BACK, "nearest_render") for name in self.metrics)
         kinds: tuple[str, ...] = KINDS if drawing else (*KINDS, "vqgan")
         if any(name in BACK for name in self.metrics):
-            kinds = tuple(kind for kind in kinds if kind in ("prior", "vqgan"))
+            kinds = tuple(kind for kind in kinds if kind in (*PRIORS, "vqgan"))
         self.model = building.load(config["ckpt"], kind=kinds).to(self.device)
         if hasattr(self.model, "place"):
             self.model.place()

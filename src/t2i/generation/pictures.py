@@ -11,13 +11,13 @@ from t2i.data.decode import fit, read_pixels
 from t2i.text_encoders.clip_folder import resize_and_crop
 
 
-def read_bytes(path: str | Path, key: str) -> UInt8[Tensor, "3 h w"]:
-    """All of a picture; ValueError names the key that it was given by."""
+def read_bytes(path: str | Path, key: str, background: int = 255) -> UInt8[Tensor, "3 h w"]:
+    """All of a picture, on that grey where it is transparent; ValueError names the key that it was given by."""
     try:
         data = Path(path).expanduser().read_bytes()
     except OSError as error:
         raise ValueError(f"{key}={path} cannot be read: {error.strerror}") from error
-    return read_pixels(data, f"{key}={path}")
+    return read_pixels(data, f"{key}={path}", background=background)
 
 
 def read_square(path: str | Path, key: str, size: int) -> Float[Tensor, "1 3 s s"]:

@@ -28,6 +28,7 @@ from t2i.convert.reader import open_model, text_encoder_hashes
 from t2i.data.emoji_art import words_of
 from t2i.data.emoji_names import asked_style
 from t2i.data.seeds import derive_seed
+from t2i.generation import editing
 from t2i.generation.output_folder import OutputFolder
 from t2i.generation.pictures import read_square
 from t2i.metrics.clip_score import CLIPScorer
@@ -36,10 +37,12 @@ from t2i.models.prior import Prior
 from t2i.text_encoders.limited_warnings import CaptionWarning
 from t2i.viz import grids
 
-KINDS = ("prior", "dfgan", "stackgan1", "stackgan2")
+PRIORS = ("prior", "prior_any")
+KINDS = (*PRIORS, "dfgan", "stackgan1", "stackgan2")
 GRID_LIMIT = 144  # pictures on grid.png
 PICTURES = 4  # a caption
-OPTIONS = ("temperature", "top_k", "top_p", "guidance", "truncation")
+NAMED = ("schedule", "order")  # options that are words
+OPTIONS = ("temperature", "top_k", "top_p", "guidance", "truncation", "steps", *NAMED)
 
 
 def picture_seed(seed: int, prompt: int, picture: int, candidate: int = 0) -> int:
@@ -136,6 +139,10 @@ def faults_of(cfg: dict[str, Any]) -> list[str]:
         faults.append(f"completion.image={image} and completion.rows={rows}: give both or none")
     if image is not None and not Path(image).is_file():
         faults.append(f"completion.image={image}: no such file")
+    if cfg["edit"]["image"] is not None:
+        faults += [f"{name} does not go with edit.image={cfg['edit']['image']}"
+                   for name, wanted in (("completion.image=", image is not None), ("nearest=true", cfg["nearest"]))
+                   if wanted]
     return faults
 
 
@@ -162,6 +169,8 @@ def options_of(cfg: dict[str, Any], model: Any) -> dict[str, Any]:
     """The options for `model.sample`: the model's own where the config says null; all checked."""
     given = {name: cfg[name] for name in OPTIONS if cfg[name] is not None}
     for name, value in given.items():
+        if name in NAMED:
+            continue
         if type(value) not in (int, float):
             raise ValueError(f"{name}={value!r}: allowed are numbers, or null")
         if not math.isfinite(value):
@@ -177,7 +186,7 @@ def options_of(cfg: dict[str, Any], model: Any) -> dict[str, Any]:
 
 def check_negative(setting: str, model: Any, guidance: Any, unconditional: bool) -> None:
     """ValueError where a caption to lead away from, which a setting gives, has nothing to work by."""
-    if model.kind != "prior":
+    if model.kind not in PRIORS:
         raise ValueError(f"{setting}: a {model.kind} has no such option; a prior has")
     if unconditional or guidance == 1:
         what = "unconditional=true" if unconditional else "guidance=1"
@@ -186,7 +195,7 @@ def check_negative(setting: str, model: Any, guidance: Any, unconditional: bool)
 
 def first_codes(model: Any, image: str | Path, rows: Any) -> Tensor:
     """The codes of the first `rows` rows of a picture, cut to a square from its middle and resized."""
-    if model.kind != "prior":
+    if model.kind not in PRIORS:
         raise ValueError(f"completion.image={image}: a {model.kind} has no codes to begin with; a prior has")
     height, width = model.tokenizer.grid
     if not isinstance(rows, int) or not 1 <= rows <= height:
@@ -219,6 +228,7 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
     texts = read_prompts(cfg)
     if faults := faults_of(cfg):
         raise ValueError("; ".join(faults))
+    edit = editing.read(cfg["edit"])
     device = device_of(cfg["device"])
     hashes = text_encoder_hashes(cfg)
     if model is None:
@@ -227,6 +237,8 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
             check_styles(texts, cfg["ckpt"])
             if cfg["negative"] is not None:
                 check_styles([str(cfg["negative"])], cfg["ckpt"], "negative")
+    if edit is not None:
+        edit.check(model)
     model.to(device).eval()
     if isinstance(model, Prior):
         model.place()
@@ -244,6 +256,7 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
         **({} if negative is None else {"negative": negative}),
         "scorer": str(cfg["scorer"]) if best_of > 1 else None,
         "completion": {key: None if value is None else str(value) for key, value in completion.items()},
+        **({} if edit is None else {"edit": dict(cfg["edit"])}),
         "checkpoint": str(cfg["ckpt"]), "hash": file_format.file_hash(cfg["ckpt"]) if cfg["ckpt"] else None,
         **({"text_encoder": hashes} if hashes else {}),
     }
@@ -259,7 +272,10 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
 
     places = [(j, i, c) for j in range(len(texts)) for i in range(n) for c in range(best_of)]
     captions, seeds = [texts[j] for j, _, _ in places], [picture_seed(seed, *place) for place in places]
-    batches = draw(model, captions, seeds, cfg["batch_size"], given, negative, **options)
+    if edit is None:
+        batches = draw(model, captions, seeds, cfg["batch_size"], given, negative, **options)
+    else:
+        batches = editing.draw(model, edit, captions, seeds, cfg["batch_size"], negative, **options)
     with warnings.catch_warnings(), OutputFolder(cfg["out"], request, captions[::best_of], grid) as folder:
         warnings.simplefilter("ignore", CaptionWarning)  # all was said
         for (j, i, _), (image, text, own_seed, score) in zip(

@@ -109,6 +109,30 @@ class StepRandom:
         return float(torch.rand((), generator=self.generator))
 
 
+class LocalRandom:
+    """The random numbers of a training step of one rank alone, drawn where it is: those of `StepRandom` on the CPU.
+
+    Args:
+        count: pictures of the batch.
+    """
+
+    def __init__(self, module: Any, count: int) -> None:
+        self.count, self.device = count, module.device
+
+    def uniform(self, size: int) -> Tensor:
+        """(b, size) in [0, 1)."""
+        return torch.rand(self.count, size, device=self.device)
+
+    def integers(self, most: int, size: int) -> Tensor:
+        """(b, size), whole numbers from 0 to most - 1."""
+        return torch.randint(most, (self.count, size), device=self.device)
+
+
+def step_random(module: Any, count: int) -> StepRandom | LocalRandom:
+    """Numbers for each picture of a step: of several ranks, those that one alone would draw."""
+    return StepRandom(module, count) if is_distributed() else LocalRandom(module, count)
+
+
 def log_step(module: Any, values: dict[str, Tensor], batch_size: int) -> None:
     """Logs what a training step worked out: in the steps that are written as means over the ranks, which one sum over
     them gives. Names that this step has not are forgotten; Lightning would write what an earlier one said."""

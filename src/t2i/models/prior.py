@@ -18,9 +18,9 @@ from t2i.checkpoint.registry import register
 from t2i.losses.cross_entropy import cross_entropy
 from t2i.models import optimizers
 from t2i.models.base import BaseModule, check_finite
-from t2i.models.distributed import StepRandom, is_distributed, log_step, shared_rand
+from t2i.models.distributed import LocalRandom, StepRandom, log_step, step_random
 from t2i.models.sampling import check_options, generate, uniforms
-from t2i.nets.gpt import GPT
+from t2i.nets.gpt import GPT, CodeTransformer
 from t2i.nets.recompute import set_checkpointing
 from t2i.types import Batch, CodeBatch, TextEncoder, Tokenizer, unravel_index
 
@@ -44,6 +44,7 @@ class Prior(BaseModule):
 
     kind = "prior"
     batch = "codes"
+    net: ClassVar[type[CodeTransformer]] = GPT
     supports_micro_batches = True
     options: ClassVar[dict[str, Any]] = {"temperature": 0.7, "top_k": None, "top_p": None, "guidance": 1.5,
                                          "unconditional": None}
@@ -76,8 +77,8 @@ class Prior(BaseModule):
         if not 0 <= code_dropout <= 1:
             raise ValueError(f"code_dropout={code_dropout} is a share, within [0, 1]")
         self.frozen_parts = (tokenizer, text_encoder)
-        self.gpt = GPT(tokenizer.factors, tokenizer.grid, text_encoder.dim, text_encoder.max_length,
-                       width, num_layers, num_heads, dropout, word_triples, code_dropout > 0, caption)
+        self.gpt = self.net(tokenizer.factors, tokenizer.grid, text_encoder.dim, text_encoder.max_length,
+                            width, num_layers, num_heads, dropout, word_triples, code_dropout > 0, caption)
         self.gpt.start_from(tokenizer.codebooks())
         set_checkpointing(self.gpt, checkpointing)
         self.code_dropout = code_dropout
@@ -137,44 +138,41 @@ class Prior(BaseModule):
                                     self.muon_learning_rate)
         return optimizers.with_warmup_cosine(optimizer, self.warmup_steps, self.max_steps)
 
-    def loss(
-        self, batch: CodeBatch, null: Tensor, shown: Int[Tensor, "b n"] | None = None,
-        masked: Bool[Tensor, "b n"] | None = None,
-    ) -> Float[Tensor, ""]:
-        """Mean negative log-likelihood a code (the sum over its parts), in nats; `shown` and `masked`: see `GPT`."""
+    def loss(self, batch: CodeBatch, null: Tensor, *shown: Tensor | None) -> Float[Tensor, ""]:
+        """Mean negative log-likelihood a code (the sum over its parts), in nats; `shown` as the method gives it."""
         if batch.states is not None and batch.mask is not None:
             states, mask = batch.states, batch.mask
         else:
             text = self.text_encoder.states(batch.text)
             states, mask = text.states, text.mask
-        logits = self.gpt(batch.ids, states, mask, null, shown, masked)
+        logits = self.gpt(batch.ids, states, mask, null, *shown)
         each = unravel_index(batch.ids, self.gpt.factors).flatten(0, 1)
         parts = [cross_entropy(part.flatten(0, 1), each[:, i]) for i, part in enumerate(logits)]
         return torch.stack(parts).sum()
 
-    def corrupted(self, ids: Int[Tensor, "b n"]) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:
-        """Codes as training shows them, and which of them are masked: each rank's of what one rank alone would draw
-        after `shared_rand`."""
-        (size, n), most = ids.shape, self.tokenizer.codebook_size
-        if is_distributed():
-            random = StepRandom(self, size)
-            random.uniform(1)
-            share, drawn, others = random.uniform(1), random.uniform(n), random.integers(most, n)
-        else:
-            share, drawn = torch.rand(size, 1, device=ids.device), torch.rand(ids.shape, device=ids.device)
-            others = torch.randint_like(ids, most)
+    def corrupted(
+        self, ids: Int[Tensor, "b n"], random: StepRandom | LocalRandom
+    ) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:
+        """Codes as training shows them, and which of them are masked."""
+        n, most = ids.shape[1], self.tokenizer.codebook_size
+        share, drawn, others = random.uniform(1), random.uniform(n), random.integers(most, n)
         share = self.code_dropout * share
         return torch.where(drawn < share / 2, others, ids), (drawn >= share / 2) & (drawn < share)
+
+    def shown(self, ids: Int[Tensor, "b n"], random: StepRandom | LocalRandom) -> tuple[Tensor | None, ...]:
+        """What the net is given in training beside codes and captions, a row a picture: see `forward` of the net."""
+        return self.corrupted(ids, random) if self.code_dropout else (None, None)
 
     def training_step(self, batch: CodeBatch, batch_index: int) -> Tensor:
         size = len(batch.text)
         if self.is_first_micro_batch:  # for the whole batch, as it is drawn for one that is not cut
-            self._null = shared_rand(self, size) < self.caption_dropout
-            self._corrupted = self.corrupted(batch.ids) if self.code_dropout else None
+            random = step_random(self, size)
+            self._null = random.uniform(1)[:, 0] < self.caption_dropout
+            self._shown = self.shown(batch.ids, random)
             self._mean = torch.zeros((), device=self.device)
         micro_batch, where = self.slice_micro_batch(batch, size)
-        shown, masked = (None, None) if self._corrupted is None else (part[where] for part in self._corrupted)
-        loss = self.loss(micro_batch, self._null[where], shown, masked)
+        shown = [None if part is None else part[where] for part in self._shown]
+        loss = self.loss(micro_batch, self._null[where], *shown)
         check_finite({"train/loss": loss}, self.global_step, micro_batch.key)
         self._mean = self._mean + self.micro_batch_share * loss.detach()
         if self.is_last_micro_batch:
@@ -212,12 +210,16 @@ class Prior(BaseModule):
                              " top_k, top_p, guidance, given, negative")
         self.check_options(temperature, top_k, top_p, guidance)
         with self.sampling(text, seeds):
-            embedding = self.text_encoder.states(text)
-            away = None if negative is None else self.text_encoder.states(negative)
+            captions = self.caption_states(text)
             uniform = uniforms(seeds, self.gpt.num_codes * len(self.gpt.factors)).to(self.device)
-            return generate(self.gpt, embedding.states, embedding.mask, uniform, unconditional=unconditional,
+            return generate(cast(GPT, self.gpt), *captions, uniform, unconditional=unconditional,
                             temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, given=given,
-                            negative=None if away is None else (away.states, away.mask))
+                            negative=None if negative is None else self.caption_states(negative))
+
+    def caption_states(self, text: list[str]) -> tuple[Float[Tensor, "b t d"], Bool[Tensor, "b t"]]:
+        """Their states, and which of them are real."""
+        embedding = self.text_encoder.states(text)
+        return embedding.states, embedding.mask
 
     def pictures(self, batch: Batch | CodeBatch) -> dict[str, Any]:
         """Samples for the batch's first captions, with and without guidance."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from t2i.nets.gpt import GPT
+from t2i.nets.gpt import GPT, CodeTransformer
 from t2i.types import ravel_index
 
 
@@ -78,6 +79,62 @@ def uniforms(seeds: Sequence[int], n: int) -> Float[Tensor, "b n"]:
     return torch.stack([torch.rand(n, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
+@dataclass
+class Sampler:
+    """How codes are drawn from logits. `guided`: with guidance, a batch holds every caption with its own states, with
+    none, and with a negative one if there is one, in this order."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance: float = 1.0
+    guided: bool = False
+
+    def logits(self, model: CodeTransformer, x: Float[Tensor, "r width"], each: Int[Tensor, "r i"], b: int) -> Tensor:
+        """(b, k), of the next part of b codes."""
+        logits = model.logits(x, each)
+        if not self.guided:
+            return logits
+        conditional, without, *away = logits.float().split(b)
+        logits = apply_guidance(conditional, without, self.guidance)
+        return logits if not away else logits + (self.guidance - 1) * (conditional - away[0])
+
+    def draw(
+        self, model: CodeTransformer, x: Float[Tensor, "r width"], uniform: Float[Tensor, "b f"]
+    ) -> tuple[Int[Tensor, "r f"], list[Float[Tensor, "b k"]]]:
+        """Draws b codes part by part: the parts, repeated for every caption of a guided batch, and the logits of each.
+        """
+        b, each, seen = len(uniform), torch.empty(len(x), 0, dtype=torch.long, device=x.device), []
+        for part in range(len(model.factors)):
+            logits = self.logits(model, x, each, b)
+            if self.temperature == 0:
+                chosen = logits.argmax(-1)
+            else:
+                kept = filter_logits(logits, self.temperature, self.top_k, self.top_p)
+                chosen = choose(kept, uniform[:, part])
+            each = torch.cat([each, chosen.repeat(len(x) // b)[:, None]], 1)
+            seen.append(logits)
+        return each, seen
+
+    def captions(
+        self, states: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"], unconditional: bool,
+        negative: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Float[Tensor, "r t d"], Bool[Tensor, "r t"], Bool[Tensor, " r"]]:
+        """States, mask and null of the whole batch."""
+        null = torch.full((len(states),), unconditional, dtype=torch.bool, device=states.device)
+        if not self.guided:
+            return states, mask, null
+        others = [(states, mask)] if negative is None else [(states, mask), negative]
+        states, mask = pad_together([(states, mask), *others])
+        return states, mask, torch.cat([null, ~null, *([null] if negative is not None else [])])
+
+
+def check_given(given: Int[Tensor, "b m"], codebook_size: int) -> None:
+    if given.numel() and (int(given.min()) < 0 or int(given.max()) >= codebook_size):
+        raise ValueError(f"given codes reach from {int(given.min())} to {int(given.max())}; "
+                         f"allowed are 0 to {codebook_size - 1}")
+
+
 @torch.inference_mode()
 def generate(
     model: GPT,
@@ -113,34 +170,16 @@ def generate(
     if given.shape[0] != b or m > model.num_codes:
         raise ValueError(f"given codes have shape {tuple(given.shape)};"
                          f" allowed are ({b}, m), m up to {model.num_codes}")
-    if m and (int(given.min()) < 0 or int(given.max()) >= model.codebook_size):
-        raise ValueError(f"given codes reach from {int(given.min())} to {int(given.max())}; "
-                         f"allowed are 0 to {model.codebook_size - 1}")
+    check_given(given, model.codebook_size)
     ids = torch.empty(b, model.num_codes, dtype=torch.long, device=device)
     ids[:, :m] = given
     if m >= model.num_codes:
         return ids
-    guided = guidance != 1 and not unconditional
-    null = torch.full((b,), unconditional, dtype=torch.bool, device=device)
-    if guided:
-        others = [(states, mask)] if negative is None else [(states, mask), negative]
-        states, mask = pad_together([(states, mask), *others])
-        null = torch.cat([null, ~null, *([null] if negative is not None else [])])
-        given = given.repeat(len(others) + 1, 1)
-    x, cache = model.prefill(states, mask, null, given)
+    sampler = Sampler(temperature, top_k, top_p, guidance, guidance != 1 and not unconditional)
+    states, mask, null = sampler.captions(states, mask, unconditional, negative)
+    x, cache = model.prefill(states, mask, null, given.repeat(len(null) // b, 1))
     for i in range(m, model.num_codes):
-        each = torch.empty(len(x), 0, dtype=torch.long, device=device)
-        for part in range(parts):
-            logits = model.logits(x, each)
-            if guided:
-                conditional, without, *away = logits.float().split(b)
-                logits = apply_guidance(conditional, without, guidance)
-                logits = logits if not away else logits + (guidance - 1) * (conditional - away[0])
-            if temperature == 0:
-                chosen = logits.argmax(-1)
-            else:
-                chosen = choose(filter_logits(logits, temperature, top_k, top_p), uniform[:, i * parts + part])
-            each = torch.cat([each, chosen.repeat(len(x) // b)[:, None]], 1)
+        each, _ = sampler.draw(model, x, uniform[:, i * parts : (i + 1) * parts])
         ids[:, i] = ravel_index(each[:b], model.factors)
         if i + 1 < model.num_codes:
             x = model.step(each, cache)

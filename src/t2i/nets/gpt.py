@@ -43,8 +43,8 @@ class Cache:
     length: int
 
 
-class GPT(nn.Module):
-    """p(code | codes before it, caption).
+class CodeTransformer(nn.Module):
+    """What a transformer over codes has, whichever their order: how it hears captions, sees codes and predicts them.
 
     Args:
         factors: the number of codes K, or of each part of a code (`t2i.types.unravel_index`); the start token is an
@@ -97,10 +97,14 @@ class GPT(nn.Module):
             self.mean_in = nn.Linear(width, width)
         self.null = nn.Parameter(torch.zeros(width))  # the caption that says nothing: learned, one position
         of_text = width if self.keys else None
-        blocks = nn.ModuleList(Block(width, num_heads, dropout, of_text) for _ in range(num_layers))
+        kinds = self.block_kinds(num_layers)
+        blocks = nn.ModuleList(kind(width, num_heads, dropout, of_text) for kind in kinds)
         self.blocks = cast(Sequence[Block], blocks)
         self.predict = FactorisedHead(self.factors, width)
         self.initialise()
+
+    def block_kinds(self, num_layers: int) -> list[type[Block]]:
+        return [Block] * num_layers
 
     def initialise(self) -> None:
         for name, parameter in self.named_parameters():
@@ -139,26 +143,12 @@ class GPT(nn.Module):
         mean = (text * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         return cells + self.mean_in(mean)[:, None]
 
-    def turns(self, text_length: int, device: torch.device) -> Float[Tensor, "2 s half"]:
-        """Cosines and sines for the prefix, which is not turned, and all codes."""
-        head_dim = self.start.shape[0] // self.blocks[0].num_heads
-        return rotary(0 if self.keys else text_length, self.grid, head_dim).to(device)
-
     def code(self, each: Int[Tensor, "b m f"]) -> Float[Tensor, "b m width"]:
         """Codes as the blocks see them."""
         x = self.codes(each[..., 0])
         for i, table in enumerate(self.part_codes, 1):
             x = x + table(each[..., i])
         return x
-
-    def embed(
-        self, each: Int[Tensor, "b m f"], inputs: Float[Tensor, "b n width"], masked: Bool[Tensor, "b m"] | None = None
-    ) -> Tensor:
-        """The start token and m codes, each with its `inputs`: (b, m + 1, width), at most one for each of the grid."""
-        (b, m), codes = each.shape[:2], self.code(each)
-        if masked is not None:
-            codes = torch.where(masked[..., None], self.masked_code.to(codes.dtype), codes)
-        return torch.cat([self.start.expand(b, 1, -1), codes], 1)[:, : self.num_codes] + inputs[:, : m + 1]
 
     @torch.no_grad()
     def start_from(self, codebooks: Sequence[Float[Tensor, "k d"]]) -> None:
@@ -182,6 +172,29 @@ class GPT(nn.Module):
         allowed = allowed.expand(b, size, size).clone()
         allowed[:, :, :t] = text[:, None, :]
         return torch.zeros(b, 1, size, size, dtype=dtype, device=text.device).masked_fill_(~allowed[:, None], -1e4)
+
+    def logits(self, x: Float[Tensor, "b width"], known: Int[Tensor, "b i"]) -> Float[Tensor, "b k"]:
+        """Logits of part i of the next code, given the i parts before it; `x` comes from `prefill` or `step`."""
+        with matrix_vector(x):
+            return self.predict(x[:, None], known[:, None])[:, 0]
+
+
+class GPT(CodeTransformer):
+    """p(code | codes before it, caption), in raster order."""
+
+    def turns(self, text_length: int, device: torch.device) -> Float[Tensor, "2 s half"]:
+        """Cosines and sines for the prefix, which is not turned, and all codes."""
+        head_dim = self.start.shape[0] // self.blocks[0].num_heads
+        return rotary(0 if self.keys else text_length, self.grid, head_dim).to(device)
+
+    def embed(
+        self, each: Int[Tensor, "b m f"], inputs: Float[Tensor, "b n width"], masked: Bool[Tensor, "b m"] | None = None
+    ) -> Tensor:
+        """The start token and m codes, each with its `inputs`: (b, m + 1, width), at most one for each of the grid."""
+        (b, m), codes = each.shape[:2], self.code(each)
+        if masked is not None:
+            codes = torch.where(masked[..., None], self.masked_code.to(codes.dtype), codes)
+        return torch.cat([self.start.expand(b, 1, -1), codes], 1)[:, : self.num_codes] + inputs[:, : m + 1]
 
     def forward(
         self, ids: Int[Tensor, "b n"], states: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"],
@@ -231,11 +244,6 @@ class GPT(nn.Module):
             x = block.finish(x, attend(q, k, v, additive))
         assert cache is not None  # there is at least one layer
         return x[:, -1], cache
-
-    def logits(self, x: Float[Tensor, "b width"], known: Int[Tensor, "b i"]) -> Float[Tensor, "b k"]:
-        """Logits of part i of the next code, given the i parts before it; `x` comes from `prefill` or `step`."""
-        with matrix_vector(x):
-            return self.predict(x[:, None], known[:, None])[:, 0]
 
     def step(self, each: Int[Tensor, "b f"], cache: Cache) -> Float[Tensor, "b width"]:
         """Appends one code a picture, part by part, to the cache; returns what `logits` takes for the next."""

@@ -160,3 +160,36 @@ class Block(Recomputed):
         x = x + self.attention_out(attended.to(v.dtype).view(b, width))
         hidden = F.relu(self.mlp_in(self.norm_mlp(x)))
         return x + self.mlp_out(hidden * hidden)
+
+
+class CrossBlock(Block):
+    """A block whose queries are of one sequence, and whose keys and values are of another (`memory`) and of a caption;
+    the queries do not see each other."""
+
+    def of_queries(self, x: Float[Tensor, "b s width"], turns: Tensor) -> Tensor:
+        """q (b, heads, s, head_dim), normalised and turned."""
+        b, s, width = x.shape
+        q = F.linear(self.norm_attention(x), self.qkv.weight[:width]).view(b, s, self.num_heads, -1)
+        return turned(self.norm_q(q).transpose(1, 2), turns).to(q.dtype)
+
+    def of_memory(self, x: Float[Tensor, "b s width"], turns: Tensor) -> tuple[Tensor, Tensor]:
+        """k and v, each (b, heads, s, head_dim); k normalised and turned."""
+        b, s, width = x.shape
+        k, v = F.linear(self.norm_attention(x), self.qkv.weight[width:]).view(b, s, 2, self.num_heads, -1).unbind(2)
+        return turned(self.norm_k(k).transpose(1, 2), turns).to(v.dtype), v.transpose(1, 2)
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, mask: Tensor, turns: Tensor, memory: Tensor, memory_turns: Tensor, states: Tensor | None
+    ) -> Tensor:
+        """x (b, s, width), which sees what the mask (b, 1, s, m or t + m) lets it see of the m of `memory` and the t of
+        `states`."""
+        return self.again(self.across, x, mask, turns, memory, memory_turns, states)
+
+    def across(
+        self, x: Tensor, mask: Tensor, turns: Tensor, memory: Tensor, memory_turns: Tensor, states: Tensor | None
+    ) -> Tensor:
+        k, v = self.of_memory(memory, memory_turns)
+        if states is not None:
+            text_k, text_v = self.of_text(states)
+            k, v = torch.cat([text_k, k], 2), torch.cat([text_v, v], 2)
+        return self.finish(x, attend(self.of_queries(x, turns), k, v, mask))

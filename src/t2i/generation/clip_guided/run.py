@@ -32,7 +32,7 @@ from t2i.generation.clip_guided.clip_models.base import same_weights
 from t2i.generation.clip_guided.generator import ClipGuidedGenerator, release
 from t2i.generation.clip_guided.settings import NAME, TARGET, Settings, settings_of
 from t2i.generation.output_folder import OutputFolder
-from t2i.generation.text_to_image import OPTIONS, device_of, options_of, picture_seed, read_prompts, slug
+from t2i.generation.text_to_image import OPTIONS, PRIORS, device_of, options_of, picture_seed, read_prompts, slug
 from t2i.metrics.clip_score import CLIPScorer
 from t2i.viz import grids
 from t2i.viz.progress import Bar, brief
@@ -92,7 +92,7 @@ def open_ckpt(cfg: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     held = read_tensors(cfg["ckpt"])
     if not isinstance(held, Mapping) or safetensors_io.KEY not in held:
         return read_foreign(held, cfg["ckpt"]), {}
-    if file_format.read(cfg["ckpt"])["t2i"]["kind"] != "prior":
+    if file_format.read(cfg["ckpt"])["t2i"]["kind"] not in PRIORS:
         return load_tokenizer(cfg["ckpt"]), {}
     model = building.load(cfg["ckpt"])
     return model, options_of(dict(cfg), model)
@@ -209,7 +209,8 @@ def faults_of(cfg: Mapping[str, Any], settings: Settings) -> list[str]:
     faults = settings.faults()
     given = {"completion.image": cfg["completion"]["image"], "unconditional": cfg["unconditional"] or None,
              "nearest": cfg["nearest"] or None, "best_of": None if cfg["best_of"] == 1 else cfg["best_of"],
-             "text_encoder.path": cfg["text_encoder"]["path"]}
+             "text_encoder.path": cfg["text_encoder"]["path"],
+             **{f"edit.{key}": value for key, value in cfg["edit"].items() if key != "composite"}}
     faults += [f"{key}={value}: clip-guided drawing has no such option" for key, value in given.items()
                if value is not None]
     if settings.film == "mp4" and shutil.which("ffmpeg") is None:
