@@ -37,7 +37,7 @@ RECIPES = ROOT / "experiments"
 TEXTS = {"prompt", "negative", "clip_guided.extras", "clip_guided.excluded", "clip_guided.styles",
          "clip_guided.images"}  # to the letter
 # Text, or null; interpolations in it are followed.
-PATHS = {"ckpt", "out", "data.font", "prompts", "scorer", "resume", "name", "group", "completion.image",
+PATHS = {"ckpt", "out", "data.font", "prompts", "scorer", "init", "resume", "name", "group", "completion.image",
          "text_encoder.vocabulary", "clip_guided.clips", "clip_guided.start_image"}
 PATH_ENDINGS = ("path", "root", "runs", "cache", "folder")
 HINTS = {
