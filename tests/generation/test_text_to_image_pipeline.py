@@ -127,7 +127,7 @@ def test_a_folder_that_is_none_of_ours(vqgan: Path, tmp_path: Path) -> None:  # 
     with pytest.raises(ValueError, match="revision=main is of the hub"):
         t2i.from_pretrained(folder, revision="main")
     save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors")
-    with pytest.raises(ValueError, match="is no checkpoint of this project"):
+    with pytest.raises(ValueError, match="is no safetensors file of this project"):
         t2i.from_pretrained(folder)
     for name in ("nobody/nothing", "a b/ c"):
         with pytest.raises(ValueError, match=f"{name} is no folder here, and cannot be had from the hub: "):

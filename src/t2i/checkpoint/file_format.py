@@ -59,7 +59,8 @@ def read(path: str | Path, kind: str | tuple[str, ...] | None = None) -> dict[st
     section = held.get("t2i") if isinstance(held, dict) else None
     if not isinstance(section, dict) or not isinstance(held.get("state_dict"), dict):
         keys = ", ".join(sorted(map(str, held))[:8]) if isinstance(held, dict) else type(held).__name__
-        raise ValueError(f"{path} is no checkpoint of this project: it has no section 't2i' (it holds {shown(keys)})")
+        form = "safetensors file" if safe else "checkpoint"
+        raise ValueError(f"{path} is no {form} of this project: it has no section 't2i' (it holds {shown(keys)})")
     if section.get("format") != FORMAT:
         raise ValueError(f"{path} has format {quoted(section.get('format'))}; this version reads format {FORMAT}")
     held["t2i"] = _section(section, path)
