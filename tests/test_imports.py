@@ -21,7 +21,7 @@ ENTER = ("t2i.quantizers", "t2i.data",
          *(f"t2i.text_encoders.{name}." for name in ("bilstm", "clip", "sentence")))
 HEAVY = {"torch", "torchvision", "pytorch_lightning", "transformers", "numpy", "matplotlib"}
 # What answers before anything heavy is imported.
-LIGHT = ["t2i/version.py", *(f for f in FILES if f.startswith("t2i/config/")),
+LIGHT = ["t2i/__init__.py", "t2i/version.py", *(f for f in FILES if f.startswith("t2i/config/")),
          *(f"t2i/checkpoint/{name}.py" for name in ("registry", "lock", "plain_files", "renames"))]
 
 
@@ -85,4 +85,5 @@ def test_the_house_is_tidy() -> None:
     for path in FILES:
         text = (SOURCE / path).read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 600, f"{path} has more than 600 lines: is it one thing?"
-        assert not (path.endswith("__init__.py") and text.strip()), f"{path} is not empty"
+        if path.endswith("__init__.py") and path != "t2i/__init__.py":  # which has `t2i.load` and `t2i.from_pretrained`
+            assert not text.strip(), f"{path} is not empty"

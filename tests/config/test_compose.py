@@ -300,6 +300,7 @@ def test_composing_imports_no_torch(tmp_path: Path) -> None:
     code = f"""
 import sys; sys.path.insert(0, {str(ROOT / "src")!r})
 import t2i.cli.app
+from t2i import from_pretrained, load
 from t2i.config.compose import compose
 compose(["model=vqgan"])
 heavy = {{"torch", "pytorch_lightning", "transformers", "numpy", "matplotlib"}} & set(sys.modules)

@@ -238,14 +238,12 @@ def test_draw_from_python() -> None:
         next(text_to_image.draw(Noise(), ["a"], [1, 2]))
 
 
-def test_a_style_that_no_training_saw_is_refused(tmp_path, monkeypatch) -> None:
-    held = {"t2i": {"config": {"data": {"styles": ["openmoji_line", "twemoji"]}}}}
-    monkeypatch.setattr(text_to_image.file_format, "read", lambda path: held)
-    text_to_image.check_styles(["a pretzel", "an openmoji line drawing of a pretzel"], "x.ckpt")
+def test_a_style_that_no_training_saw_is_refused() -> None:
+    config = {"data": {"styles": ["openmoji_line", "twemoji"]}}
+    text_to_image.check_styles(["a pretzel", "an openmoji line drawing of a pretzel"], config, "x.ckpt")
     with pytest.raises(ValueError, match="x.ckpt knows the styles openmoji line, twemoji, not apple"):
-        text_to_image.check_styles(["a pretzel in the style of apple"], "x.ckpt")
-    held["t2i"]["config"]["data"] = {}
-    text_to_image.check_styles(["a pretzel in the style of apple"], "x.ckpt")
+        text_to_image.check_styles(["a pretzel in the style of apple"], config, "x.ckpt")
+    text_to_image.check_styles(["a pretzel in the style of apple"], {"data": {}}, "x.ckpt")
 
 
 def test_what_is_not_seen_of_a_caption_is_said_once_before_drawing(tmp_path, capsys) -> None:

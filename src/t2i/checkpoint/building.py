@@ -81,7 +81,7 @@ ROLES = {"parts": "quantizer"}  # keys that are named otherwise than what stands
 M = TypeVar("M", bound=nn.Module)
 
 
-def _joined(faults: list[str]) -> str:
+def joined(faults: list[str]) -> str:
     more = f"; and {len(faults) - MAX_FAULTS} more" if len(faults) > MAX_FAULTS else ""
     return "; ".join(faults[:MAX_FAULTS]) + more
 
@@ -96,7 +96,7 @@ def check_file_node(node: Any, where: str, source: Any, role: str, given: Collec
         given: arguments that the code gives, and the node need not say.
     """
     if faults := [shown(line, 300) for line in _faults(node, where, role, given)]:
-        raise ValueError(f"{source}: {_joined(faults)}")
+        raise ValueError(f"{source}: {joined(faults)}")
 
 
 def _faults(node: Any, where: str, role: str, given: Collection[str] = ()) -> Iterator[str]:
@@ -191,24 +191,30 @@ def on_meta_device(tensors: int) -> Iterator[None]:
             handle.remove()
 
 
+def misfits(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """What of the weights is missing, unexpected, of another shape or kind of number, in words, by name."""
+    found = {name: f"missing {name}" for name in own if name not in weights}
+    found |= {name: f"unexpected {shown(name)}" for name in weights if name not in own}
+    for name, value in own.items():
+        given = weights.get(name, value)
+        if given.shape != value.shape:
+            found[name] = f"{name} has shape {tuple(given.shape)}, {tuple(value.shape)} is wanted"
+        elif given.dtype != value.dtype:
+            found[name] = f"{name} holds {given.dtype}, {value.dtype} is wanted".replace("torch.", "")
+    return found
+
+
 def check_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Any, values: bool = True) -> None:
     """ValueError names what of the weights is missing, unexpected, of another shape or kind of number, or, with
     `values`, not finite."""
     own = module.state_dict()
     if removed := [shown(name) for name in weights if name not in own and REMOVED_WEIGHTS.search(name)]:
-        raise ValueError(f"the weights in {source} are of options that were {REMOVED} ({_joined(removed)})")
-    faults = [f"missing {name}" for name in own if name not in weights]
-    faults += [f"unexpected {shown(name)}" for name in weights if name not in own]
-    for name, value in own.items():
-        given = weights.get(name, value)
-        if given.shape != value.shape:
-            faults.append(f"{name} has shape {tuple(given.shape)}, {tuple(value.shape)} is wanted")
-        elif given.dtype != value.dtype:
-            faults.append(f"{name} holds {given.dtype}, {value.dtype} is wanted".replace("torch.", ""))
+        raise ValueError(f"the weights in {source} are of options that were {REMOVED} ({joined(removed)})")
+    faults = list(misfits(own, weights).values())
     if values and not faults:
         faults = [f"{name} has numbers that are not finite" for name in not_finite(weights)]
     if faults:
-        raise ValueError(f"the weights in {source} do not fit {type(module).__name__}: {_joined(faults)}")
+        raise ValueError(f"the weights in {source} do not fit {type(module).__name__}: {joined(faults)}")
 
 
 def not_finite(weights: Mapping[str, Tensor]) -> list[str]:
@@ -325,10 +331,15 @@ def load(path: str | Path, kind: str | tuple[str, ...] | None = None, ema: bool 
     given |= {name: None for name in getattr(entry.cls, "training_only", ())}
     weights = weights_of(held, path) if ema else held["state_dict"]
     model = build_checked(node, weights, path, where, "tokenizer" if entry.role == "tokenizer" else "model", **given)
+    load_beside(model, held, path)
+    return model.eval()
+
+
+def load_beside(model: Any, held: dict[str, Any], path: str | Path) -> None:
+    """What a model keeps in a checkpoint beside its weights, such as a CLIP's words."""
     if hasattr(model, "on_load_checkpoint"):
         try:
             model.on_load_checkpoint(held)
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: what a {section['kind']} keeps beside its weights is missing or damaged"
+            raise ValueError(f"{path}: what a {held['t2i']['kind']} keeps beside its weights is missing or damaged"
                              f" ({type(error).__name__}: {shown(error)})") from error
-    return model.eval()

@@ -54,12 +54,13 @@ def read(path: str | Path, kind: str | tuple[str, ...] | None = None) -> dict[st
     Its section is a plain copy, and its weights and averages are ordinary tensors: what reads them need not ask.
     """
     path = safetensors_io.weights_file(path)
-    held = safetensors_io.read(path) if path.is_file() and file_checks.is_safetensors(path) else {}
-    held = held if safetensors_io.KEY in held else file_checks.load(path)
+    safe = path.is_file() and file_checks.is_safetensors(path)
+    held = safetensors_io.read(path) if safe else file_checks.load(path)
     section = held.get("t2i") if isinstance(held, dict) else None
     if not isinstance(section, dict) or not isinstance(held.get("state_dict"), dict):
         keys = ", ".join(sorted(map(str, held))[:8]) if isinstance(held, dict) else type(held).__name__
-        raise ValueError(f"{path} is no checkpoint of this project: it has no section 't2i' (it holds {shown(keys)})")
+        form = "safetensors file" if safe else "checkpoint"
+        raise ValueError(f"{path} is no {form} of this project: it has no section 't2i' (it holds {shown(keys)})")
     if section.get("format") != FORMAT:
         raise ValueError(f"{path} has format {quoted(section.get('format'))}; this version reads format {FORMAT}")
     held["t2i"] = _section(section, path)

@@ -32,7 +32,7 @@ CLASSES: dict[str, str] = {
 }
 KEYS: dict[str, str] = aliases.KEYS
 # Keys that came later, with the value that is as it was before.
-ADDED: dict[str, Any] = {"trainer.matmul_precision": None}
+ADDED: dict[str, Any] = {"trainer.matmul_precision": None, "init": None, "init_allow": [], "freeze": []}
 # What callbacks keep in checkpoints, by their name there.
 CALLBACKS: dict[str, str] = {"Checkpoints": "RunCheckpoint", "PictureGrid": "ImageGrid", "Scores": "GenerationMetrics"}
 
@@ -71,9 +71,10 @@ def current(config: Mapping[str, Any]) -> dict[str, Any]:
         data.pop("flags")  # emoji were those of a font, before there were styles
         data.setdefault("styles", ["font"])
     for key, value in ADDED.items():
-        section, _, name = key.partition(".")
-        if isinstance(found.get(section), dict):
-            found[section].setdefault(name, value)
+        section, _, name = key.rpartition(".")
+        table = found.get(section) if section else found if "resume" in found else None  # of a run, not of a tokenizer
+        if isinstance(table, dict):
+            table.setdefault(name, value)
     return found
 
 

@@ -15,7 +15,8 @@ t2i plot runs/a                      the curves of metrics.csv anew; t2i plot --
 t2i inspect vqgan_imagenet_f16_16384.ckpt
 t2i convert vqgan_imagenet_f16_16384.ckpt vqgan.safetensors
 t2i reconstruct vqgan.safetensors photo.jpg out.png
-t2i export runs/quickstart/prior/last.ckpt prior
+t2i export ckpt=runs/quickstart/prior/last.ckpt out=prior --license mit --drawings drawings
+t2i push prior owner/name
 """
 
 
@@ -34,9 +35,18 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("file")
     one.add_argument("out", help="….safetensors, or ….ckpt")
     one.add_argument("--image-size", type=int, help="of the pictures that another project's tokenizer is for")
-    one = commands.add_parser("export", help="the same as a folder: model.safetensors and config.json; of a CLIP hf")
-    one.add_argument("file")
+    one = commands.add_parser("export", help="the same as a folder for the hub: model.safetensors, config.json and"
+                              " README.md, a model card with the scores of evaluation.json; of a CLIP hf")
+    one.add_argument("file", metavar="[ckpt=]FILE", type=lambda word: word.removeprefix("ckpt="))
+    one.add_argument("folder", metavar="[out=]FOLDER", type=lambda word: word.removeprefix("out="))
+    one.add_argument("--license", help="the card's: a key of the hub's, such as mit; other where it is not given")
+    one.add_argument("--language", action="append", default=[], help="of the captions, such as en; may be given several"
+                     " times")
+    one.add_argument("--drawings", metavar="FOLDER", help="what sample.py drew with this checkpoint, for the card")
+    one = commands.add_parser("push", help="an exported folder to the Hugging Face hub")
     one.add_argument("folder")
+    one.add_argument("repo", help="owner/name; made if it is not there")
+    one.add_argument("--private", action="store_true", help="the repository, if it is made")
     one = commands.add_parser("reconstruct", help="pictures through a tokenizer and back, input above result")
     one.add_argument("file")
     one.add_argument("pictures", nargs="+")
@@ -84,7 +94,11 @@ def files(words: list[str]) -> None:
     elif asked.command == "export":
         from t2i.convert.convert import export
 
-        print(f"Written: {export(asked.file, asked.folder)}")
+        print(f"Written: {export(asked.file, asked.folder, asked.license, asked.language, asked.drawings)}")
+    elif asked.command == "push":
+        from t2i.convert.hub import push
+
+        print(f"Pushed: {push(asked.folder, asked.repo, asked.private)}")
     else:
         from t2i.convert.reconstruct import reconstruct
 

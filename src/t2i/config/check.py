@@ -321,12 +321,28 @@ def check_sizes(config: dict[str, Any]) -> list[str]:
     return problems
 
 
+def check_start(config: dict[str, Any]) -> list[str]:
+    """What of `init`, `init_allow` and `freeze` does not go with the other keys."""
+    init, resume, problems = config["init"], config["resume"], []
+    if init is not None and resume not in ("auto", "must", "never"):
+        problems.append(f"init={shown(init)} and resume={shown(resume)}: a run starts from weights or goes on from a"
+                        " checkpoint; give one of the two")
+    if config["init_allow"] and init is None:
+        problems.append(f"init_allow={_shown(config['init_allow'])} says what need not fit init=, which is not given")
+    if config["stages"]:
+        problems += [f"{key}={_shown(config[key])} is one stage's: give it to one of"
+                     f" experiments={', '.join(config['stages'])}" for key in ("init", "freeze") if config[key]]
+    return problems
+
+
 def check_files(config: dict[str, Any]) -> list[str]:
     problems = []
     for path, what in FILES.items():
         present, value = at(config, path)
         if not present or not isinstance(value, str) or Path(value).expanduser().exists():
             continue
+        if path == "init" and any((Path(config["paths"]["runs"]) / config["name"]).glob("*.ckpt")):
+            continue  # a run that goes on has its own weights
         others = sorted(str(p) for p in Path("runs").glob("**/*.ckpt")) if value.endswith(".ckpt") else []
         problems.append(f"{path}={value}: no such file or folder ({what} is wanted)"
                         + (near(value, others) or (f"; there is {', '.join(others[:6])}" if others else "")))
@@ -389,5 +405,6 @@ def check(config: dict[str, Any], config_name: str, files: bool = True) -> list[
     problems = [line for path, node in nodes(config) for line in check_node(path, node)]
     problems += check_keys(config, config_name)
     problems += check_values(config) + check_names(config) + check_sizes(config)
+    problems += check_start(config) if config_name == "train" else []
     # An estimate works out of what is there: it says itself what it needs.
     return problems + (check_files(config) if files and not config.get("estimate") else [])

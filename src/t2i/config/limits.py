@@ -28,6 +28,9 @@ VALUES: dict[str, tuple[str, float | None, float | None]] = {
     "unconditional": ("bool", None, None),
     "debug": ("bool", None, None),
     "trust": ("list[str]", None, None),
+    "init": ("str | None", None, None),
+    "init_allow": ("list[str]", None, None),
+    "freeze": ("list[str]", None, None),
     "estimate": ("bool", None, None),
     "nearest": ("bool", None, None),
     "style_guidance": ("bool", None, None),
@@ -61,7 +64,8 @@ VALUES: dict[str, tuple[str, float | None, float | None]] = {
     "trainer.compile": ("bool | Literal['aot_eager']", None, None),
 }
 # Files and folders that must exist: path of the key -> what it names.
-FILES = {"ckpt": "a checkpoint", "images": "a folder of pictures", "inception": "the file of Inception's weights",
+FILES = {"ckpt": "a checkpoint", "init": "a checkpoint, or an exported folder",
+         "images": "a folder of pictures", "inception": "the file of Inception's weights",
          "vgg": "the file of VGG16's weights", "model.tokenizer.path": "a tokenizer's file",
          "model.stage1.path": "the checkpoint of a stage I (model=stackgan1)",
          "prompts": "a text file with one prompt a line", "completion.image": "a picture", "edit.image": "a picture",

@@ -5,11 +5,12 @@ What was written is read wherever the file that it came from is (`t2i.checkpoint
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from t2i.checkpoint import atomic, building, file_format, safetensors_io
+from t2i.convert.model_card import write_card
 from t2i.convert.tensors import read_tensors
 from t2i.convert.tokenizers import read_foreign
 
@@ -48,14 +49,23 @@ def convert(path: str | Path, out: str | Path, image_size: int | None = None) ->
     return out
 
 
-def export(path: str | Path, folder: str | Path) -> Path:
-    """Writes `folder` with model.safetensors and config.json; of a CLIP a Hugging Face folder. Returns the folder."""
+def export(
+    path: str | Path, folder: str | Path, license: str | None = None, languages: Sequence[str] = (),
+    drawings: str | Path | None = None,
+) -> Path:
+    """Writes `folder` with model.safetensors, config.json and a model card, which takes the other arguments
+    (`t2i.convert.model_card`); of a CLIP a Hugging Face folder, which has no card. Returns the folder."""
     folder = Path(folder).expanduser()
     if folder.suffix in (".safetensors", ".ckpt", ".json"):
         raise ValueError(f"{folder}: the name of a folder is wanted; `convert` writes a file")
     held = held_of(path)
-    if held[safetensors_io.KEY]["kind"] == "clip":
-        building.load(path).export(folder)
-    else:
+    if held[safetensors_io.KEY]["kind"] != "clip":
+        folder.mkdir(parents=True, exist_ok=True)
+        write_card(folder, held[safetensors_io.KEY], safetensors_io.weights_file(path), license, languages, drawings)
         file_format.export(held, folder)
+    elif license or languages or drawings:
+        raise ValueError(f"{path} is a CLIP, exported as a Hugging Face folder without a card: --license, --language"
+                         " and --drawings go with models that draw, and tokenizers")
+    else:
+        building.load(path).export(folder)
     return folder

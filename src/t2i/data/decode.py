@@ -39,8 +39,8 @@ except (ImportError, RuntimeError, OSError):  # a torchvision without its codecs
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError, RuntimeError)
 
 
-def _by_pillow(opened: Image.Image, background: int) -> UInt8[Tensor, "3 h w"]:
-    """Any mode and format: turned as the camera was held, flattened on a grey, the first frame of several."""
+def from_pillow(opened: Image.Image, background: int = 255) -> UInt8[Tensor, "3 h w"]:
+    """Any mode and format: turned as the camera was held, flattened on a grey (white), the first frame of several."""
     image = ImageOps.exif_transpose(opened)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -58,7 +58,7 @@ def _decode(data: bytes, background: int) -> UInt8[Tensor, "3 h w"]:
             raise ValueError("PostScript is a program, not a picture")
         if opened.format == "JPEG" and opened.mode in ("RGB", "L") and _decode_jpeg is not None:
             return _decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-        return _by_pillow(opened, background)
+        return from_pillow(opened, background)
 
 
 class _Stderr:

@@ -12,7 +12,7 @@ import re
 import sys
 import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +146,9 @@ def faults_of(cfg: dict[str, Any]) -> list[str]:
     return faults
 
 
-def check_styles(texts: Sequence[str], ckpt: str | Path, name: str = "prompt") -> None:
-    """ValueError, that calls it `name`, for a caption that asks for a style which the checkpoint, trained on art in
-    several, never saw."""
-    config = file_format.read(ckpt)["t2i"]["config"]
+def check_styles(texts: Sequence[str], config: Mapping[str, Any], ckpt: str | Path, name: str = "prompt") -> None:
+    """ValueError, that calls it `name`, for a caption that asks for a style which the checkpoint, trained under
+    `config` on art in several, never saw."""
     if "data" not in config or "styles" not in config["data"]:
         return
     known = [words_of(str(style)) for style in config["data"]["styles"]]
@@ -234,9 +233,10 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
     if model is None:
         model = open_model(cfg, KINDS)
         if not hashes:  # else it is another project's file
-            check_styles(texts, cfg["ckpt"])
+            config = file_format.read(cfg["ckpt"])["t2i"]["config"]
+            check_styles(texts, config, cfg["ckpt"])
             if cfg["negative"] is not None:
-                check_styles([str(cfg["negative"])], cfg["ckpt"], "negative")
+                check_styles([str(cfg["negative"])], config, cfg["ckpt"], "negative")
     if edit is not None:
         edit.check(model)
     model.to(device).eval()

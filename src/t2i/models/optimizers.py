@@ -146,5 +146,7 @@ def make(
         group = {"params": params, "lr": rate, "initial_lr": rate, "weight_decay": weight_decay if matrices else 0.0}
         if params:
             groups.append(group | ({"muon": matrices} if use_muon else {}))
+    if not groups:
+        raise ValueError(f"freeze= leaves nothing to train in {type(module).__name__}, which has its own optimiser")
     pair = betas[0], betas[1]  # a config gives a list
     return Muon(groups, betas=pair) if use_muon else torch.optim.AdamW(groups, betas=pair, fused=True)

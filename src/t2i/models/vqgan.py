@@ -110,6 +110,10 @@ class VQGAN(GANModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """The generator's by name, AdamW for the discriminator (Muon is a generator's: a discriminator that learns
         so fast wins)."""
+        measured = self.use_adaptive_weight and self.has_discriminator
+        if measured and not self.tokenizer.autoencoder.last_layer.requires_grad:
+            raise ValueError("freeze= holds the decoder's last layer, where model.adaptive_weight=true measures"
+                             " gradients: model.adaptive_weight=false, or leave it out of freeze=")
         generator = optimizers.make(self.tokenizer, self.optimizer, self.learning_rate, self.betas, self.weight_decay,
                                     self.muon_learning_rate)
         unused = nn.ParameterList([nn.Parameter(torch.zeros(()))])  # an optimiser must have something

@@ -28,6 +28,7 @@ from t2i.training import loggers
 from t2i.training.callbacks.checkpointing import FULL, ConfigInCheckpoint, OptimizerSettings, RunCheckpoint
 from t2i.training.callbacks.seeding import StepSeed
 from t2i.training.callbacks.timer import Timer
+from t2i.training.initialization import freeze, start_from
 from t2i.training.resume import alone_in, begin, finished, is_first, open_run
 from t2i.training.strategies import lost, strategy
 
@@ -112,10 +113,14 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
     pl.seed_everything(config["seed"], workers=False, verbose=False)
     model = building.build(config["model"], at="model")
     set_accumulation_and_compile(model, t["accumulate_grad_batches"], t["compile"], config["data"]["batch_size"])
-    if resume is not None:  # before caches are made
+    freeze(model, config["freeze"])
+    start = config["init"] if resume is None else None  # a run that goes on has its own weights
+    if start is not None:  # before caches are made
+        start_from(model, start, config["init_allow"])
+    if resume is not None:
         building.check_weights(model, file_format.read(resume)["state_dict"], resume, values=False)
     data = data_module(config, model)
-    if hasattr(model, "prepare") and resume is None:
+    if hasattr(model, "prepare") and resume is None and start is None:
         model.prepare(caption_texts(data.train_set))
     checkpoint = RunCheckpoint(run_dir, t["checkpoint_every_steps"], t["checkpoint_every_minutes"], t["monitor"],
                           t["monitor_mode"])

@@ -1,0 +1,166 @@
+"""A model for use from Python, as `t2i.load` and `t2i.from_pretrained` give it: captions in, PIL images out.
+
+The name is diffusers' word for it; what it wraps is a `t2i.types.TextToImage`, or a tokenizer alone.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from t2i.checkpoint import building, file_format
+from t2i.checkpoint.registry import trust as set_trust
+from t2i.checkpoint.safetensors_io import WEIGHTS
+from t2i.config.messages import quoted, shown
+from t2i.convert.hub import fetch
+from t2i.data.decode import fit, from_pillow
+from t2i.generation.pictures import read_bytes
+from t2i.generation.text_to_image import (
+    KINDS,
+    OPTIONS,
+    check_negative,
+    check_styles,
+    device_of,
+    draw,
+    options_of,
+    picture_seed,
+    read_prompts,
+)
+from t2i.models.base import BaseModule
+from t2i.models.prior import Prior
+from t2i.models.vqgan import VQGAN
+from t2i.nets.tokenizer import ImageTokenizer
+from t2i.text_encoders.limited_warnings import CaptionWarning
+from t2i.types import TextToImage
+from t2i.viz.grids import to_uint8
+
+Picture = Image.Image | str | Path
+ASKED = (*OPTIONS, "unconditional")  # options of `draw` that are the model's
+
+
+def _check(name: str, value: Any, least: int) -> int:
+    """The value as a whole number that a random generator takes; ValueError for any other."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if not least <= number < 2**63:
+        raise ValueError(f"{name}={quoted(value)}: allowed are whole numbers from {least} to 2^63 - 1")
+    return number
+
+
+class TextToImagePipeline:
+    """What a checkpoint holds, ready to draw.
+
+    Args:
+        model: a prior or a GAN, a VQGAN, or a tokenizer.
+        config: that of the model's training.
+        source: where it is from, for messages.
+        device: auto, cpu, cuda or mps.
+    """
+
+    def __init__(self, model: Any, config: Mapping[str, Any], source: str | Path, device: str = "auto") -> None:
+        self.model, self.config, self.source = model.to(device_of(device)).eval(), config, source
+        if isinstance(model, BaseModule):
+            model.place()
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto", trust: Iterable[str] = ()) -> TextToImagePipeline:
+        """See `t2i.load`."""
+        set_trust(trust)
+        model = building.load(path, (*KINDS, "vqgan", "tokenizer"))
+        return cls(model, file_format.read(path)["t2i"]["config"], path, device)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, revision: str | None = None, device: str = "auto", trust: Iterable[str] = ()
+    ) -> TextToImagePipeline:
+        """See `t2i.from_pretrained`."""
+        folder = Path(name).expanduser()
+        if not folder.exists():
+            folder = fetch(str(name), revision)
+        elif revision is not None:
+            raise ValueError(f"revision={shown(revision)} is of the hub, and {name} lies here")
+        if not (folder / WEIGHTS).is_file():
+            raise ValueError(f"{name} has no {WEIGHTS}: a folder is wanted that `t2i export` wrote; t2i.load opens a"
+                             " checkpoint")
+        return cls.load(folder, device, trust)
+
+    @property
+    def tokenizer(self) -> ImageTokenizer | None:
+        """What turns pictures into codes and back; None of a GAN, which has none."""
+        if isinstance(self.model, ImageTokenizer):
+            return self.model
+        return self.model.tokenizer if isinstance(self.model, Prior | VQGAN) else None
+
+    def draw(
+        self, prompts: str | Sequence[str] | None = None, seeds: int | Sequence[int] | None = None, *,
+        seed: int | None = None, n: int | None = None, negative: str | None = None, batch_size: int = 16,
+        **options: Any,
+    ) -> list[Image.Image]:
+        """Pictures for captions; none depends on what else is drawn.
+
+        Args:
+            prompts: captions; None with `unconditional=True`.
+            seeds: one a caption, as drawing.json lists them, or several for one caption. By itself those that
+                `sample.py seed=… n=…` takes: `seed` (0), and `n` (1) pictures a caption, one caption after the other.
+            negative: a caption that guidance leads away from.
+            options: temperature, top_k, top_p, guidance and unconditional of a prior, truncation of a GAN; those that
+                are not given, or None, are as in sample.py.
+
+        ValueError names the argument, its value and what is allowed.
+        """
+        if not isinstance(self.model, TextToImage):
+            raise ValueError(f"{self.source} is a tokenizer, which draws nothing for captions; reconstruct() takes"
+                             " pictures")
+        if strange := [name for name in options if name not in ASKED]:
+            raise ValueError(f"{strange[0]}={quoted(options[strange[0]])}: draw() has no such option; it has"
+                             f" {', '.join(ASKED)}")
+        free = bool(options.get("unconditional"))
+        asked = [prompts] if prompts is None or isinstance(prompts, str) else prompts
+        texts = [text for one in asked
+                 for text in read_prompts({"prompt": one, "prompts": None, "unconditional": free})]
+        check_styles([*texts, *([] if negative is None else [negative])], self.config, self.source)
+        found = options_of({**dict.fromkeys(OPTIONS), **options}, self.model)
+        if negative is not None:
+            if not negative.strip():
+                raise ValueError('negative="" is empty: write what to lead away from, or leave it out')
+            check_negative(f"negative={shown(negative)}", self.model, found.get("guidance"), free)
+        _check("batch_size", batch_size, 1)
+        if seeds is None:
+            count, base = _check("n", 1 if n is None else n, 1), _check("seed", seed or 0, 0)
+            numbers = [picture_seed(base, j, i) for j in range(len(texts)) for i in range(count)]
+            texts = [text for text in texts for _ in range(count)]
+        elif seed is not None or n is not None:
+            raise ValueError("seeds= has each picture's seed; seed= and n= go without it")
+        else:
+            numbers = [_check("seeds", one, 0) for one in ([seeds] if isinstance(seeds, int) else seeds)]
+            texts = texts * len(numbers) if len(texts) == 1 else texts
+        pictures = draw(self.model, texts, numbers, batch_size, negative=negative, **found)
+        with warnings.catch_warnings():
+            if free:
+                warnings.simplefilter("ignore", CaptionWarning)  # of the caption that is not there
+            return [Image.fromarray(one) for batch in pictures for one in to_uint8(batch)]
+
+    @torch.inference_mode()
+    def reconstruct(self, images: Picture | Sequence[Picture], batch_size: int = 16) -> list[Image.Image]:
+        """Pictures, or their files, through the tokenizer's codes and back, cut about the middle to squares of its
+        size."""
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            raise ValueError(f"{self.source} has no tokenizer to reconstruct with; a prior and a VQGAN have one")
+        given = [images] if isinstance(images, Picture) else images
+        pixels = [from_pillow(one) if isinstance(one, Image.Image) else read_bytes(one, "images") for one in given]
+        found: list[Image.Image] = []
+        for start in range(0, len(pixels), batch_size):
+            batch = torch.stack([fit(one, tokenizer.image_size, square=True)
+                                 for one in pixels[start : start + batch_size]]).float().div(127.5).sub(1)
+            ids = tokenizer.encode(batch.to(next(tokenizer.parameters()).device))
+            found += [Image.fromarray(one) for one in to_uint8(tokenizer.decode_ids(ids))]
+        return found

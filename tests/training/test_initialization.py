@@ -1,0 +1,165 @@
+"""`init=` and `freeze=`: weights alone, what does not fit by name, and runs that go on as if unbroken."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.convert.test_convert import CLIP_NODE, hf, prior, save, vqgan  # noqa: F401  # fixtures
+from tests.in_child import config, differing, in_child, result
+from tests.training.test_resume import in_validation
+
+from t2i.checkpoint import atomic, building, file_format
+from t2i.config.compose import compose
+from t2i.convert.convert import export
+from t2i.training import train
+from t2i.training.initialization import freeze, start_from
+
+DECODER = "tokenizer.autoencoder.decoder"
+LONG = ["model.adaptive_weight=false", f"freeze=[{DECODER}]"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a run of four steps, with averages."""
+    folder = tmp_path_factory.mktemp("trained")
+    train.run(config(folder, "name=first", "trainer.max_steps=4", "seed=3"))
+    return folder / "runs/first/last.ckpt"
+
+
+def model_of(folder: Path, *words: str) -> Any:
+    return building.build(config(folder, *words)["model"])
+
+
+def test_weights_are_taken_and_nothing_else(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = file_format.weights(file_format.read(trained))
+    for path in (trained, export(trained, tmp_path / "exported")):
+        model = model_of(tmp_path)
+        start_from(model, str(path), [])
+        found = model.state_dict()
+        assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+        assert f"Starting from {path}: {len(wanted)} of {len(wanted)} weights\n" in capsys.readouterr().out
+
+
+def test_a_run_starts_anew_from_weights_and_goes_on_bit_equal(trained: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "start.ckpt"
+    copy.write_bytes(trained.read_bytes())
+    words = [f"init={copy}", *LONG]
+    train.run(config(tmp_path, "name=whole", *words))
+
+    def broken() -> None:
+        in_validation(8, signal.SIGKILL)
+        train.run(config(tmp_path, "name=x", *words))
+
+    assert in_child(broken, tmp_path / "log") == -signal.SIGKILL
+    again = config(tmp_path, "name=x", *words)
+    copy.unlink()  # what goes on needs it no more
+    assert train.run(again)["steps"] == 13
+    assert not differing(result(tmp_path / "runs/whole"), result(tmp_path / "runs/x"))
+    last = file_format.read(tmp_path / "runs/x/last.ckpt")
+    steps = {float(state["step"]) for state in last["optimizer_states"][0]["state"].values()}
+    assert last["global_step"] == 13 and steps == {13.0}
+    assert last["t2i"]["config"]["init"] == str(copy)
+    start = file_format.weights(file_format.read(trained))
+    for name, value in last["state_dict"].items():
+        if name.startswith(f"{DECODER}."):
+            assert torch.equal(value, start[name]), name
+    moved = [name for name in last["state_dict"] if name.startswith("tokenizer.autoencoder.encoder")]
+    assert any(not torch.equal(last["state_dict"][name], start[name]) for name in moved)
+    with pytest.raises(ValueError, match=r"init: \S+start\.ckpt -> \S+last\.ckpt"):
+        train.run(config(tmp_path, "name=x", f"init={trained}", *LONG))
+    with pytest.raises(ValueError, match=r"freeze: \['tokenizer\.autoencoder\.decoder'\] -> \[\]"):
+        train.run(config(tmp_path, "name=x", words[0], LONG[0]))
+
+
+def test_what_does_not_fit_is_listed_and_refused_unless_it_is_allowed(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["model.quantizer.codebook_size=7"]
+    monkeypatch.setattr(train, "data_module", lambda *_: pytest.fail("data were opened"))
+    with pytest.raises(ValueError, match=r"init=\S+ does not fit: tokenizer\.quantizer\.\S+ has shape .* is wanted.*"
+                                         r"init_allow=\[tokenizer\.quantizer\] starts without"):
+        train.run(config(tmp_path, "name=y", f"init={trained}", *words))
+    model = model_of(tmp_path, *words)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    start_from(model, str(trained), ["tokenizer.quantizer"])
+    given = file_format.weights(file_format.read(trained))
+    left = [name for name, value in model.state_dict().items() if not torch.equal(value, given[name])]
+    assert left and all(name.startswith("tokenizer.quantizer.") for name in left)
+    assert all(torch.equal(before[name], model.state_dict()[name]) for name in left)
+    assert "not taken: tokenizer.quantizer." in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"init_allow=tokenizer\.quantiser: no weight or part has a name that begins so"
+                                         r" \(did you mean tokenizer\.quantizer"):
+        start_from(model, str(trained), ["tokenizer.quantiser"])
+    with pytest.raises(ValueError, match=r"is a vqgan, of which no weight fits CLIP"):
+        start_from(building.build(CLIP_NODE), str(trained), ["clip", "tokenizer"])
+    (tmp_path / "page.ckpt").write_text("<html>no</html>")
+    with pytest.raises(ValueError, match=r"init=\S+page\.ckpt: .*is a web page"):
+        start_from(model, str(tmp_path / "page.ckpt"), [])
+
+
+def test_a_prior_under_another_tokenizer_is_refused(prior: Path, vqgan: Path, hf: Path, tmp_path: Path) -> None:  # noqa: F811
+    words = ["model=prior", "data.image_size=16", f"text_encoder.path={hf}", "model.width=32", "model.num_layers=1",
+             "model.num_heads=2"]
+    start_from(building.build(compose([*words, f"model.tokenizer.path={vqgan}"])["model"]), str(prior), [])
+    held = file_format.read(vqgan)
+    held["ema"]["weights"]["tokenizer.quant_conv.bias"] += 1
+    atomic.save_atomic(held, tmp_path / "other.ckpt")
+    model = building.build(compose([*words, f"model.tokenizer.path={tmp_path / 'other.ckpt'}"])["model"])
+    with pytest.raises(ValueError, match=r"fit: the tokenizer of training is another; init_allow=\[tokenizer\]"):
+        start_from(model, str(prior), [])
+    start_from(model, str(prior), ["tokenizer"])
+
+
+def test_a_clip_keeps_its_vocabulary(tmp_path: Path) -> None:
+    model = building.build(CLIP_NODE)
+    model.prepare(["a red circle", "two blue squares"])
+    more: dict[str, Any] = {}
+    model.on_save_checkpoint(more)
+    path = save(model, {"model": CLIP_NODE}, tmp_path / "clip.ckpt", **more)
+    again = building.build(CLIP_NODE)
+    start_from(again, str(path), [])
+    assert again.tokenizer.to_json() == model.tokenizer.to_json()
+
+
+def test_freezing(tmp_path: Path) -> None:
+    model = model_of(tmp_path)
+    freeze(model, ["discriminator"])
+    assert not any(p.requires_grad for p in model.discriminator.parameters())
+    assert all(p.requires_grad for p in model.tokenizer.parameters())
+    with pytest.raises(ValueError, match="freeze=discriminato: no parameter has a name that begins so .did you mean"
+                                         " discriminator"):
+        freeze(model, ["discriminato"])
+    with pytest.raises(ValueError, match=r"freeze=\[discriminator,tokenizer\] leaves no parameter of VQGAN to train"):
+        freeze(model, ["discriminator", "tokenizer"])
+    with pytest.raises(ValueError, match="freeze= leaves nothing to train in .*, which has its own optimiser"):
+        train.run(config(tmp_path, "name=x", "freeze=[discriminator]"))
+    with pytest.raises(ValueError, match=r"decoder's last layer, where model\.adaptive_weight=true"):
+        train.run(config(tmp_path, "name=y", f"freeze=[{DECODER}]"))
+
+
+def test_what_does_not_go_together(trained: Path, tmp_path: Path) -> None:
+    cases = {("model=vqgan", f"init={trained}", f"resume={trained}"): "give one of the two",
+             ("model=vqgan", "init_allow=[tokenizer]"): r"init_allow=\['tokenizer'\] says what need not fit init=",
+             ("model=vqgan", "init=none.ckpt"): r"init=none\.ckpt: no such file or folder",
+             ("model=vqgan", "init=[a]"): "init=",
+             ("model=vqgan", "freeze=gpt"): "freeze=gpt: a list of names",
+             ("experiments=quickstart", f"init={trained}"): "is one stage's: give it to one of experiments=quickstart/"}
+    for words, message in cases.items():
+        with pytest.raises(ValueError, match=message):
+            compose([*words, f"paths.runs={tmp_path}"])
+
+
+def test_a_run_of_before_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its config.json knows no such keys."""
+    train.run(config(tmp_path, "name=x", "trainer.max_steps=2"))
+    path = tmp_path / "runs/x/config.json"
+    before = {key: value for key, value in json.loads(path.read_text()).items()
+              if key not in ("init", "init_allow", "freeze")}
+    path.write_text(json.dumps(before))
+    train.run(config(tmp_path, "name=x", "trainer.max_steps=2"))
+    assert "is finished (2 steps)" in capsys.readouterr().out
