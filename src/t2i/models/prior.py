@@ -20,6 +20,7 @@ from t2i.models import optimizers
 from t2i.models.base import BaseModule, check_finite
 from t2i.models.distributed import StepRandom, is_distributed, log_step, shared_rand
 from t2i.models.sampling import check_options, generate, uniforms
+from t2i.models.static_decoding import StaticDecoding
 from t2i.nets.gpt import GPT
 from t2i.nets.recompute import set_checkpointing
 from t2i.types import Batch, CodeBatch, TextEncoder, Tokenizer, unravel_index
@@ -84,6 +85,7 @@ class Prior(BaseModule):
         self.caption_dropout, self.max_steps, self.warmup_steps = caption_dropout, max_steps, warmup_steps
         self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
         self.optimizer, self.muon_learning_rate, self.cache_text = optimizer, muon_learning_rate, cache_text
+        self.static_decoding = StaticDecoding()
 
     @property
     def tokenizer(self) -> Any:
@@ -217,7 +219,11 @@ class Prior(BaseModule):
             uniform = uniforms(seeds, self.gpt.num_codes * len(self.gpt.factors)).to(self.device)
             return generate(self.gpt, embedding.states, embedding.mask, uniform, unconditional=unconditional,
                             temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, given=given,
-                            negative=None if away is None else (away.states, away.mask))
+                            negative=None if away is None else (away.states, away.mask),
+                            static=self.static_decoding if self.device.type == "cuda" else None)
+
+    def on_validation_end(self) -> None:
+        self.static_decoding.release()  # training wants the memory
 
     def pictures(self, batch: Batch | CodeBatch) -> dict[str, Any]:
         """Samples for the batch's first captions, with and without guidance."""

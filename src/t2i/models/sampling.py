@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from t2i.models.static_decoding import StaticDecoding
 from t2i.nets.gpt import GPT
 from t2i.types import ravel_index
 
@@ -59,9 +61,11 @@ def apply_guidance(conditional: Tensor, unconditional: Tensor, scale: float) -> 
     return unconditional + scale * (conditional - unconditional)
 
 
-def pad_together(captions: Sequence[tuple[Float[Tensor, "b t d"], Bool[Tensor, "b t"]]]) -> tuple[Tensor, Tensor]:
-    """States and masks of several batches of captions as one batch, filled up to the longest."""
-    most = max(states.shape[1] for states, _ in captions)
+def pad_together(
+    captions: Sequence[tuple[Float[Tensor, "b t d"], Bool[Tensor, "b t"]]], least: int = 0
+) -> tuple[Tensor, Tensor]:
+    """States and masks of several batches of captions as one batch, filled up to the longest, and to `least`."""
+    most = max(least, *(states.shape[1] for states, _ in captions))
     return (torch.cat([F.pad(states, (0, 0, 0, most - states.shape[1])) for states, _ in captions]),
             torch.cat([F.pad(mask, (0, most - mask.shape[1])) for _, mask in captions]))
 
@@ -78,6 +82,37 @@ def uniforms(seeds: Sequence[int], n: int) -> Float[Tensor, "b n"]:
     return torch.stack([torch.rand(n, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
+@dataclass(frozen=True)
+class CodeSampler:
+    """From what the GPT gives for a place to the code there, part by part; the options are those of `generate`."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    guidance: float
+
+    def __call__(
+        self, model: GPT, x: Float[Tensor, "w width"], uniform: Float[Tensor, "b f"]
+    ) -> Int[Tensor, "w f"]:
+        """A code a picture, from a number in [0, 1) a part of it; `x` has all pictures under their captions and, with
+        guidance, under no caption and under those to lead away from. Their codes are alike."""
+        b = len(uniform)
+        each = torch.empty(len(x), 0, dtype=torch.long, device=x.device)
+        for part in range(len(model.factors)):
+            logits = model.logits(x, each)
+            if len(x) > b:
+                conditional, without, *away = logits.float().split(b)
+                logits = apply_guidance(conditional, without, self.guidance)
+                logits = logits if not away else logits + (self.guidance - 1) * (conditional - away[0])
+            if self.temperature == 0:
+                chosen = logits.argmax(-1)
+            else:
+                logits = filter_logits(logits, self.temperature, self.top_k, self.top_p)
+                chosen = choose(logits, uniform[:, part])
+            each = torch.cat([each, chosen.repeat(len(x) // b)[:, None]], 1)
+        return each
+
+
 @torch.inference_mode()
 def generate(
     model: GPT,
@@ -92,6 +127,7 @@ def generate(
     guidance: float = 1.0,
     given: Int[Tensor, "b m"] | None = None,
     negative: tuple[Float[Tensor, "b u d"], Bool[Tensor, "b u"]] | None = None,
+    static: StaticDecoding | None = None,
 ) -> Int[Tensor, "b n"]:
     """Draws all codes of a batch of pictures.
 
@@ -102,6 +138,7 @@ def generate(
         given: the first m codes, kept as they are (completion).
         negative: states and mask of captions to lead away from, beside the null prefix: (guidance - 1) times the
             difference between the logits under the caption and under this one is added.
+        static: decodes with static shapes, where it can; the codes are the same but for rounding.
 
     Returns:
         ids in raster order. With guidance other than 1, all prefixes run in one batch.
@@ -127,20 +164,14 @@ def generate(
         states, mask = pad_together([(states, mask), *others])
         null = torch.cat([null, ~null, *([null] if negative is not None else [])])
         given = given.repeat(len(others) + 1, 1)
+    if static is not None:
+        states, mask = pad_together([(states, mask)], model.text_length)
     x, cache = model.prefill(states, mask, null, given)
+    sampler, uniform = CodeSampler(temperature, top_k, top_p, guidance), uniform.reshape(b, model.num_codes, parts)
+    if static is not None and static.decode(model, sampler, x, cache, ids, uniform, m):
+        return ids
     for i in range(m, model.num_codes):
-        each = torch.empty(len(x), 0, dtype=torch.long, device=device)
-        for part in range(parts):
-            logits = model.logits(x, each)
-            if guided:
-                conditional, without, *away = logits.float().split(b)
-                logits = apply_guidance(conditional, without, guidance)
-                logits = logits if not away else logits + (guidance - 1) * (conditional - away[0])
-            if temperature == 0:
-                chosen = logits.argmax(-1)
-            else:
-                chosen = choose(filter_logits(logits, temperature, top_k, top_p), uniform[:, i * parts + part])
-            each = torch.cat([each, chosen.repeat(len(x) // b)[:, None]], 1)
+        each = sampler(model, x, uniform[:, i])
         ids[:, i] = ravel_index(each[:b], model.factors)
         if i + 1 < model.num_codes:
             x = model.step(each, cache)
