@@ -1,11 +1,11 @@
 """Decoding with static shapes: every code is the same operations on the same memory, so that a GPU records them once.
 
-Eagerly a small GPT's step is bound by the launches of its few hundred kernels, whatever the batch. Here a step takes its
-place as a tensor, writes keys and values by index, attends over the whole cache under a mask, draws the code from
+Eagerly a small GPT's step is bound by the launches of its few hundred kernels, whatever the batch. Here a step takes
+its place as a tensor, writes keys and values by index, attends over the whole cache under a mask, draws the code from
 uniform numbers that were made beforehand, and waits for the host nowhere: one CUDA graph, replayed once a code.
 
-The codes are those of the loop in `sampling.py` but for rounding: what is masked has a weight of exp(-1e4) = 0, and only
-the order in which a kernel sums over more columns can differ.
+The codes are those of the loop in `sampling.py` but for rounding: what is masked has a weight of exp(-1e4) = 0, and
+only the order in which a kernel sums over more columns can differ.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ class StaticDecoding:
         self, model: GPT, sampler: Sampler, x: Float[Tensor, "w width"], cache: Cache, ids: Int[Tensor, "b n"],
         uniform: Float[Tensor, "b n f"], first: int,
     ) -> bool:
-        """Fills `ids` from cell `first` on, whose output of the GPT is `x`; `cache` is read alone. False, with a warning,
-        where nothing could be recorded: then `ids` is as it was."""
+        """Fills `ids` from cell `first` on, whose output of the GPT is `x`; `cache` is only read. False, with a
+        warning, where nothing could be recorded: then `ids` is as it was."""
         if (reason := self.obstacle(model)) is not None:
             self.refuse(reason)
             return False
