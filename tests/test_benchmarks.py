@@ -92,6 +92,7 @@ def test_the_parts_of_an_iteration_are_all_of_it() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_benchmark_of_a_gpu_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     held = tmp_path / "gpu.json"
     assert gpu.main(["--device", "cpu", "--tiny", "--json", str(held)]) == 0
