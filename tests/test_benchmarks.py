@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
-from benchmarks import gan, guided, quantizer, run
+from benchmarks import gan, gpu, guided, quantizer, run
 
 from t2i.generation.clip_guided.cutouts import Cutouts
 
@@ -87,3 +90,27 @@ def test_the_parts_of_an_iteration_are_all_of_it() -> None:
     assert list(parts) == ["decode", "views", "CLIP", "backward"] and all(value > 0 for value in parts.values())
     assert 0.5 * seconds < sum(parts.values()) <= seconds
     assert made.parts().startswith("decode 0.") and "backward 0." in made.parts()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_benchmark_of_a_gpu_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held = tmp_path / "gpu.json"
+    assert gpu.main(["--device", "cpu", "--tiny", "--json", str(held)]) == 0
+    rows = json.loads(held.read_text())["rows"]
+    parts = {row["part"].partition(":")[0] for row in rows}
+    assert parts == {"decoding", "prior", "VQGAN", "quickstart", "quantizer"}
+    assert all(row.get("same_codes", 1.0) == 1.0 for row in rows)
+    assert len(capsys.readouterr().out.splitlines()) == 4 + len(rows)
+
+
+def test_a_part_of_the_gpus_benchmark_that_fails_or_runs_over_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(bench: gpu.Bench):
+        yield gpu.row("quantizer", "", "1 ms")
+        raise MemoryError("no room\nat all")
+
+    monkeypatch.setitem(gpu.PARTS, "quantizer", (failing, 1))
+    rows = list(gpu.measured("quantizer", gpu.Bench("cpu", True)))
+    assert [row["measured"] for row in rows] == ["1 ms", "failed: MemoryError: no room"]
+    assert [row["measured"] for row in gpu.apart("quantizer", "cpu", True, 0)] == ["stopped after its 0 s"]
+    assert sum(limit for _, limit in gpu.PARTS.values()) <= 540

@@ -20,6 +20,7 @@ from t2i.models import optimizers
 from t2i.models.base import BaseModule, check_finite
 from t2i.models.distributed import LocalRandom, StepRandom, log_step, step_random
 from t2i.models.sampling import check_options, generate, uniforms
+from t2i.models.static_decoding import StaticDecoding
 from t2i.nets.gpt import GPT, CodeTransformer
 from t2i.nets.recompute import set_checkpointing
 from t2i.types import Batch, CodeBatch, TextEncoder, Tokenizer, unravel_index
@@ -85,6 +86,7 @@ class Prior(BaseModule):
         self.caption_dropout, self.max_steps, self.warmup_steps = caption_dropout, max_steps, warmup_steps
         self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
         self.optimizer, self.muon_learning_rate, self.cache_text = optimizer, muon_learning_rate, cache_text
+        self.static_decoding = StaticDecoding()
 
     @property
     def tokenizer(self) -> Any:
@@ -214,12 +216,16 @@ class Prior(BaseModule):
             uniform = uniforms(seeds, self.gpt.num_codes * len(self.gpt.factors)).to(self.device)
             return generate(cast(GPT, self.gpt), *captions, uniform, unconditional=unconditional,
                             temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, given=given,
-                            negative=None if negative is None else self.caption_states(negative))
+                            negative=None if negative is None else self.caption_states(negative),
+                            static=self.static_decoding if self.device.type == "cuda" else None)
 
     def caption_states(self, text: list[str]) -> tuple[Float[Tensor, "b t d"], Bool[Tensor, "b t"]]:
         """Their states, and which of them are real."""
         embedding = self.text_encoder.states(text)
         return embedding.states, embedding.mask
+
+    def on_validation_end(self) -> None:
+        self.static_decoding.release()  # training wants the memory
 
     def pictures(self, batch: Batch | CodeBatch) -> dict[str, Any]:
         """Samples for the batch's first captions, with and without guidance."""

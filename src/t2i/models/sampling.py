@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from t2i.models.static_decoding import StaticDecoding
 from t2i.nets.gpt import GPT, CodeTransformer
 from t2i.types import ravel_index
 
@@ -60,9 +61,11 @@ def apply_guidance(conditional: Tensor, unconditional: Tensor, scale: float) -> 
     return unconditional + scale * (conditional - unconditional)
 
 
-def pad_together(captions: Sequence[tuple[Float[Tensor, "b t d"], Bool[Tensor, "b t"]]]) -> tuple[Tensor, Tensor]:
-    """States and masks of several batches of captions as one batch, filled up to the longest."""
-    most = max(states.shape[1] for states, _ in captions)
+def pad_together(
+    captions: Sequence[tuple[Float[Tensor, "b t d"], Bool[Tensor, "b t"]]], least: int = 0
+) -> tuple[Tensor, Tensor]:
+    """States and masks of several batches of captions as one batch, filled up to the longest, and to `least`."""
+    most = max(least, *(states.shape[1] for states, _ in captions))
     return (torch.cat([F.pad(states, (0, 0, 0, most - states.shape[1])) for states, _ in captions]),
             torch.cat([F.pad(mask, (0, most - mask.shape[1])) for _, mask in captions]))
 
@@ -79,7 +82,7 @@ def uniforms(seeds: Sequence[int], n: int) -> Float[Tensor, "b n"]:
     return torch.stack([torch.rand(n, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-@dataclass
+@dataclass(frozen=True)
 class Sampler:
     """How codes are drawn from logits. `guided`: with guidance, a batch holds every caption with its own states, with
     none, and with a negative one if there is one, in this order."""
@@ -98,6 +101,12 @@ class Sampler:
         conditional, without, *away = logits.float().split(b)
         logits = apply_guidance(conditional, without, self.guidance)
         return logits if not away else logits + (self.guidance - 1) * (conditional - away[0])
+
+    def __call__(
+        self, model: CodeTransformer, x: Float[Tensor, "r width"], uniform: Float[Tensor, "b f"]
+    ) -> Int[Tensor, "r f"]:
+        """The parts of b codes, as `draw`."""
+        return self.draw(model, x, uniform)[0]
 
     def draw(
         self, model: CodeTransformer, x: Float[Tensor, "r width"], uniform: Float[Tensor, "b f"]
@@ -149,6 +158,7 @@ def generate(
     guidance: float = 1.0,
     given: Int[Tensor, "b m"] | None = None,
     negative: tuple[Float[Tensor, "b u d"], Bool[Tensor, "b u"]] | None = None,
+    static: StaticDecoding | None = None,
 ) -> Int[Tensor, "b n"]:
     """Draws all codes of a batch of pictures.
 
@@ -159,6 +169,7 @@ def generate(
         given: the first m codes, kept as they are (completion).
         negative: states and mask of captions to lead away from, beside the null prefix: (guidance - 1) times the
             difference between the logits under the caption and under this one is added.
+        static: decodes with static shapes, where it can; the codes are the same but for rounding.
 
     Returns:
         ids in raster order. With guidance other than 1, all prefixes run in one batch.
@@ -176,10 +187,15 @@ def generate(
     if m >= model.num_codes:
         return ids
     sampler = Sampler(temperature, top_k, top_p, guidance, guidance != 1 and not unconditional)
+    uniform = uniform.reshape(b, model.num_codes, parts)
     states, mask, null = sampler.captions(states, mask, unconditional, negative)
+    if static is not None:
+        states, mask = pad_together([(states, mask)], model.text_length)
     x, cache = model.prefill(states, mask, null, given.repeat(len(null) // b, 1))
+    if static is not None and static.decode(model, sampler, x, cache, ids, uniform, m):
+        return ids
     for i in range(m, model.num_codes):
-        each, _ = sampler.draw(model, x, uniform[:, i * parts : (i + 1) * parts])
+        each = sampler(model, x, uniform[:, i])
         ids[:, i] = ravel_index(each[:b], model.factors)
         if i + 1 < model.num_codes:
             x = model.step(each, cache)

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from t2i.nets.factorised_head import FactorisedHead
-from t2i.nets.transformer import Block, attend, matrix_vector, rotary
+from t2i.nets.transformer import Block, attend, matrix_vector, rotary, wide_turns
 from t2i.types import unravel_index
 
 
@@ -30,8 +30,8 @@ class Cache:
     """Keys and values of every layer, allocated once: (layers, b, heads, text + codes, head_dim).
 
     In float32 on a CPU (see `attend`), elsewhere in the precision of the net. `mask` is additive, (b, 1, 1, text +
-    codes), over positions to come too; `turns` are `GPT.turns`; `inputs` (b or 1, codes, width) is what is added to the
-    code before each place; `length` positions are filled, `prefix` of them by text.
+    codes), over positions to come too; `turns` are the `wide_turns` of `GPT.turns`; `inputs` (b or 1, codes, width) is
+    what is added to the code before each place; `length` positions are filled, `prefix` of them by text.
     """
 
     keys: Tensor
@@ -238,7 +238,8 @@ class GPT(CodeTransformer):
                 dtype = torch.float32 if k.device.type == "cpu" else k.dtype
                 after = F.pad(additive[:, :, -1:, :t], (0, self.num_codes)).to(dtype)
                 empty = k.new_zeros(size, dtype=dtype)
-                cache = Cache(empty, torch.zeros_like(empty), after, turns, inputs, t, end)
+                wide = wide_turns(turns).to(x.dtype)
+                cache = Cache(empty, torch.zeros_like(empty), after, wide, inputs, t, end)
             cache.keys[layer, :, :, :end] = k
             cache.values[layer, :, :, :end] = v
             x = block.finish(x, attend(q, k, v, additive))
@@ -254,4 +255,17 @@ class GPT(CodeTransformer):
             for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
                 x = block.step(x, keys[:, :, :end], values[:, :, :end], mask, turn)
         cache.length = end
+        return x
+
+    def static_step(
+        self, each: Int[Tensor, "b f"], cache: Cache, index: Int[Tensor, "1"]
+    ) -> Float[Tensor, "b width"]:
+        """As `step`, for the cell `index`, with shapes that are the same for all cells: attention over the whole
+        cache, in which what is not filled yet is masked. `cache.length` is neither read nor moved."""
+        x, at = self.code(each) + cache.inputs.index_select(1, index)[:, 0], index + cache.prefix
+        columns = torch.arange(cache.mask.shape[-1], device=x.device)
+        mask, turn = cache.mask.masked_fill(columns > at, -1e4), cache.turns.index_select(1, index if self.keys else at)
+        with matrix_vector(x):
+            for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
+                x = block.step(x, keys, values, mask, turn[:, 0], at)
         return x

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -45,6 +45,12 @@ def turned(x: Float[Tensor, "... d"], turns: Float[Tensor, "2 ... half"]) -> Flo
     """Each pair (channel i, channel i + d / 2) rotated by its angle."""
     (cosine, sine), (a, b) = turns.to(x.dtype), x.chunk(2, -1)
     return torch.cat([a * cosine - b * sine, a * sine + b * cosine], -1)
+
+
+def wide_turns(turns: Float[Tensor, "2 s half"]) -> Float[Tensor, "2 s d"]:
+    """`turns` such that `turned(x)` is x times the first plus x, its halves swapped, times the second, bit for bit."""
+    cosine, sine = turns
+    return torch.stack([torch.cat([cosine, cosine], -1), torch.cat([-sine, sine], -1)])
 
 
 @contextmanager
@@ -145,17 +151,21 @@ class Block(Recomputed):
         return self.finish(x[:, start:], attend(q[:, :, start:], k, v, mask[:, :, start:]))
 
     def step(
-        self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor, turns: Tensor | None = None
+        self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor, turns: Tensor, at: Int[Tensor, "1"] | None = None
     ) -> Tensor:
-        """One position a picture, x (b, width), over cached keys and values (b, heads, s, head_dim), of which the
-        last are filled in. As `forward`, in fewer and smaller operations: at batch 1 their number counts."""
+        """One position a picture, x (b, width), over cached keys and values (b, heads, s, head_dim), of which those at
+        index `at`, or the last, are filled in; `turns` are `wide_turns`. As `forward`, in fewer and smaller operations:
+        at batch 1, and on a GPU, their number counts."""
         b, width = x.shape
         q, k, v = self.qkv(self.norm_attention(x)).view(b, 3, self.num_heads, width // self.num_heads).unbind(1)
-        q, k = self.norm_q(q), self.norm_k(k)
-        if turns is not None:
-            q, k = turned(q, turns), turned(k, turns)
-        keys[:, :, -1] = k
-        values[:, :, -1] = v
+        both = torch.stack([self.norm_q(q), self.norm_k(k)])
+        q, k = both * turns[0] + both.roll(both.shape[-1] // 2, -1) * turns[1]
+        if at is None:
+            keys[:, :, -1] = k
+            values[:, :, -1] = v
+        else:
+            keys.index_copy_(2, at, k[:, :, None].to(keys.dtype))
+            values.index_copy_(2, at, v[:, :, None].to(values.dtype))
         attended = attend(q[:, :, None], keys, values, mask)
         x = x + self.attention_out(attended.to(v.dtype).view(b, width))
         hidden = F.relu(self.mlp_in(self.norm_mlp(x)))

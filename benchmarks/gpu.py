@@ -1,0 +1,361 @@
+"""What a GPU is there for, in one command of at most nine minutes: Markdown on the screen, the same as JSON in a file.
+
+    python benchmarks/gpu.py [decoding] [prior] [compile] [vqgan] [quickstart] [quantizer] [--json gpu.json]
+    python benchmarks/gpu.py --device cpu --tiny         shows that all of it runs; its figures mean nothing
+
+`decoding`: 256 codes, eagerly and as a CUDA graph, against a net and loop like LlamaGen's.
+`prior`: training steps of 306 M, their share of a matrix product's rate, and memory; `compile`: what it gains there.
+`vqgan`: the step of 256 pixels through Lightning, against a step like taming-transformers'.
+`quickstart`: images a second of its three stages.
+`quantizer`: the nearest code and its memory, against taming's distance matrix.
+
+On a GPU each part runs in a process of its own under a limit of its own; one that fails or runs over says so in its
+row, and keeps the rows that it had. Peers are small reimplementations of the published steps, random weights, in
+`gpu_peers.py` beside this file; nothing is downloaded. VGG is random in both sides of `vqgan`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from datetime import date
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+import torch
+from benchmarks.gpu_peers import Llama, RandomLPIPS, TamingStep, taming_argmin
+from torch import Tensor
+
+from t2i.losses.cross_entropy import cross_entropy
+from t2i.models.base import set_accumulation_and_compile
+from t2i.models.sampling import generate, uniforms
+from t2i.models.static_decoding import StaticDecoding
+from t2i.models.vqgan import VQGAN
+from t2i.nets.autoencoder import Autoencoder
+from t2i.nets.gpt import GPT
+from t2i.nets.patchgan import PatchGAN
+from t2i.quantizers.nearest import nearest
+from t2i.quantizers.vq import VQ
+from t2i.types import Batch
+
+Row = dict[str, Any]  # part, setting, measured, against, ratio; and `seconds`, for machines
+
+
+def row(part: str, setting: str, measured: str, against: str = "", ratio: float | None = None, **more: Any) -> Row:
+    return {"part": part, "setting": setting, "measured": measured, "against": against, "ratio": ratio, **more}
+
+
+class Bench:
+    """Where and how large, and how seconds and bytes are taken there."""
+
+    def __init__(self, device: str, tiny: bool) -> None:
+        self.device, self.tiny, self.cuda = torch.device(device), tiny, device == "cuda"
+        self.dtype = torch.bfloat16 if self.cuda else torch.float32
+        self.name = "bf16" if self.cuda else "fp32"
+        self.backend = "inductor" if self.cuda else "eager"  # on a CPU only that it runs is shown
+
+    def now(self) -> float:
+        if self.cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def seconds(self, run: Callable[[], object], rounds: int = 5, warm_up: int = 2) -> float:
+        """The median."""
+        taken = []
+        for i in range((1 if self.tiny else rounds) + warm_up):
+            start = self.now()
+            run()
+            if i >= warm_up:
+                taken.append(self.now() - start)
+        return sorted(taken)[len(taken) // 2]
+
+    def peak(self, run: Callable[[], object]) -> float | None:
+        """MB at most allocated meanwhile; None without a GPU."""
+        if not self.cuda:
+            run()
+            return None
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated() / 1e6
+
+    def autocast(self, dtype: torch.dtype = torch.bfloat16) -> Any:
+        return torch.autocast("cuda", dtype) if self.cuda else nullcontext()
+
+    def flops(self) -> float:
+        """Operations a second of a big matrix product."""
+        n = 8192 if self.cuda else 256
+        a = torch.randn(n, n, device=self.device, dtype=self.dtype)
+        return 2 * n**3 / self.seconds(lambda: a @ a, 10)
+
+
+def megabytes(value: float | None) -> str:
+    return "" if value is None else f", {value:,.0f} MB"
+
+
+def decoding(bench: Bench) -> Iterator[Row]:
+    side, text_length = (3, 6) if bench.tiny else (16, 120)
+    wide, small, large = ((32, 2, 2),) * 3 if bench.tiny else ((768, 12, 12), (768, 12, 12), (1024, 24, 16))
+    codes, top_k = (32, 5) if bench.tiny else (1024, 100)
+    for batch, (width, layers, heads) in ((4, wide), (64, small), (1, large)):
+        batch = min(batch, 2) if bench.tiny else batch
+        torch.manual_seed(0)
+        gpt = GPT((codes,), (side, side), 512, text_length, width, layers, heads).to(bench.device, bench.dtype).eval()
+        text = (torch.randn(batch, text_length, 512, device=bench.device, dtype=bench.dtype),
+                torch.ones(batch, text_length, dtype=torch.bool, device=bench.device))
+        uniform = uniforms(range(batch), gpt.num_codes).to(bench.device)
+        guidance = 2.0
+
+        def draw(static: StaticDecoding | None) -> Tensor:
+            return generate(gpt, *text, uniform, top_k=top_k, guidance=guidance, static=static)
+
+        static = StaticDecoding(capture=bench.cuda)
+        start = bench.now()
+        draw(static)
+        first = bench.now() - start
+        steady = bench.seconds(lambda: draw(static), 3, 1)
+        if bench.cuda and not any(decoder.graph is not None for decoder in static.decoders.values()):
+            raise RuntimeError("no CUDA graph was recorded; the warning above says why")
+        eager = bench.seconds(lambda: draw(None), 1, 1)
+        same = float((draw(static) == draw(None)).float().mean())
+        setting = (f"{gpt.num_codes} codes, {layers} x {width}, prefix {text_length}, batch {batch}, guided,"
+                   f" {bench.name}")
+        yield row("decoding: static", setting, f"{steady:.3f} s, the first {first:.2f} s", f"eager: {eager:.3f} s",
+                  eager / steady, seconds=steady, first_seconds=first, same_codes=same)
+        peer = Llama(codes, gpt.num_codes, text_length, width, layers, heads).to(bench.device, bench.dtype).eval()
+        prefix = torch.randn(2 * batch, text_length, width, device=bench.device, dtype=bench.dtype)
+        peer.set_up(prefix)
+        loop = bench.seconds(lambda: peer.draw(prefix, top_k, guidance), 1, 1)
+        yield row("decoding: static", setting, f"{steady:.3f} s", f"like LlamaGen, eager: {loop:.3f} s", loop / steady)
+        peer.compile_step("reduce-overhead" if bench.cuda else None, bench.backend)
+        loop = bench.seconds(lambda: peer.draw(prefix, top_k, guidance), 3, 2)
+        yield row("decoding: static", setting, f"{steady:.3f} s", f"like LlamaGen, compiled: {loop:.3f} s",
+                  loop / steady)
+        if batch == 1:
+            weights = sum(p.numel() * p.element_size() for p in gpt.blocks.parameters())
+            yield row("decoding: weights read", setting, f"{weights * gpt.num_codes / steady / 1e9:,.0f} GB/s")
+
+
+class PriorStep:
+    """A training step of the 306 M prior, 77 + 256 positions, AdamW, under autocast."""
+
+    def __init__(self, bench: Bench) -> None:
+        torch.manual_seed(0)
+        self.bench = bench
+        self.batch, text, side, shape = (2, 5, 3, (32, 2, 2)) if bench.tiny else (64, 77, 16, (1024, 24, 16))
+        self.gpt = GPT((1024,), (side, side), 512, text, *shape).to(bench.device)
+        self.optimizer = torch.optim.AdamW(self.gpt.parameters(), 3e-4, fused=True)
+        self.ids = torch.randint(0, 1024, (self.batch, side * side), device=bench.device)
+        self.text = (torch.randn(self.batch, text, 512, device=bench.device),
+                     torch.ones(self.batch, text, dtype=torch.bool, device=bench.device),
+                     torch.zeros(self.batch, dtype=torch.bool, device=bench.device))
+        self.positions = text + side * side
+        matrices = sum(p.numel() for block in self.gpt.blocks for p in block.parameters() if p.ndim == 2)
+        self.work = (6 * self.batch * self.positions * matrices
+                     + 12 * shape[1] * shape[0] * self.batch * self.positions**2)
+        count = sum(p.numel() for p in self.gpt.parameters()) / 1e6
+        self.setting = f"{count:.0f} M, batch {self.batch}, {self.positions} positions, {bench.name}"
+
+    def nets(self) -> list[Any]:
+        return list(self.gpt.blocks)
+
+    def __call__(self) -> None:
+        with self.bench.autocast():
+            (logits,) = self.gpt(self.ids, *self.text)
+        loss = cross_entropy(logits.flatten(0, 1), self.ids.flatten())
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+
+def prior(bench: Bench) -> Iterator[Row]:
+    step, peak = PriorStep(bench), bench.flops()
+    seconds, memory = bench.seconds(step), bench.peak(step)
+    yield row("prior: training step", step.setting,
+              f"{step.batch / seconds:,.0f} images/s, {step.work / seconds / 1e12:.3g} TFLOP/s{megabytes(memory)}",
+              f"matrix product: {peak / 1e12:.3g} TFLOP/s", step.work / seconds / peak, seconds=seconds, mb=memory)
+
+
+def compile(bench: Bench) -> Iterator[Row]:
+    step = PriorStep(bench)
+    eager = bench.seconds(step)
+    set_accumulation_and_compile(step, 1, bench.backend, step.batch)
+    start = bench.now()
+    step()
+    first = bench.now() - start
+    seconds, memory = bench.seconds(step), bench.peak(step)
+    yield row("prior: compiled blocks", step.setting,
+              f"{step.batch / seconds:,.0f} images/s{megabytes(memory)}, the first step {first:.0f} s",
+              f"eager: {step.batch / eager:,.0f} images/s", eager / seconds, seconds=seconds, mb=memory)
+
+
+def vqgan(bench: Bench) -> Iterator[Row]:
+    import pytorch_lightning as pl
+    from torch.utils.data import DataLoader
+
+    from t2i.config.quiet import quiet
+
+    quiet()
+    size, batch = (32, 2) if bench.tiny else (256, 8)
+    image = torch.rand(batch, 3, size, size) * 2 - 1
+    net: dict[str, Any] = ({"channels": 8, "multipliers": [1, 2], "num_res_blocks": 1, "attention_levels": [],
+                            "z_channels": 8, "num_groups": 4} if bench.tiny else
+                           {"channels": 128, "multipliers": [1, 1, 2, 2, 4], "num_res_blocks": 2,
+                            "attention_levels": [4], "z_channels": 256})
+    codes = (64, 8) if bench.tiny else (1024, 256)
+    found: dict[str, float] = {}
+    kinds = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"} if bench.cuda else {"fp32": "32-true"}
+    for name, dtype in (("fp32", None), ("fp16", torch.float16)) if bench.cuda else (("fp32", None),):
+        torch.manual_seed(0)
+        step = TamingStep(Autoencoder(**net), codes, PatchGAN(channels=8 if bench.tiny else 64), RandomLPIPS(), dtype)
+        step.to(bench.device)
+        there = image.to(bench.device)
+        found[name] = bench.seconds(lambda: step(there))
+        memory = bench.peak(lambda: step(there))
+        found[f"{name} MB"] = memory or 0.0
+        yield row("VQGAN: like taming's step", f"{size} px, batch {batch}, {name}",
+                  f"{found[name]:.3f} s{megabytes(memory)}", seconds=found[name], mb=memory)
+        del step
+
+    class Clock(pl.Callback):
+        def __init__(self) -> None:
+            self.times = [bench.now()]
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.times.append(bench.now())
+
+    for name, precision in kinds.items():
+        torch.manual_seed(0)
+        model = VQGAN(Autoencoder(**net), VQ(*codes), size, max_steps=1000, discriminator_start=0.0,
+                      discriminator=PatchGAN(channels=8 if bench.tiny else 64), perceptual=RandomLPIPS())
+        clock, steps = Clock(), 3 if bench.tiny else 15
+        trainer = pl.Trainer(accelerator="gpu" if bench.cuda else "cpu", devices=1, precision=precision,  # type: ignore[arg-type]
+                             max_steps=steps, callbacks=[clock], logger=False, enable_checkpointing=False,
+                             enable_progress_bar=False, enable_model_summary=False)
+        data = [Batch(image, ["x"] * batch, ["x"] * batch)] * steps
+        memory = bench.peak(lambda: trainer.fit(model, DataLoader(data, batch_size=None)))  # type: ignore[arg-type]
+        taken = sorted(b - a for a, b in pairwise(clock.times[-1 - steps * 2 // 3 :]))
+        seconds, held = taken[len(taken) // 2], "fp16" if name == "fp16" else "fp32"
+        against = f"taming's in {held}: {found[held]:.3f} s{megabytes(found[held + ' MB'] or None)}"
+        yield row("VQGAN: step", f"{size} px, batch {batch}, {name}", f"{seconds:.3f} s{megabytes(memory)}", against,
+                  found[held] / seconds, seconds=seconds, mb=memory)
+        del model, trainer
+
+
+def quickstart(bench: Bench) -> Iterator[Row]:
+    from t2i.config.compose import compose as composed
+    from t2i.config.compose import plan
+    from t2i.config.quiet import quiet
+    from t2i.training.profiling import measure
+
+    quiet()
+    asked = ["experiments=quickstart", f"trainer={'gpu' if bench.cuda else 'cpu'}"]
+    stages = [composed(stage.overrides, files=False) for stage in plan(asked)]
+    for i, stage in enumerate(stages[:1] if bench.tiny else stages):
+        if bench.tiny:
+            stage["data"]["batch_size"] = 2
+        _, figures = measure(stage, stages[:i])
+        size, steps = stage["data"]["batch_size"], stage["trainer"]["max_steps"]
+        yield row(f"quickstart: {stage['name'].rpartition('/')[2]}", f"batch {size}, {steps:,} steps at most",
+                  f"{size / figures['seconds_a_step']:,.0f} images/s", seconds=figures["seconds_a_step"],
+                  hours=figures["hours"])
+
+
+def quantizer(bench: Bench) -> Iterator[Row]:
+    vectors, codes = (64, 32) if bench.tiny else (16384, 16384)
+    for dim in (256, 8):
+        torch.manual_seed(0)
+        x, codebook = (torch.randn(n, dim, device=bench.device) for n in (vectors, codes))
+        times, peaks = [], []
+        for run in (nearest, taming_argmin):
+            times.append(bench.seconds(lambda run=run: run(x, codebook), 20))
+            peaks.append(bench.peak(lambda run=run: run(x, codebook)))
+        yield row("quantizer: nearest", f"{vectors:,} vectors of {dim}, {codes:,} codes, fp32",
+                  f"{1e3 * times[0]:.2f} ms{megabytes(peaks[0])}",
+                  f"taming's argmin: {1e3 * times[1]:.2f} ms{megabytes(peaks[1])}", times[1] / times[0],
+                  seconds=times[0], mb=peaks[0])
+
+
+# With the seconds that each may take: nine minutes together.
+PARTS: dict[str, tuple[Callable[[Bench], Iterator[Row]], int]] = {
+    "decoding": (decoding, 150), "prior": (prior, 50), "compile": (compile, 100), "vqgan": (vqgan, 110),
+    "quickstart": (quickstart, 90), "quantizer": (quantizer, 40),
+}
+
+
+def measured(name: str, bench: Bench) -> Iterator[Row]:
+    """A part's rows; what ends it is the last one."""
+    try:
+        yield from PARTS[name][0](bench)
+    except Exception as error:  # reported with its name, so that the other parts' rows are not lost
+        traceback.print_exc()
+        yield row(name, "", f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+
+
+def apart(name: str, device: str, tiny: bool, limit: int) -> list[Row]:
+    """The rows of a part that runs in a process of its own, within its time."""
+    command = [sys.executable, __file__, "--child", name, "--device", device, *(["--tiny"] if tiny else [])]
+    with tempfile.TemporaryFile("w+") as out:
+        try:
+            code = subprocess.run(command, stdout=out, timeout=limit).returncode
+            end = None if code == 0 else f"failed: exit status {code}"
+        except subprocess.TimeoutExpired:
+            end = f"stopped after its {limit} s"
+        out.seek(0)
+        rows = [json.loads(line) for line in out if line.startswith('{"part"')]
+    return rows if end is None else [*rows, row(name, "", end)]
+
+
+def line(found: Row) -> str:
+    ratio = "" if found["ratio"] is None else f"{found['ratio']:.2f}"
+    return f"| {found['part']} | {found['setting']} | {found['measured']} | {found['against']} | {ratio} |"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="name", help=f"{', '.join(PARTS)}; none means all")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="sizes whose figures mean nothing, to see that it runs")
+    parser.add_argument("--json", help="a file for the same rows as JSON")
+    parser.add_argument("--child", choices=list(PARTS), help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    if unknown := [name for name in args.names if name not in PARTS]:
+        parser.error(f"{', '.join(unknown)}: no such part; there are {', '.join(PARTS)}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no GPU that torch can use; --device cpu --tiny shows that the benchmark runs")
+    if args.device == "cpu" and not args.tiny:
+        parser.error("--device cpu goes with --tiny; benchmarks/run.py measures a CPU")
+    if args.child:
+        for found in measured(args.child, Bench(args.device, args.tiny)):
+            print(json.dumps(found), flush=True)
+        return 0
+    card = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
+    note = " `--tiny`: the figures mean nothing." if args.tiny else ""
+    print(f"{date.today()}, torch {torch.__version__}, {card}.{note}\n")
+    print("| part | setting | measured | against | ratio |\n| --- | --- | --- | --- | --- |", flush=True)
+    rows: list[Row] = []
+    for name in args.names or PARTS:
+        found = (apart(name, args.device, args.tiny, PARTS[name][1]) if args.device == "cuda" else
+                 list(measured(name, Bench(args.device, args.tiny))))  # one import of torch, not six
+        rows += found
+        print("\n".join(map(line, found)), flush=True)
+        if args.json:
+            held = {"date": str(date.today()), "torch": torch.__version__, "device": card, "tiny": args.tiny,
+                    "rows": rows}
+            Path(args.json).write_text(json.dumps(held, indent=1) + "\n")
+    return int(any(str(found["measured"]).startswith(("failed", "stopped")) for found in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
