@@ -23,7 +23,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 ROLES = ("model", "tokenizer", "autoencoder", "quantizer", "generator", "discriminator", "stage1", "text_encoder",
          "data")
 # Arguments that are words and name no place.
-WORDS = {"tasks", "backgrounds", "background", "styles", "on_error", "crop", "splits"}
+WORDS = {"languages", "tasks", "backgrounds", "background", "styles", "on_error", "crop", "splits"}
 
 
 def defined() -> Iterator[str]:
