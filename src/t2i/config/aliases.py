@@ -39,7 +39,7 @@ REMOVED_KEYS: dict[str, Any] = {
 }
 # Recipes that were renamed or removed -> what there is instead.
 RECIPES = {"scenes": "shapes", "scenes/vqgan": "shapes/vqgan", "scenes/prior": "shapes/prior",
-           "shapes/clip": "quickstart/clip"}
+           "shapes/clip": "quickstart/clip", "flickr64/clip": "pictures/clip", "flickr128/clip": "pictures/clip"}
 PRIOR = "t2i.models.prior.Prior"  # whose options they were
 _noted: set[str] = set()
 
