@@ -42,7 +42,7 @@ THING = re.compile(
     rf"(?:\b(?:exactly )?(?P<count>{any_of(COUNTS)}) )?"
     rf"(?P<before>(?:(?:{any_of(SIZES)}|{COLOUR}|bright|vivid|pure|plain|coloured)\b ?)*)\b(?P<noun>{NOUN})\b"
     rf"(?P<after>,? (?:in|that (?:is|are)|which (?:is|are)|painted|of|filled with|whose colour is)"
-    rf" (?:(?:bright|vivid|pure|plain) )?{COLOUR}\b(?: colour\b| all over\b)?|, {COLOUR} in hue)?"
+    rf" (?:(?:bright|vivid|pure|plain) )?{COLOUR}\b(?: colour\b| all over\b)?| with the hue {COLOUR}\b)?"
 )
 ABOVE = "(?:above|over|on top of|higher than|further up than)"
 BELOW = "(?:below|under|underneath|beneath|lower than|further down than)"
@@ -80,7 +80,7 @@ def relation(rest: str) -> tuple[str, int] | None:
                      rf"|X (?:next to|beside) Y on the {side}", rest):  # fmt: skip
             return side, 0
         if re.search(rf"X with Y on the {side}|X and next to (?:it|them) on the {side} Y|to the {side} of X there"
-                     rf" (?:is|are) Y|look {side} of X you find Y|X whose {side} neighbour (?:is|are) Y"
+                     rf" (?:is|are) Y|look {side} of X you find Y|X with Y as {side} neighbour"
                      rf"|X and to the {side} of (?:it|them) Y", rest):  # fmt: skip
             return side, 1
     for up, way, down, part, edge in (("above", ABOVE, BELOW, "upper", "top"),
@@ -89,7 +89,7 @@ def relation(rest: str) -> tuple[str, int] | None:
                      rf"|at the {edge} X at the|X and {down} (?:it|them) Y|X with Y {down} (?:it|them)"
                      rf"|from the {edge} first X then Y|the {part} part shows X the \w+ part Y", rest):  # fmt: skip
             return up, 0
-        if re.search(rf"{way} X there (?:is|are) Y|X whose {part} neighbour (?:is|are) Y"
+        if re.search(rf"{way} X there (?:is|are) Y|X with Y as {part} neighbour"
                      rf"|look {'up' if up == 'above' else 'down'} from X you find Y", rest):  # fmt: skip
             return up, 1
     if re.search("X up top and Y down below", rest):
@@ -157,9 +157,9 @@ def test_english_has_ten_times_the_grammars_phrasings(task):
 def test_what_is_held_out_stands_in_no_training_caption():
     new = [plural(word, count) for words in (NEW_COLOUR_WORDS, NEW_SHAPE_WORDS) for listed in words.values()
            for word in listed for count in (1, 2)]
-    signs = ["whose colour", "filled with", "all over", "in hue", "not only", "accompanied", "besides", "in company",
+    signs = ["whose colour", "filled with", "all over", "the hue", "not only", "accompanied", "besides", "in company",
              "if you look", "neighbour", "situated", "starting from", "part shows", "create an artwork", "wondering",
-             "kindly", "lovely", "possible", "produce", "let there be", "generate", "my daughter", "look like"]
+             "kindly", "lovely", "possible", "produce", "let there be", "generate", "my daughter", "might"]
     pattern = re.compile(rf"\b{any_of(new + signs)}\b")
     data = shapes.Shapes("train", size=1500, phrasing="english")
     for index in range(len(data)):
@@ -193,6 +193,10 @@ def test_mistyped_changes_one_word_by_one_slip():
         for a, b in changed:
             assert abs(len(a) - len(b)) <= 1 and set(b) <= set(a) and a[0] == b[0]
     assert mistyped("a red box", rng) == "a red box"
+    for seed in range(300):  # nor does a slip make another word of it, or a number
+        assert "blush" not in mistyped("one bluish ring", Random(seed))
+        assert "three" not in mistyped("there are 2 rings", Random(seed))
+        assert mistyped("three dots", Random(seed)) == "three dots"
 
 
 def test_grammar_is_what_it_was():
@@ -201,5 +205,5 @@ def test_grammar_is_what_it_was():
 
 
 def test_phrasing_is_checked():
-    with pytest.raises(ValueError, match="phrasing='french' is none of grammar, english, plain, templates, synonyms"):
+    with pytest.raises(ValueError, match="data.phrasing=french is none of grammar, english, plain, templates, synonyms"):
         shapes.Shapes("train", phrasing="french")

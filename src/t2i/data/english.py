@@ -9,7 +9,9 @@ Nouns are listed as `singular` or `singular|plural`, where the plural is not mad
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 from typing import Literal, get_args
 
@@ -63,7 +65,7 @@ COLOUR_WORDS = {
 NEW_COLOUR_WORDS = {
     "red": _words("scarlet, poppy"), "green": _words("emerald, shamrock"), "blue": _words("sapphire, cobalt"),
     "yellow": _words("lemon, canary"), "orange": _words("tangerine, carrot"), "purple": _words("violet, grape"),
-    "cyan": _words("turquoise, aquamarine"), "pink": _words("fuchsia, rose"),
+    "cyan": _words("turquoise, opal"), "pink": _words("fuchsia, rose"),
 }  # fmt: skip
 SHAPE_WORDS = {
     "circle": _words("disc, round spot, ball, orb, sphere, coin, bubble, roundel, button, globe, blob, full moon, "
@@ -86,9 +88,9 @@ SHAPE_WORDS = {
                    "o|letters o, circlet, bangle, round frame, rubber band, hula hoop"),
 }  # fmt: skip
 NEW_SHAPE_WORDS = {
-    "circle": _words("dot, disk"), "square": _words("crate, quadrangle"), "triangle": _words("pyramid, tepee"),
-    "diamond": _words("rhomboid, argyle"), "cross": _words("crucifix|crucifixes, intersection"),
-    "ring": _words("donut, bagel"),
+    "circle": _words("dot, cookie"), "square": _words("crate, quadrangle"), "triangle": _words("pyramid, tepee"),
+    "diamond": _words("argyle, pendant"), "cross": _words("crucifix|crucifixes, intersection"),
+    "ring": _words("bagel, quoit"),
 }  # fmt: skip
 SIZE_WORDS = {"small": _words("small, little, tiny"), "large": _words("large, big, huge")}
 BACKGROUND_WORDS = {"gray": ("gray", "grey")}
@@ -109,7 +111,7 @@ REQUESTS = (
 NEW_REQUESTS = (
     "please create an artwork that depicts {x}", "I was wondering if you could make {x}", "kindly render {x}",
     "it would be lovely to get {x}", "is it possible to see {x}?", "produce a graphic in which one finds {x}",
-    "let there be {x}", "generate {x} for my presentation", "my daughter asked for {x}", "what does {x} look like?",
+    "let there be {x}", "generate {x} for my presentation", "my daughter asked for {x}", "what might {x} look like?",
 )  # fmt: skip
 # {n}: article or number; {s}: size; {c}: colour; {o}: what it is; {is}: its verb.
 NOUNS = (
@@ -117,10 +119,10 @@ NOUNS = (
     "{n} {s} {o} that {is} {c}", "{n} {s} {o} painted {c}", "{n} {s} {c} coloured {o}", "{n} {s} {o} of {c} colour",
 )
 NEW_NOUNS = ("{n} {s} {o} whose colour is {c}", "{n} {s} {o} filled with {c}", "{n} {s} {o} which {is} {c} all over",
-             "{n} {s} {o}, {c} in hue")  # fmt: skip
+             "{n} {s} {o} with the hue {c}")  # fmt: skip
 PAIRS = ("{a} and {b}", "{a} and {b}", "{a} with {b}", "{a}, {b}", "both {a} and {b}", "{a} together with {b}",
          "{a} as well as {b}", "{a} along with {b}", "{a} and also {b}", "{a} & {b}")  # fmt: skip
-NEW_PAIRS = ("not only {a} but also {b}", "{a} accompanied by {b}", "besides {a} also {b}", "{a} in company of {b}")
+NEW_PAIRS = ("not only {a} but also {b}", "{a} accompanied by {b}", "besides {a}, also {b}", "{a} in company of {b}")
 # {a} lies so with respect to {b}; {ita}, {itb}: their pronouns; {isa}, {isb}: their verbs. What begins with neither is
 # a sentence of its own, without a request.
 _SIDES = (
@@ -131,7 +133,7 @@ _SIDES = (
     "{a} next to {b} on the SIDE", "{a} at the SIDE, {b} at the OTHER",
 )  # fmt: skip
 _NEW_SIDES = (
-    "if you look SIDE of {b}, you find {a}", "{b} whose SIDE neighbour {isa} {a}",
+    "if you look SIDE of {b}, you find {a}", "{b} with {a} as SIDE neighbour",
     "{a} situated on the SIDE-hand side of {b}", "starting from the SIDE, first {a}, then {b}",
     "the SIDE-hand part shows {a}, the OTHER-hand part {b}",
 )  # fmt: skip
@@ -156,10 +158,10 @@ RELATIONS = {
 NEW_RELATIONS = {
     "left": _sided(_NEW_SIDES, "left", "right"),
     "right": _sided(_NEW_SIDES, "right", "left"),
-    "above": ("if you look up from {b}, you find {a}", "{b} whose upper neighbour {isa} {a}",
+    "above": ("if you look up from {b}, you find {a}", "{b} with {a} as upper neighbour",
               "{a} situated further up than {b}", "starting from the top, first {a}, then {b}",
               "the upper part shows {a}, the lower part {b}"),
-    "below": ("if you look down from {b}, you find {a}", "{b} whose lower neighbour {isa} {a}",
+    "below": ("if you look down from {b}, you find {a}", "{b} with {a} as lower neighbour",
               "{a} situated further down than {b}", "starting from the bottom, first {a}, then {b}",
               "the lower part shows {a}, the upper part {b}"),
 }  # fmt: skip
@@ -277,13 +279,25 @@ def _it(count: int) -> str:
 
 
 def mistyped(text: str, rng: Random) -> str:
-    """One of its longer words with two letters exchanged, one left out, or one twice."""
+    """One of its longer words with two letters exchanged, one left out, or one twice; never another word of these
+    captions, so that what they claim stays."""
     words = text.split(" ")
-    long = [i for i, word in enumerate(words) if len(word) >= 5 and word.isalpha()]
-    if not long:
-        return text
-    i = pick(rng, long)
-    word, at, kind = words[i], 1 + int(rng.random() * (len(words[i]) - 2)), int(rng.random() * 3)
-    words[i] = (word[:at] + word[at + 1] + word[at] + word[at + 2 :], word[:at] + word[at + 1 :],
+    long = [i for i, word in enumerate(words) if len(word) >= 5 and word.isalpha() and word not in NUMBERS]
+    for _ in range(8 if long else 0):
+        i = pick(rng, long)
+        word, at, kind = words[i], 1 + int(rng.random() * (len(words[i]) - 2)), int(rng.random() * 3)
+        slip = (word[:at] + word[at + 1] + word[at] + word[at + 2 :], word[:at] + word[at + 1 :],
                 word[:at] + word[at] + word[at:])[kind]
-    return " ".join(words)
+        if slip not in _known():
+            return " ".join([*words[:i], slip, *words[i + 1 :]])
+    return text
+
+
+@cache
+def _known() -> frozenset[str]:
+    """Every word that a caption may have, correctly written."""
+    lists = [*COLOUR_WORDS.values(), *NEW_COLOUR_WORDS.values(), *SHAPE_WORDS.values(), *NEW_SHAPE_WORDS.values(),
+             *SIZE_WORDS.values(), *RELATIONS.values(), *NEW_RELATIONS.values(), *OF_COUNT.values(), REQUESTS,
+             NEW_REQUESTS, NOUNS, NEW_NOUNS, PAIRS, NEW_PAIRS, STRESS, NUMBERS, COLOUR_WORDS, SHAPE_WORDS]
+    text = " ".join(plural(word, count) for words in lists for word in words for count in (1, 2))
+    return frozenset(re.findall(r"[a-z]+", text.lower()))

@@ -162,7 +162,7 @@ def run(config: dict[str, Any]) -> int:
     except OSError as error:
         raise ValueError(f"out={out} cannot be written: {error.strerror}") from error
     if "on_error" not in node:
-        name = node["_target_"].rpartition(".")[2]
+        name = node["_target_"].rpartition(".")[2].lower()
         raise ValueError(f"data={name} is drawn, not read: there is nothing to look over")
     try:
         made = {split: building.build(node, on_error="skip", pack=True, **given_arguments(config, split))

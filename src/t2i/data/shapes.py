@@ -98,9 +98,13 @@ def colour_count_held_out(colour: str, count: int) -> bool:
 def scene_held_out(scene: Scene) -> bool:
     """Whether the scene graph contains a held-out combination."""
     counts = Counter(thing.colour for thing in scene.things)
+    ends = [sum(scene.groups[: i + 1]) for i in range(len(scene.groups))]  # a caption tells the number of a group
+    groups = [scene.things[end - count : end] for count, end in zip(scene.groups, ends, strict=True)]
     first, last = scene.things[0].shape, scene.things[-1].shape
     return (any(colour_shape_held_out(thing.colour, thing.shape) for thing in scene.things)
             or any(colour_count_held_out(colour, count) for colour, count in counts.items())
+            or any(colour_count_held_out(group[0].colour, len(group)) for group in groups
+                   if len({thing.colour for thing in group}) == 1)
             or (scene.relation is not None and relation_held_out(first, scene.relation, last)))
 
 
@@ -243,7 +247,7 @@ class Shapes:
         if unknown := sorted(set(backgrounds or ()) - set(BACKGROUNDS)):
             raise ValueError(f"backgrounds names {', '.join(unknown)}; allowed are {', '.join(BACKGROUNDS)}, or null")
         if phrasing not in PHRASINGS:
-            raise ValueError(f"phrasing={phrasing!r} is none of {', '.join(PHRASINGS)}")
+            raise ValueError(f"data.phrasing={phrasing} is none of {', '.join(PHRASINGS)}")
         self.split, self.image_size, self.seed, self.phrasing = split, image_size, seed, phrasing
         self.world = World(lattice, tuple(backgrounds or BACKGROUNDS))
         self.size = size if split == "train" else val_size

@@ -90,6 +90,12 @@ class Evaluation:
         of_gallery = [name for name in ("nearest_render", "paraphrase") if name in metrics]
         if self.of_scenes:  # paraphrase has scenes of its own
             of_gallery = [name for name in of_gallery if name != "paraphrase"]
+            known = ((self.held or {}).get("data") or {}).get("phrasing", "grammar")
+            if "paraphrase" in metrics and self.held is not None and known != "english":
+                self.changed.append(f"asked in English of a model of data.phrasing={known}, which trained on none")
+                print(f"Note: {self.changed[-1]}", file=sys.stderr)
+        if config["style_guidance"] and self.of_scenes:
+            raise ValueError("style_guidance=true: scenes have no styles; it is of data=emoji and its like")
         if config["style_guidance"] and (not of_gallery or config["ckpt"] is None or "clip_guided" in config):
             raise ValueError("style_guidance=true is of metrics=[nearest_render], [paraphrase] and ckpt=, without"
                              " method=clip_guided")

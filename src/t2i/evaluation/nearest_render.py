@@ -72,6 +72,10 @@ def open_gallery(
     if not isinstance(made, HasGallery):
         raise ValueError(f"metrics=[{metric}] is of data with concepts drawn in styles, such as data=emoji;"
                          f" {type(made).__name__} has none")
+    if trained is not None and trained["_target_"] != config["data"]["_target_"]:
+        names = [node["_target_"].rpartition(".")[2] for node in (trained, config["data"])]
+        raise ValueError(f"metrics=[{metric}]: the checkpoint was trained on {names[0]}, not on {names[1]}; images="
+                         " judges what others drew")
     found = made.gallery()
     if trained is not None and "styles" in trained:
         if unknown := [style for style in dict.fromkeys(found.styles) if style not in trained["styles"]]:

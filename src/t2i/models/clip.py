@@ -153,7 +153,7 @@ class CLIP(BaseModule):
         image_tower: Literal["vit", "efficientnet"] = "vit",
     ) -> None:
         super().__init__()
-        if image_size % patch_size:
+        if image_tower == "vit" and image_size % patch_size:
             raise ValueError(f"image_size={image_size} is no multiple of patch_size={patch_size}")
         for name, value, allowed in (("text_tower", text_tower, TEXT_TOWERS), ("image_tower", image_tower,
                                                                               IMAGE_TOWERS)):

@@ -109,16 +109,18 @@ class FastTokenizer:
             raise ValueError(f"{source}: the tokenizer has the id {highest}, the text tower {size} words")
 
 
-def read_tokenizer(text: str) -> tuple[Tokenizer, dict[str, Any]]:
-    """The tokenizer of a tokenizer.json's text, which neither cuts nor pads, and what the text says."""
+def read_tokenizer(text: str, source: str = "") -> tuple[Tokenizer, dict[str, Any]]:
+    """The tokenizer of a tokenizer.json's text, which neither cuts nor pads, and what the text says; `source` names the
+    file's folder in messages."""
+    where = f"{source}: " if source else ""
     try:
         held = json.loads(text)
         _check_normalizers(held)
         tokenizer = Tokenizer.from_str(text)
     except ValueError as error:
-        raise ValueError(f"the tokenizer.json cannot be taken: {shown(error)}") from error
+        raise ValueError(f"{where}the tokenizer.json cannot be taken: {shown(error)}") from error
     except Exception as error:  # tokenizers raises nothing more special
-        raise ValueError(f"the tokenizer.json is damaged ({shown(error)})") from error
+        raise ValueError(f"{where}the tokenizer.json is damaged ({shown(error)})") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer, held

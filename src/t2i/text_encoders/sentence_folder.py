@@ -156,7 +156,7 @@ def sentence_tokenizer(text: str, config: Any, max_length: int, source: str) -> 
     """
     shift = config.pad_token_id + 1 if config.model_type in SHIFTED else 0
     room = config.max_position_embeddings - shift
-    tokenizer, held = read_tokenizer(text)
+    tokenizer, held = read_tokenizer(text, source)
     probe = tokenizer.encode("a")
     words = [i for i, special in enumerate(probe.special_tokens_mask) if not special]
     if not words:

@@ -118,7 +118,10 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
     if start is not None:  # before caches are made
         start_from(model, start, config["init_allow"])
     if resume is not None:
-        building.check_weights(model, file_format.read(resume)["state_dict"], resume, values=False)
+        held = file_format.read(resume)
+        if (kind := held["t2i"]["kind"]) != model.kind:
+            raise ValueError(f"resume={resume} holds a {kind}, and this run trains a {model.kind}")
+        building.check_weights(model, held["state_dict"], resume, values=False)
     data = data_module(config, model)
     if hasattr(model, "prepare") and resume is None and start is None:
         model.prepare(caption_texts(data.train_set))
