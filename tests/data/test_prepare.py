@@ -70,7 +70,7 @@ def test_everything_that_is_wrong_is_named(root, capsys) -> None:
 
 
 def test_what_is_drawn_is_not_looked_over(root) -> None:
-    with pytest.raises(ValueError, match="data=Shapes is drawn, not read"):
+    with pytest.raises(ValueError, match="data=shapes is drawn, not read"):
         run(compose(["data=shapes"], "prepare"))
 
 

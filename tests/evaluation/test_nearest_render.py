@@ -91,9 +91,12 @@ def test_a_folder_of_true_renders_is_right(tmp_path: Path, monkeypatch: pytest.M
 def test_a_style_that_the_checkpoint_never_saw(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nearest_render, "dataset", lambda config, split: Data())
     with pytest.raises(ValueError, match=r"data\.styles: the checkpoint was trained on plain, dark, never on warm"):
-        nearest_render.open_gallery({"data": {}}, 64, {"styles": ["plain", "dark"]})
-    trained = {"styles": [*STYLES], "background": "white"}
-    nearest_render.open_gallery({"data": {"styles": tuple(STYLES), "background": "white"}}, 64, trained)
+        nearest_render.open_gallery({"data": {"_target_": "x.Art"}}, 64, {"_target_": "x.Art",
+                                                                          "styles": ["plain", "dark"]})
+    trained = {"_target_": "x.Art", "styles": [*STYLES], "background": "white"}
+    nearest_render.open_gallery({"data": trained | {"styles": tuple(STYLES)}}, 64, trained)
+    with pytest.raises(ValueError, match="the checkpoint was trained on Scenes, not on Art; images= judges"):
+        nearest_render.open_gallery({"data": trained}, 64, {"_target_": "x.Scenes"})
     # Of other styles other pairs are held out, and in another order the halves are others.
     for key, value in (("styles", [STYLES[0]]), ("styles", [*reversed(STYLES)]), ("background", "navy")):
         with pytest.raises(ValueError, match=f"^data.{key}=.*: other pairs are held out then than those that the"):

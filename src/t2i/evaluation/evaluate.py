@@ -94,7 +94,7 @@ class Evaluation:
             if "paraphrase" in metrics and self.held is not None and known != "english":
                 self.changed.append(f"asked in English of a model of data.phrasing={known}, which trained on none")
                 print(f"Note: {self.changed[-1]}", file=sys.stderr)
-        if config["style_guidance"] and self.of_scenes:
+        if config["style_guidance"] and self.of_scenes and "paraphrase" in metrics and not of_gallery:
             raise ValueError("style_guidance=true: scenes have no styles; it is of data=emoji and its like")
         if config["style_guidance"] and (not of_gallery or config["ckpt"] is None or "clip_guided" in config):
             raise ValueError("style_guidance=true is of metrics=[nearest_render], [paraphrase] and ckpt=, without"

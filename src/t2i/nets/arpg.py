@@ -11,7 +11,8 @@ beside a learned embedding of the cell, and captions are heard as in `nets/gpt.p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain, repeat
 from typing import cast
 
 import torch
@@ -28,12 +29,12 @@ class ARPG(CodeTransformer):
     """p(code at a place | codes at other places, caption). Its layers, at least two, are half of one kind and half of
     the other; of an odd number the first half has one more."""
 
-    def block_kinds(self, num_layers: int) -> list[type[Block]]:
+    def block_kinds(self, num_layers: int) -> Iterable[type[Block]]:
         if num_layers < 2:
             raise ValueError(f"num_layers={num_layers}: at least 2 are needed, one for the known codes and one that"
                              " asks for the others")
         second = num_layers // 2
-        return [Block] * (num_layers - second) + [CrossBlock] * second
+        return chain(repeat(Block, num_layers - second), repeat(CrossBlock, second))
 
     @property
     def first_half(self) -> Sequence[Block]:

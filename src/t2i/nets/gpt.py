@@ -11,8 +11,9 @@ predicted part by part (`nets/factorised_head.py`). Embedding and head may start
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Literal, cast
 
 import torch
@@ -103,8 +104,9 @@ class CodeTransformer(nn.Module):
         self.predict = FactorisedHead(self.factors, width)
         self.initialise()
 
-    def block_kinds(self, num_layers: int) -> list[type[Block]]:
-        return [Block] * num_layers
+    def block_kinds(self, num_layers: int) -> Iterable[type[Block]]:
+        """Of each layer, one at a time: a file may claim a billion."""
+        return repeat(Block, num_layers)
 
     def initialise(self) -> None:
         for name, parameter in self.named_parameters():
