@@ -68,6 +68,10 @@ class FrozenTower:
         """What makes the first hidden states of token ids."""
         raise NotImplementedError
 
+    def lower_tower(self, layers: int) -> Any:
+        """A tower over the same weights whose last states are those of this many layers; None where it has none such."""
+        return None
+
     def _encode(self, text: list[str], pooled: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """States, mask, and where they are asked for pooled states."""
         raise NotImplementedError
@@ -89,10 +93,12 @@ class FrozenTower:
 
     def _run(self, ids: Tensor, pooled: bool, **inputs: Tensor) -> tuple[Tensor, Any]:
         """The chosen layer's states, and all that the tower gives; without `pooled` perhaps nothing else."""
-        last = self.layer == -1
+        layers, last = self.tower.config.num_hidden_layers, self.layer == -1
         with torch.autocast(self.device.type, enabled=False):
-            if not pooled and self.layer in (0, -self.tower.config.num_hidden_layers - 1):
+            if not pooled and self.layer in (0, -layers - 1):
                 return self.embeddings_of(self.tower)(input_ids=ids), None
+            if not pooled and (lower := self.lower_tower(self.layer % (layers + 1))) is not None:
+                return lower(input_ids=ids, **inputs).last_hidden_state, None
             output = self.tower(input_ids=ids, output_hidden_states=not last, **inputs)
         return output.last_hidden_state if last else output.hidden_states[self.layer], output
 

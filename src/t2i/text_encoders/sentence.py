@@ -26,6 +26,7 @@ from t2i.text_encoders.sentence_folder import (
     empty_tower,
     filled_tower,
     folder_files,
+    lower_tower,
     package_files,
     sentence_tokenizer,
 )
@@ -57,7 +58,7 @@ class SentenceEncoder(FrozenTower):
 
     def _set(self, tower: Any, tokenizer: Any, arguments: dict[str, Any], local: bool) -> None:
         super()._set(tower, tokenizer, arguments, local)
-        self.pooled_dim = self.dim
+        self.pooled_dim, self._lower = self.dim, lower_tower(tower, self.layer % (tower.config.num_hidden_layers + 1))
 
     @staticmethod
     def tower_of(held: dict[str, Any]) -> PreTrainedModel:
@@ -70,6 +71,9 @@ class SentenceEncoder(FrozenTower):
     @staticmethod
     def embeddings_of(tower: Any) -> torch.nn.Module:
         return tower.embeddings
+
+    def lower_tower(self, layers: int) -> Any:  # made once: the layer is the encoder's own
+        return self._lower
 
     def _encode(self, text: list[str], pooled: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """A caption's states depend on its batch by rounding alone: padding is hidden from the attention. Equal

