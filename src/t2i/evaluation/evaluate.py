@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from t2i.config.quiet import quiet
 from t2i.data.datasets import check_data_node
 from t2i.data.scenes import render
 from t2i.evaluation import composition as compositions
-from t2i.evaluation import evaluator, nearest_render, paraphrase, reference_images, scene_paraphrase
+from t2i.evaluation import evaluator, nearest_render, paraphrase, reference_images, scene_editing, scene_paraphrase
 from t2i.evaluation.composition import KINDS as SPLITS
 from t2i.evaluation.composition import composed, listed, refined, world_of
 from t2i.evaluation.evaluator import Evaluator, Scores, too_few, without
@@ -36,6 +37,7 @@ from t2i.evaluation.feature_models import involvement, open_clip_model, open_inc
 from t2i.evaluation.generated_images import GeneratedImages, largest_batch
 from t2i.evaluation.protocols import BACK, DRAWN, NEEDS_EFFICIENTNET, OF_OWN_CAPTIONS, settle
 from t2i.evaluation.reference_images import Reference
+from t2i.generation.editing import Edit, edited, of_box
 from t2i.generation.text_to_image import KINDS, PRIORS, check_negative, device_of, options_of
 from t2i.losses.perceptual import LPIPS, EfficientNetDistance
 from t2i.metrics.composition import READER
@@ -45,6 +47,7 @@ from t2i.metrics.intervals import bootstrap
 from t2i.models.distributed import barrier, first_error, local_device, rank_and_world_size
 from t2i.types import Gallery
 from t2i.version import code_version, version
+from t2i.viz.grids import to_uint8
 from t2i.viz.progress import counter
 
 COMPOSITION = {"reader": f"{READER} (no learned weights); GenEval's clause logic, arXiv 2310.11513"}
@@ -61,7 +64,8 @@ class Evaluation:
     """One command's model or folder, protocol and feature models, opened and checked before anything is drawn.
 
     What there is to show of it is kept: `examples` of the composition by split, `judged` by the nearest render,
-    `paraphrased` by unseen words, `worded` scenes, `measured` pictures, `reconstructions` beside their originals.
+    `paraphrased` by unseen words, `worded` and `edited` scenes, `measured` pictures, `reconstructions` beside their
+    originals.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -72,6 +76,7 @@ class Evaluation:
         self.judged: nearest_render.Judged | None = None
         self.paraphrased: paraphrase.Paraphrased | None = None
         self.worded: scene_paraphrase.Worded | None = None
+        self.edited: scene_editing.Edited | None = None
         self.images: GeneratedImages | None = None  # of a folder
         self.measured: GeneratedImages | None = None
         self.reconstructions: tuple[Tensor, Tensor] | None = None
@@ -99,6 +104,8 @@ class Evaluation:
         if config["style_guidance"] and (not of_gallery or config["ckpt"] is None or "clip_guided" in config):
             raise ValueError("style_guidance=true is of metrics=[nearest_render], [paraphrase] and ckpt=, without"
                              " method=clip_guided")
+        if "editing" in metrics and (config["ckpt"] is None or not self.of_scenes):
+            raise ValueError("metrics=[editing] is of ckpt=, a prior_any of data=shapes, whose pictures it edits")
         if config["pairs"] != "all" and "nearest_render" not in metrics:
             raise ValueError(f"pairs={config['pairs']} is of metrics=[nearest_render]")
         if config["n_per_task"] < 2:
@@ -155,6 +162,9 @@ class Evaluation:
                 self.changed.append(f"no truncation instead of {wanted}: a {self.model.kind} has no noise to truncate")
                 wanted = None
             self.options = options_of({**config, "truncation": wanted}, self.model)
+        if "editing" in self.metrics and self.model.kind != "prior_any":
+            raise ValueError(f"metrics=[editing]: {config['ckpt']} holds a {self.model.kind}, which draws pictures as a"
+                             " whole; a prior_any edits (model=prior_any)")
         if config["style_guidance"]:
             check_negative("style_guidance=true", self.model, self.options.get("guidance"), False)
         if "clip_guided" in config:
@@ -285,6 +295,26 @@ class Evaluation:
         for name, interval in scene_paraphrase.values(found).items():
             self.scores.add(name, interval, "higher", found.n, held)
 
+    def judge_edits(self) -> None:
+        """Adds the scores of edited scenes."""
+        n, world = self.config["n_per_task"], world_of(self.data["data"])
+        done = count(1)
+        with counter("editing", n * len(scene_editing.SPLITS)) as progress:
+
+            def paint(edit: scene_editing.Asked, seed: int) -> Tensor:
+                image = torch.from_numpy(render(edit.before, self.image_size)).permute(2, 0, 1)
+                asked = Edit(image, of_box(edit.box, *image.shape[1:]))
+                drawn = torch.from_numpy(to_uint8(edited(self.model, asked, [edit.caption.text], [seed],
+                                                         **self.options)))
+                progress(next(done))
+                return drawn[0]
+
+            self.edited = found = scene_editing.judged(paint, self.image_size, self.model.tokenizer, n, self.seed,
+                                                       world)
+        held = {**self.base(), **COMPOSITION, "interval": "Wilson", "n_per_task": n}
+        for split, kinds in found.scores.items():
+            self.scores.add(f"editing_{split}", kinds["score"], "higher", n, held)
+
     def judge_words(self) -> None:
         """Adds the scores of drawings that are asked for by unseen words."""
         guided = "clip_guided" in self.config
@@ -331,6 +361,9 @@ class Evaluation:
         if "paraphrase" in metrics:
             with scores.trying(["paraphrase"]):
                 self.judge_wordings() if self.of_scenes else self.judge_words()
+        if "editing" in metrics:
+            with scores.trying(["editing"]):
+                self.judge_edits()
         if asked := [name for name in metrics if name in DRAWN]:
             with scores.trying(asked):
                 self._measure_captioned(asked)
@@ -381,6 +414,8 @@ class Evaluation:
             nested |= {"paraphrase": self.paraphrased.described(), "unseen_words": self.paraphrased.words}
         if self.worded is not None:
             nested |= {"wordings": self.worded.described()}
+        if self.edited is not None:
+            nested |= {"editing": self.edited.described()}
         return {"scores": {**nested, **scores.values}, "protocols": scores.protocols, "protocol": protocol,
                 "missing": scores.missing}
 
@@ -394,6 +429,8 @@ class Evaluation:
 
     def export(self) -> dict[str, Any]:
         """Writes one set of captions with their true pictures, and neither draws nor measures."""
+        if "editing" in self.metrics:
+            raise ValueError("export= writes captions to draw; metrics=[editing] edits true pictures: leave it out")
         kinds = {name if name in OF_OWN_CAPTIONS else "captions" for name in self.metrics if name not in BACK}
         if len(kinds) != 1:
             raise ValueError(f"export= writes one set of captions, but metrics={list(self.metrics)} have more:"
@@ -433,6 +470,7 @@ def nested_tables(scores: Mapping[str, Any]) -> str:
     found += [nearest_render.table(scores["nearest_render"])] if "nearest_render" in scores else []
     found += [paraphrase.table(scores["paraphrase"])] if "paraphrase" in scores else []
     found += [scene_paraphrase.table(scores["wordings"])] if "wordings" in scores else []
+    found += [scene_editing.table(scores["editing"])] if "editing" in scores else []
     return "".join(f"{one}\n\n" for one in found)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from t2i.config.messages import shown as printable
 from t2i.data.datasets import check_data_node, dataset
-from t2i.evaluation import evaluator, nearest_render, paraphrase, scene_paraphrase
+from t2i.evaluation import evaluator, nearest_render, paraphrase, scene_editing, scene_paraphrase
 from t2i.evaluation.generated_images import GeneratedImages
 from t2i.metrics.nearest_neighbours import nearest
 from t2i.viz import grids
@@ -37,6 +37,7 @@ class PageContents(Protocol):
     judged: nearest_render.Judged | None
     paraphrased: paraphrase.Paraphrased | None
     worded: scene_paraphrase.Worded | None
+    edited: scene_editing.Edited | None
     measured: GeneratedImages | None
     reconstructions: tuple[torch.Tensor, torch.Tensor] | None
 
@@ -97,6 +98,11 @@ def write(task: PageContents, result: Mapping[str, Any]) -> list[Path]:
         columns = len(under) // len(task.worded.examples)
         sections.append(("Wordings", scene_paraphrase.tables(task.worded.described()),
                          [show("paraphrase", grids.grid(drawn, under, columns), scene_paraphrase.SHEET)]))
+    if task.edited is not None:
+        sheets = [show(f"editing-{split}", grids.rows(
+            [(row, np.asarray(some)) for row, some in pictures.items()], task.edited.captions[split]),
+            f"{split}: {scene_editing.SHEET}") for split, pictures in task.edited.pictures.items()]
+        sections.append(("Edits", scene_editing.tables(task.edited.described()), sheets))
     if (images := task.measured) is not None:
         some = range(min(2 * SHOWN, len(images)))
         under = [images.text[i] or "" for i in some]

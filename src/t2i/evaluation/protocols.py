@@ -24,7 +24,7 @@ DRAWN = ("fid", "kid", "precision_recall", "fd_clip", "kd_clip", "precision_reca
          "clip_score", "r_precision")
 BACK = ("reconstruction", "lpips", "rfid", "rfd_clip", "rfd_efficientnet")
 OF_OWN_CAPTIONS = ("composition", "nearest_render", "paraphrase")  # they say what is drawn
-METRICS = (*OF_OWN_CAPTIONS, *DRAWN, *BACK)
+METRICS = (*OF_OWN_CAPTIONS, "editing", *DRAWN, *BACK)
 FORMER = {"prc": "precision_recall", "prc_clip": "precision_recall_clip"}  # names that are taken for one release
 NEEDS_CLIP = ("fd_clip", "kd_clip", "precision_recall_clip", "clip_score", "r_precision", "rfd_clip")
 NEEDS_INCEPTION = ("fid", "kid", "precision_recall", "rfid")
