@@ -21,8 +21,8 @@ import yaml
 from t2i.config import aliases
 from t2i.config.limits import BESIDE, FILES, GIVEN, VALUES
 from t2i.config.messages import shown
+from t2i.config.places import CONF
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
 COMPILED = ast.parse("def __getattr__(name): ...")  # a module whose names are not to be read
 GROUPS = {"trainer": "trainer/auto.yaml", "paths": "paths/default.yaml", "evaluation": "evaluate.yaml"}
 NAMED = ("callbacks", "logger")  # groups that hold nodes of any name
