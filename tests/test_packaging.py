@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from t2i.cli import console
+import t2i
+from t2i.cli import app, console
+from t2i.config.compose import ConfigError, compose
 from t2i.config.places import APPS, ROOT, program
 
 COMPOSE = """
@@ -38,7 +41,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
     for name in ("conf", "experiments"):
         shutil.copytree(ROOT / name, source / name)
-    for name in ("setup.py", "pyproject.toml", *(f"{app}.py" for app in APPS)):
+    for name in ("setup.py", "pyproject.toml", *(f"{one}.py" for one in APPS)):
         shutil.copy(ROOT / name, source)
     made = python(source, "setup.py", "-q", "build_py", "--build-lib", str(place / "lib"), path=source)
     assert made.returncode == 0, made.stderr
@@ -67,13 +70,13 @@ def test_t2i_train_answers_from_any_folder(installed: Path, tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("app", APPS)
-def test_the_console_command_runs_the_apps(app: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", APPS)
+def test_the_console_command_runs_the_apps(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        console.main([app, "--help"])
+        console.main([name, "--help"])
     told = capsys.readouterr().out
-    assert not end.value.code and f"Keys (conf/{app}.yaml)" in told and told.startswith(f"{program(app)} ")
-    assert sys.argv[0] == str(ROOT / f"{app}.py")  # what further processes are started with
+    assert not end.value.code and f"Keys (conf/{name}.yaml)" in told and told.startswith(f"{program(name)} ")
+    assert sys.argv[0] == str(ROOT / f"{name}.py")  # what further processes are started with
 
 
 def test_a_command_is_told_as_it_works_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,3 +93,37 @@ def test_nothing_is_listed_twice() -> None:
     assert len(names) == len(set(names))
     (line,) = [each for each in (ROOT / "requirements.txt").read_text().splitlines() if each[:1] != "#"]
     assert line == f"-e .[{','.join(project['optional-dependencies'])}]"  # all extras
+
+
+def test_from_python_the_words_are_those_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, list[str]]] = []
+
+    def trained(config: dict[str, object], words: list[str]) -> dict[str, str]:
+        seen.append((str(config["name"]), words))
+        return {"run_dir": "runs/mine"}
+
+    monkeypatch.setitem(app.RUNS, "train", trained)
+    assert t2i.train("model=clip", "name=mine") == Path("runs/mine/last.ckpt")
+    assert seen == [("mine", ["model=clip", "name=mine"])]
+    for words, why in ((["model=clp"], "did you mean clip"), (["model=clip", "seed=0,1"], "seed has several values"),
+                       (["model=clip", "-m"], "'-m' is no setting"), (["estimate=true"], "trains nothing")):
+        with pytest.raises(ValueError, match=why):
+            t2i.train(*words)
+    with pytest.raises(ConfigError, match=r"ckpt=nothing\.ckpt: no such file"):
+        t2i.evaluate("ckpt=nothing.ckpt")
+
+    def stopped(config: dict[str, object], words: list[str]) -> None:
+        raise SystemExit(75)
+
+    monkeypatch.setitem(app.RUNS, "train", stopped)
+    with pytest.raises(KeyboardInterrupt):  # a kernel goes on
+        t2i.train("model=clip")
+
+
+def test_what_needs_an_extra_says_which_command_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["model=clip", "logger=wandb"]
+    assert compose(words)["logger"]["wandb"]
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else found(name))
+    with pytest.raises(ConfigError, match=r"^logger\.wandb needs a package that is not installed: pip install wandb "):
+        compose(words)
