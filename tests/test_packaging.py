@@ -64,7 +64,7 @@ def test_the_package_has_apps_configs_and_recipes(installed: Path, tmp_path: Pat
 def test_t2i_train_answers_from_any_folder(installed: Path, tmp_path: Path) -> None:
     shown = python(tmp_path, "-m", "t2i", "train", "experiment=quickstart/clip", "--cfg", "job", "--package", "paths",
                    path=installed)
-    assert (shown.returncode, shown.stdout) == (0, "runs: runs\ncache: cache\n"), shown.stderr
+    assert (shown.returncode, shown.stdout) == (0, "# @package paths\nruns: runs\ncache: cache\n"), shown.stderr
     wrong = python(tmp_path, "-m", "t2i", "sample", "prompt=a", path=installed)
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: ckpt= is needed")
     assert not list(tmp_path.iterdir())
@@ -77,6 +77,15 @@ def test_the_console_command_runs_the_apps(name: str, capsys: pytest.CaptureFixt
     told = capsys.readouterr().out
     assert not end.value.code and f"Keys (conf/{name}.yaml)" in told and told.startswith(f"{program(name)} ")
     assert sys.argv[0] == str(ROOT / f"{name}.py")  # what further processes are started with
+
+
+def test_flags_in_front_of_an_app_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert console.main(["--trust", "mine", "train", "model=clip"]) == 2
+    assert console.main(["--trust", "mine", "compare"]) == 2
+    assert capsys.readouterr().err.count("comes first: t2i ") == 2
+    with pytest.raises(SystemExit):
+        console.main(["inspect", "a.ckpt", "--fast"])
+    assert "unrecognized arguments: --fast" in capsys.readouterr().err
 
 
 def test_a_command_is_told_as_it_works_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,11 @@ WORDS: dict[str, Callable[[list[str]], None]] = {"compare": compare, "plot": plo
 def files(words: list[str]) -> None:
     from t2i.checkpoint.registry import trust
 
-    asked = parser().parse_args(words)
+    asked, rest = parser().parse_known_args(words)
+    if asked.command in (*APPS, *WORDS):  # these read their words themselves
+        raise ValueError(f"{asked.command} comes first: t2i {asked.command} …")
+    if rest:
+        parser().error(f"unrecognized arguments: {' '.join(rest)}")
     trust(asked.trust)
     if asked.command == "inspect":
         from t2i.convert.inspection import inspected
@@ -115,7 +119,7 @@ def files(words: list[str]) -> None:
         print(reconstruct(asked.file, asked.pictures, asked.out, asked.image_size))
 
 
-def app(name: str, words: list[str]) -> NoReturn:
+def hydra_app(name: str, words: list[str]) -> NoReturn:
     """Runs an app's own file as Python would, which is also what Lightning starts further processes with."""
     sys.argv[:] = [str(ROOT / f"{name}.py"), *words]
     runpy.run_path(sys.argv[0], run_name="__main__")
@@ -125,6 +129,6 @@ def app(name: str, words: list[str]) -> NoReturn:
 def main(words: list[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
     if words and words[0] in APPS:
-        app(words[0], words[1:])
+        hydra_app(words[0], words[1:])
     run = WORDS.get(words[0]) if words else None
     return guarded((lambda: run(words[1:])) if run else (lambda: files(words)), "debug=true" in words)
