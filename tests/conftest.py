@@ -68,7 +68,8 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     torch.set_grad_enabled(True)
     torch.set_default_dtype(torch.float32)
     torch.set_float32_matmul_precision("highest")
-    torch.use_deterministic_algorithms(False)
+    if torch.are_deterministic_algorithms_enabled():  # setting it imports torch's compiler, five seconds
+        torch.use_deterministic_algorithms(False)
     scratch = str(tmp_path_factory.getbasetemp())
     for name in set(sys.modules) - modules:  # of a test's own folder: the next one may have another of that name
         if str(sys.modules[name].__dict__.get("__file__")).startswith(scratch):

@@ -24,9 +24,9 @@ def fences(text: str) -> list[str]:
 
 def commands(app: str) -> list[tuple[str, str]]:
     """(page, overrides) of every command of an app in a code block; `torchrun …` and `&&` in front are left out."""
-    return [(page, re.split(r"   +", line.partition(f"python {app}.py ")[2])[0]) for page, text in TEXTS.items()
-            for block in fences(text) for line in re.sub(r" *\\\n *", " ", block).split("\n")
-            if f"python {app}.py " in line]
+    called = re.compile(rf"(?:python {app}\.py|\bt2i {app}) ")
+    return [(page, re.split(r"   +", called.split(line, maxsplit=1)[1])[0]) for page, text in TEXTS.items()
+            for block in fences(text) for line in re.sub(r" *\\\n *", " ", block).split("\n") if called.search(line)]
 
 
 @pytest.mark.parametrize("page", TEXTS)

@@ -27,7 +27,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from t2i.cli import sweep
 from t2i.config.compose import (
-    ROOT,
     ConfigError,
     composed,
     imply_model,
@@ -40,6 +39,7 @@ from t2i.config.compose import (
     swept,
 )
 from t2i.config.messages import is_for_people, shown
+from t2i.config.places import PACKAGE, program
 from t2i.config.quiet import plain_warnings
 
 Run = Callable[[dict[str, Any], list[str]], Any]
@@ -197,7 +197,7 @@ def prepared_sweep(config_name: str, overrides: list[str], args: Namespace) -> l
         more.append(f"hydra.launcher.n_jobs={sweep.jobs_at_once()}")
     # The launchers' processes import this package, and the user's own classes.
     os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")]), os.getcwd()])
+        [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")]), os.getcwd()])
     return [*overrides, *more]
 
 
@@ -239,7 +239,7 @@ def train(config: dict[str, Any], overrides: list[str]) -> Any:
         return pipeline.run(config, plan(overrides))
     from t2i.training import train
 
-    return train.run(config, "python train.py " + shlex.join(overrides))
+    return train.run(config, f"{program('train')} {shlex.join(overrides)}")
 
 
 def sample(config: dict[str, Any], overrides: list[str]) -> Any:
@@ -290,7 +290,7 @@ def job(cfg: DictConfig, config_name: str, run: Run | None = None) -> float | No
     def call() -> None:
         nonlocal result
         if logged:
-            log.info("python %s.py %s", config_name, " ".join(words))
+            log.info("%s %s", program(config_name), " ".join(words))
         result = run(config, words)
         if logged:
             log.info("ended: %s", result)

@@ -1,15 +1,22 @@
-"""The console command `t2i`, also `python -m t2i`: what is done with runs and model files beside the four apps."""
+"""The console command `t2i`, also `python -m t2i`: the four apps, and what else is done with runs and model files."""
 
 from __future__ import annotations
 
 import argparse
+import runpy
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from t2i.cli.app import guarded
+from t2i.config.places import APPS, ROOT
 
-ABOUT = """Looks at runs and model files, others' and ours. Nothing in a file is run."""
+ABOUT = """Trains, draws and scores, and looks at runs and model files, others' and ours. Nothing in a file is run."""
 EXAMPLES = """
+t2i train experiments=quickstart     as python train.py does in a clone; t2i train --help
+t2i sample ckpt=runs/quickstart/prior/last.ckpt prompt="a red circle"
+t2i evaluate ckpt=runs/quickstart/prior/last.ckpt
+t2i prepare data=folder data.root=photos
 t2i compare runs/a runs/b            settings, cost, scores, curves and pictures on one page; t2i compare --help
 t2i plot runs/a                      the curves of metrics.csv anew; t2i plot --help
 t2i inspect vqgan_imagenet_f16_16384.ckpt
@@ -27,6 +34,9 @@ def parser() -> argparse.ArgumentParser:
                       help="a package whose classes a checkpoint may build, or a folder, file or hub name that it may"
                       " open; may be given several times")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, about in zip(APPS, ("a model, or a recipe's stages", "pictures for captions", "scores of a model",
+                                  "looks a data set over"), strict=True):
+        commands.add_parser(name, help=about, add_help=False)
     commands.add_parser("compare", help="runs side by side on one page", add_help=False)
     commands.add_parser("plot", help="the curves of runs", add_help=False)
     one = commands.add_parser("inspect", help="what a file is, its sizes, and what in it is not a tensor")
@@ -81,7 +91,11 @@ WORDS: dict[str, Callable[[list[str]], None]] = {"compare": compare, "plot": plo
 def files(words: list[str]) -> None:
     from t2i.checkpoint.registry import trust
 
-    asked = parser().parse_args(words)
+    asked, rest = parser().parse_known_args(words)
+    if asked.command in (*APPS, *WORDS):  # these read their words themselves
+        raise ValueError(f"{asked.command} comes first: t2i {asked.command} …")
+    if rest:
+        parser().error(f"unrecognized arguments: {' '.join(rest)}")
     trust(asked.trust)
     if asked.command == "inspect":
         from t2i.convert.inspection import inspected
@@ -105,7 +119,16 @@ def files(words: list[str]) -> None:
         print(reconstruct(asked.file, asked.pictures, asked.out, asked.image_size))
 
 
+def hydra_app(name: str, words: list[str]) -> NoReturn:
+    """Runs an app's own file as Python would, which is also what Lightning starts further processes with."""
+    sys.argv[:] = [str(ROOT / f"{name}.py"), *words]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    raise AssertionError(f"{name}.py came back")  # it ends with its exit code
+
+
 def main(words: list[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
+    if words and words[0] in APPS:
+        hydra_app(words[0], words[1:])
     run = WORDS.get(words[0]) if words else None
     return guarded((lambda: run(words[1:])) if run else (lambda: files(words)), "debug=true" in words)

@@ -21,11 +21,12 @@ import yaml
 from t2i.config import aliases
 from t2i.config.limits import BESIDE, FILES, GIVEN, VALUES
 from t2i.config.messages import shown
+from t2i.config.places import CONF
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
 COMPILED = ast.parse("def __getattr__(name): ...")  # a module whose names are not to be read
 GROUPS = {"trainer": "trainer/auto.yaml", "paths": "paths/default.yaml", "evaluation": "evaluate.yaml"}
 NAMED = ("callbacks", "logger")  # groups that hold nodes of any name
+EXTRAS = {"t2i.training.wandb_logger.WandbLogger": "wandb"}  # class -> the package, and t2i's extra, that it needs
 
 
 @dataclass
@@ -349,6 +350,12 @@ def check_files(config: dict[str, Any]) -> list[str]:
     return problems
 
 
+def check_extras(config: dict[str, Any]) -> list[str]:
+    needed = [(path, EXTRAS[node["_target_"]]) for path, node in nodes(config) if node["_target_"] in EXTRAS]
+    return [f"{path} needs a package that is not installed: pip install {package} (in t2i's extra {package})"
+            for path, package in needed if importlib.util.find_spec(package) is None]
+
+
 def removed_option(setting: str) -> str:
     return f"{setting}: this option was removed in this version; leave it out, or use the version before"
 
@@ -407,4 +414,4 @@ def check(config: dict[str, Any], config_name: str, files: bool = True) -> list[
     problems += check_values(config) + check_names(config) + check_sizes(config)
     problems += check_start(config) if config_name == "train" else []
     # An estimate works out of what is there: it says itself what it needs.
-    return problems + (check_files(config) if files and not config.get("estimate") else [])
+    return problems + (check_extras(config) + check_files(config) if files and not config.get("estimate") else [])

@@ -30,10 +30,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from t2i.config import aliases
 from t2i.config.check import check, near, unknown_key
+from t2i.config.places import CONF, RECIPES, ROOT, program
 
-ROOT = Path(__file__).resolve().parents[3]
-CONF = ROOT / "conf"
-RECIPES = ROOT / "experiments"
 TEXTS = {"prompt", "negative", "clip_guided.extras", "clip_guided.excluded", "clip_guided.styles",
          "clip_guided.images"}  # to the letter
 # Text, or null; interpolations in it are followed.
@@ -48,7 +46,7 @@ HINTS = {
                          " text_encoder=sentence, which needs none",
     "clip_guided.clips": "the CLIP that guides: a Hugging Face folder such as runs/quickstart/clip/hf, or a hub name",
     "clip_guided.path": "the drawing.json of a clip-guided drawing",
-    "data.root": "the folder with the pictures; python prepare.py data=… data.root=… looks it over",
+    "data.root": f"the folder with the pictures; {program('prepare')} data=… data.root=… looks it over",
 }
 PLUGINS = {"hydra/launcher=joblib": "hydra-joblib-launcher", "hydra/launcher=submitit_local": "hydra-submitit-launcher",
            "hydra/launcher=submitit_slurm": "hydra-submitit-launcher", "hydra/sweeper=optuna": "hydra-optuna-sweeper"}
@@ -116,7 +114,7 @@ def keys_of(config_name: str) -> str:
     return "\n".join([*lines, "", f"Keys (conf/{config_name}.yaml):", *(f"  {line}" for line in keys.splitlines())])
 
 
-for resolver in (run_name, job_folder, keys_of):
+for resolver in (run_name, job_folder, keys_of, program):
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 OmegaConf.register_new_resolver("repo", lambda: str(ROOT), replace=True)
 
@@ -272,7 +270,7 @@ def no_such_choice(error: MissingConfigException, overrides: Sequence[str]) -> s
     if not group:
         return f"--config-name {choice}: there is no such file in conf/ or in --config-dir"
     if package := PLUGINS.get(f"{group}={choice}"):
-        return f"{group}={choice} needs a package that is not installed: pip install {package}"
+        return f"{group}={choice} needs a package that is not installed: pip install {package} (in t2i's extra sweeps)"
     if group == "experiments" and choice in aliases.RECIPES:
         return f"experiments={choice} is no longer there: experiments={aliases.RECIPES[choice]} takes its place"
     allowed = sorted({*choices(group), *(error.options or ())})
@@ -361,7 +359,7 @@ def plan(overrides: Sequence[str]) -> list[Stage]:
     for stage in stages:
         words = [f"experiments={stage}", *others]
         compose(words, files=False)
-        found.append(Stage(stage, words, "python train.py " + shlex.join(words)))
+        found.append(Stage(stage, words, f"{program('train')} {shlex.join(words)}"))
     return found
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from t2i.checkpoint import building, file_format
+from t2i.config.places import program
 from t2i.convert.damsm import read_damsm
 from t2i.convert.dfgan import nets, read_dfgan, read_generator
 from t2i.convert.kinds import kind_of
@@ -49,7 +50,7 @@ def _dfgan(path: str | Path, held: Any, text_encoder: Any, vocabulary: Any) -> A
             f" {'is' if len(missing) == 1 else 'are'} missing."
             " DF-GAN's README names the files, AttnGAN's DAMSM encoders (bird/text_encoder200.pth or"
             " coco/text_encoder100.pth, each with its captions_DAMSM.pickle). The command:\n"
-            f'python sample.py ckpt={path} prompt="…" text_encoder.path={text_encoder or "bird/text_encoder200.pth"}'
+            f'{program("sample")} ckpt={path} prompt="…" text_encoder.path={text_encoder or "bird/text_encoder200.pth"}'
             f" text_encoder.vocabulary={vocabulary or 'bird/captions_DAMSM.pickle'}\n"
             "Or text_encoder.path= alone: a folder of model=clip model.text_tower=bilstm with sentences of"
             f" {width} numbers"

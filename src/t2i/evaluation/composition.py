@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from t2i.config.places import program
 from t2i.data import shapes
 from t2i.data.scenes import TASKS, Caption, Scene, Task, render
 from t2i.evaluation.generated_images import BATCH, GeneratedImages, draw
@@ -101,8 +102,8 @@ def listed(images: GeneratedImages, metric: str = "composition") -> Paint:
             used[caption] += 1
             if k >= len(places[caption]):
                 raise ValueError(f"images={images.folder}: none for the caption {caption!r} of {metric} ({split}):"
-                                 f" evaluate.py export=FOLDER metrics=[{metric}] writes the captions to draw (same"
-                                 " data=, n_per_task=, n_pairs=, seed=)")
+                                 f" {program('evaluate')} export=FOLDER metrics=[{metric}] writes the captions to draw"
+                                 " (same data=, n_per_task=, n_pairs=, seed=)")
             order.append(places[caption][k])
         return images.only(order).all()
 

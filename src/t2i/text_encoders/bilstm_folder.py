@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from t2i.checkpoint.plain_files import read_json
 from t2i.config.messages import shown
+from t2i.config.places import program
 from t2i.text_encoders.folders import replacing
 from t2i.text_encoders.limited_warnings import LimitedWarnings
 
@@ -197,7 +198,7 @@ def _what_is_there(folder: Path) -> str:
     """Why this is no folder of ours; empty where it may be one."""
     if not folder.is_dir():
         return (f"there is no folder of that name (looked at {folder.absolute()}); train one"
-                " (python train.py model=clip model.text_tower=bilstm)")
+                f" ({program('train')} model=clip model.text_tower=bilstm)")
     held: Any = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
     model_type = held.get("model_type") if isinstance(held, dict) else None
     if str(model_type).startswith("clip"):

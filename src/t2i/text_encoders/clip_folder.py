@@ -37,6 +37,7 @@ from t2i.checkpoint import file_checks
 from t2i.checkpoint.building import on_meta_device
 from t2i.checkpoint.plain_files import read_json
 from t2i.config.messages import quoted, shown
+from t2i.config.places import program
 from t2i.text_encoders.fast_tokenizer import FastTokenizer, read_tokenizer
 from t2i.text_encoders.folders import replacing
 
@@ -190,8 +191,8 @@ def load_clip(path: str, allow_download: bool = False) -> tuple[CLIPModel, Capti
         if is_folder or not isinstance(error, OSError | ValueError):
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ValueError(f"path={path!r} could not be read as a CLIP folder: {shown(first, 300)}") from error
-        how = ("the download failed" if allow_download else "train one (python train.py model=clip), name the folder of"
-               " one, or set allow_download: true")
+        how = ("the download failed" if allow_download else f"train one ({program('train')} model=clip), name the"
+               " folder of one, or set allow_download: true")
         raise ValueError(f"path={path!r}: no folder of that name (looked at {Path(path).absolute()}), and no such model"
                          f" in the Hugging Face cache; {how}") from error
     model, report = cast(tuple[CLIPModel, dict[str, Any]], loaded)  # typed as if there were no report

@@ -18,6 +18,7 @@ from t2i.checkpoint import atomic, file_format
 from t2i.checkpoint.plain_files import read_table
 from t2i.config import quiet
 from t2i.config.compose import Stage, compose
+from t2i.config.places import program
 from t2i.evaluation import evaluate, nearest_render, paraphrase, scene_paraphrase
 from t2i.training import train
 from t2i.viz.html import Table
@@ -31,7 +32,7 @@ def heading(text: str) -> None:
 def evaluated(settings: dict[str, Any], ckpt: Path, out: Path) -> dict[str, Any]:
     """The scores of a checkpoint, from `evaluation.json` if that is about this very file and these settings."""
     overrides = [f"ckpt={ckpt}", f"out={out}"] + [f"{key}={word(value)}" for key, value in settings.items()]
-    shown = " ".join(["python evaluate.py", *overrides])
+    shown = " ".join([program("evaluate"), *overrides])
     heading(shown)
     if (found := out / "evaluation.json").is_file():
         held = read_table(found, protocol=dict, scores=dict)
@@ -94,7 +95,8 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
                                                                                 ("heldout", "held-out"))]
             notes.append(f"Composition: {protocol['n_per_task']} pictures a task; reader: {protocol['reader']}.")
             recipe = "shapes" if config["group"] == "quickstart" else "pictures data.root=FOLDER"
-            following = [f"python evaluate.py ckpt={last} n_per_task=200", f"python train.py experiments={recipe}"]
+            following = [f"{program('evaluate')} ckpt={last} n_per_task=200",
+                         f"{program('train')} experiments={recipe}"]
             overall |= {f"composition_{split}": kinds["score"]["overall"] for split, kinds in scores.items()}
         if "nearest_render" in result["scores"]:
             judged = result["scores"]["nearest_render"]
@@ -113,8 +115,8 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
             overall |= {f"paraphrase_{name}": kinds["score"]["overall"]["value"]
                         for name, kinds in result["scores"]["wordings"].items()}
     shown = scores
-    commands = [f'python sample.py ckpt={last} prompt="{prompt}" n=8',
-                f"python sample.py ckpt={last} prompts=prompts.txt out=drawings", *following]
+    commands = [f'{program("sample")} ckpt={last} prompt="{prompt}" n=8',
+                f"{program('sample')} ckpt={last} prompts=prompts.txt out=drawings", *following]
     if comparison is not None:
         heading("Comparison")
         since = time.monotonic()
@@ -123,7 +125,7 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
         grids.insert(0, ("Models in rows, captions in columns", folder / "comparison.png"))
         done.append({"name": "comparison", "run_dir": str(folder), "seconds": round(time.monotonic() - since, 1)})
         runs = {stage["name"]: stage["run_dir"] for stage in trained}
-        commands = [f'python sample.py ckpt={runs[stage]}/last.ckpt prompt="two red circles above a blue square" n=8'
+        commands = [f'{program("sample")} ckpt={runs[stage]}/last.ckpt prompt="two red circles above a blue square" n=8'
                     for stage in comparison["models"].values()]
     total = time.monotonic() - started
     cost = f"{clock(total)} min and {peak_memory():.1f} GB of memory at most."
@@ -132,4 +134,4 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
     heading(f"Done in {cost}")
     print(f"Pictures: {grids[0][1] if grids else done[-1]['run_dir']}\nReport:   {report}\nTry next:")
     print("\n".join(f"  {command}" for command in commands))
-    return {"report": str(report), "seconds": round(total, 1), **overall}
+    return {"report": str(report), "run_dir": trained[-1]["run_dir"], "seconds": round(total, 1), **overall}

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tests.generation.clip_guided.test_settings import TEXT, clip_folder, make_parts
 
+import t2i
 from t2i.checkpoint import building, file_format
 from t2i.config.compose import compose
 from t2i.convert.tokenizers import load_tokenizer
@@ -98,6 +99,38 @@ def test_files(parts: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFix
     assert found["files"] == [str(out / f"{base}-{i}.png") for i in range(2)]
     said = capsys.readouterr()
     assert found["grid"] in said.out and "similarity" in said.out and "4/4  loss" in said.err
+
+
+@pytest.mark.parametrize("model", ["vqgan", "prior", None])
+def test_watched_from_python_it_ends_as_it_does_here(parts: SimpleNamespace, tmp_path: Path, model: str | None) -> None:
+    ckpt = getattr(parts, model) if model else None
+    words = [f"ckpt={ckpt}"] if model else PIXELS
+    out = draw(parts, tmp_path / "drawn", *words, f"prompt={TEXT[0]}", ".steps=3", "seed=5")
+    given: dict[str, Any] = {} if model else {"canvas": "pixels", "image_size": [12, 20]}
+    opened = t2i.load(ckpt, device="cpu") if ckpt else None
+    given |= {"steps": 3, "show_step": 2, "batch_size": 2}
+    way = list(t2i.guided(TEXT[0], parts.clip, opened, seed=5, device="cpu", **given))
+    assert [one.step for one in way] == [0, 2, 3]
+    assert np.array_equal(np.array(way[-1].image), pixels(out["files"][0]))
+    assert np.array_equal(np.array(way[0].image), pixels(Path(out["files"][0]).with_suffix("") / "00000.png"))
+    assert [round(way[i].similarity, 5) for i in (0, -1)] == out["pictures"][0]["similarity"]
+
+
+def test_what_cannot_be_watched_is_one_line(parts: SimpleNamespace) -> None:
+    model = t2i.load(parts.vqgan, device="cpu")
+    cases: list[tuple[str, Any, dict[str, Any], str]] = [
+        ("", model, {}, 'prompt="" is empty'),
+        ("a", model, {"step": 3}, r"step=3: guided\(\) has no such setting; it has .*steps"),
+        ("a", model, {"film": "gif"}, "film='gif': guided"),
+        ("a", model, {"steps": 0}, r"clip_guided\.steps=0: allowed are whole numbers from 1"),
+        ("a", model, {"steps": "many"}, r"clip_guided\.steps=many: "),
+        ("a", model, {"canvas": "pixels"}, "canvas=pixels has no use for it"),
+        ("a", None, {}, r"canvas=vqgan needs ckpt="),
+        ("image:nothing.png", None, {"canvas": "pixels"}, r"nothing\.png"),
+    ]
+    for prompt, given, settings, message in cases:
+        with pytest.raises(ValueError, match=message):
+            t2i.guided(prompt, parts.clip, given, device="cpu", **settings)
 
 
 @pytest.mark.parametrize("words", [

@@ -17,6 +17,7 @@ from typing import Any
 
 from t2i.config.check import near
 from t2i.config.messages import shown
+from t2i.config.places import program
 
 ABOUT = """
 t2i compare runs/a runs/b runs/c        settings, cost, scores, curves and pictures of runs, on one page
@@ -126,7 +127,7 @@ def compared(named: list[str], options: dict[str, Any], runs: list[Any], out: Pa
         again.append(f"# {one.label}")
         again.append(one.command or f"# of an earlier version: see {one.folder / 'config.json'}")
         if one.checkpoint is not None and one.evaluation is None and one.kind in KINDS:
-            again.append(f"python evaluate.py ckpt={shlex.quote(str(one.checkpoint))}")
+            again.append(f"{program('evaluate')} ckpt={shlex.quote(str(one.checkpoint))}")
     facts = [f"Pictures were made on {hardware(device)}.", versions()]
     date = time.strftime("%Y-%m-%d %H:%M")
     table = tables.markdown(labels, columns)

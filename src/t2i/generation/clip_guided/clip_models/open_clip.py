@@ -83,7 +83,7 @@ def _library() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "open_clip":
             raise
-        raise ValueError('open_clip is not installed: pip install -r requirements.txt (the package open_clip_torch)'
+        raise ValueError('open_clip is not installed: pip install open_clip_torch (in t2i\'s extra open-clip)'
                          ) from error
     return open_clip
 
