@@ -69,7 +69,7 @@ class FrozenTower:
         raise NotImplementedError
 
     def lower_tower(self, layers: int) -> Any:
-        """A tower over the same weights whose last states are those of this many layers; None where it has none such."""
+        """Over the same weights one whose last states are those of so many layers; None where there is none such."""
         return None
 
     def _encode(self, text: list[str], pooled: bool) -> tuple[Tensor, Tensor, Tensor | None]:
