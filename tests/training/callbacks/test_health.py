@@ -45,7 +45,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 @pytest.mark.parametrize(("series", "line"), [
-    ({"train/loss/pixel": lambda step: 0.5 + 0.001 * (-1) ** step}, "step 12: train/loss/pixel is 0.5 and began at 0.5"),
+    ({"train/loss/pixel": lambda step: 0.5 + 0.001 * (-1) ** step}, "train/loss/pixel is 0.5 and began at 0.5"),
     ({"train/logits/fake": lambda step: 0.299}, r"the same logits (0.3 and 0.299)"),
     ({"train/loss/discriminator": lambda step: 0.0}, "tells every generated picture"),
     ({"train/codebook_usage_2": lambda step: 0.01 if step > 3 else 0.5}, "step 9: of a codebook 1 % is used"),

@@ -1,4 +1,4 @@
-"""Says once, in a line with the usual remedies, when a training goes wrong in one of the ways that losses alone hide."""
+"""Says once, in a line with the usual remedies, that a training goes wrong in one of the ways that are well known."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ REAL, FAKE, LOSS = "train/logits/real", "train/logits/fake", "train/loss/discrim
 FALLING = {"vqgan": "train/loss/pixel", "prior": "train/loss", "prior_any": "train/loss", "clip": "train/loss"}
 REMEDIES = {
     "not finite": "a smaller model.learning_rate; trainer.gradient_clip_val=1; trainer.precision=32-true",
-    "loss": "another model.learning_rate (three times as much, then a third); captions and pictures that belong together"
-            " (python prepare.py looks them over); a larger net",
+    "loss": "another model.learning_rate (three times as much, then a third); captions that belong to their pictures"
+            " (python prepare.py shows them); a larger net",
     "behind": "a larger model.discriminator_learning_rate; a wider model.discriminator; less freeze=",
     "ahead": "a smaller model.discriminator_learning_rate; a smaller model.discriminator; more pictures (data.flip,"
              " data.crop=random)",
-    "codebook": "model/quantizer=ema, which restarts dead codes, or fsq, which has none; a smaller codebook_size or dim;"
-                " a longer model.warmup_steps",
+    "codebook": "model/quantizer=ema, which restarts dead codes, or fsq, which has none; a smaller codebook_size;"
+                " a smaller dim",
 }
 
 
@@ -94,8 +94,8 @@ class Health(pl.Callback):
         unused = [name for name, value in metrics.items()
                   if name.startswith("train/codebook_usage") and value < self.usage]
         if again := sorted(set(unused) & set(self.unused)):
-            found["codebook"] = (f"of a codebook {100 * metrics[again[0]]:.2g} % is used ({again[0]}), at two validations"
-                                 " in a row")
+            found["codebook"] = (f"of a codebook {100 * metrics[again[0]]:.2g} % is used ({again[0]}), at two"
+                                 " validations in a row")
         self.unused = unused
         new = [what for what in found if what not in self.said]
         self.said += new
