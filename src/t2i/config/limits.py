@@ -12,7 +12,7 @@ VALUES: dict[str, tuple[str, float | None, float | None]] = {
     "n": ("int | None", 1, None),
     "best_of": ("int", 1, None),
     "batch_size": ("int | None", 1, None),
-    "size": ("int | None", 8, None),
+    "size": ("int | str | None", 8, None),
     "allow_download": ("bool", None, None),
     "n_per_task": ("int", 1, None),
     "n_pairs": ("int", 1, None),

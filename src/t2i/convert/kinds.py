@@ -15,8 +15,8 @@ STAGE, BESIDE = "first_stage_model.", ("transformer.", "cond_stage_model.")  # o
 
 @dataclass(frozen=True)
 class Kind:
-    """`system`: taming, llamagen, diffusers, dfgan, stackgan1, stackgan2, discriminator (and nothing else), damsm, or ""
-    for what is not read here; `text` says whose it is, as in "PATH is …"."""
+    """`system`: taming, llamagen, diffusers, dfgan, stackgan1, stackgan2, discriminator (and nothing else), damsm, or
+    "" for what is not read here; `text` says whose it is, as in "PATH is …"."""
 
     system: str
     text: str

@@ -66,7 +66,8 @@ LLAMAGEN: Rules = (
 )  # fmt: skip
 DIFFUSERS: Rules = (
     (r"^autoencoder\.", ""), (r"^(..coder)\.norm\.", r"\1.conv_norm_out."),
-    (r"^encoder\.levels\.", "encoder.down_blocks."), (r"^decoder\.levels\.", "decoder.up_blocks."), (r"\.blocks\.", ".resnets."),
+    (r"^encoder\.levels\.", "encoder.down_blocks."), (r"^decoder\.levels\.", "decoder.up_blocks."),
+    (r"\.blocks\.", ".resnets."),
     (r"^(encoder.+)\.resize\.", r"\1.downsamplers.0."), (r"^(decoder.+)\.resize\.", r"\1.upsamplers.0."),
     (r"\.middle\.0\.", ".mid_block.resnets.0."), (r"\.middle\.1\.", ".mid_block.attentions.0."),
     (r"\.middle\.2\.", ".mid_block.resnets.1."), (r"(\.attentions\.\d+)\.norm\.", r"\1.group_norm."),

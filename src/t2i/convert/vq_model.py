@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
+from torch import nn
 
 from t2i.checkpoint.atomic import write_bytes, write_text
 from t2i.convert.tokenizers import VQ_MODEL, diffusers_name
@@ -25,14 +26,15 @@ WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
 
 def _faults(tokenizer: ImageTokenizer) -> list[str]:
     """What of a tokenizer a VQModel cannot express."""
-    net, quantizer = tokenizer.autoencoder, tokenizer.quantizer
+    net: Any = tokenizer.autoencoder
+    quantizer = tokenizer.quantizer
     if not isinstance(net, Autoencoder):
         return [f"autoencoder {type(net).__name__}"]
     found = [] if isinstance(quantizer, VQ | EMA) else [f"quantizer {type(quantizer).__name__}"]
     found += ["quantizer.normalize"] if isinstance(quantizer, VQ) and quantizer.normalize else []
     if isinstance(quantizer, EMA) and not bool(quantizer.initialised):
         found.append("a codebook that has not begun (quantizer.warmup_steps)")
-    widths, norm = net.encoder.widths, net.encoder.norm
+    widths = net.encoder.widths
     found += [f"autoencoder.patch_size={net.encoder.patch_size}"] if net.encoder.patch_size > 1 else []
     found += ["autoencoder.local_encoder"] if net.encoder.stem.kernel_size == (1, 1) else []
     heads = max((module.num_heads for module in net.modules() if isinstance(module, Attention)), default=1)
@@ -41,9 +43,8 @@ def _faults(tokenizer: ImageTokenizer) -> list[str]:
                                               for module in net.modules()) else []
     if (first := net.encoder.stem.out_channels) != widths[0]:
         found.append(f"autoencoder.multipliers that begin with {widths[0] // first}")
-    groups = getattr(norm, "num_groups", 0)
-    found += [] if groups else ["autoencoder.num_groups=0"]
-    norms = {module.num_groups for module in net.modules() if hasattr(module, "num_groups")}
+    norms = {module.num_groups for module in net.modules() if isinstance(module, nn.GroupNorm)}
+    found += [] if norms else ["autoencoder.num_groups=0"]
     found += ["autoencoder.num_groups that not all channels divide by"] if len(norms) > 1 else []
     return found + (["bounded_latents"] if tokenizer.bounded_latents else [])
 
@@ -70,7 +71,7 @@ def write_vq_model(tokenizer: ImageTokenizer, folder: str | Path, source: str | 
     if faults := _faults(tokenizer):
         raise ValueError(f"format=diffusers: {source} has {', '.join(faults)}, and a VQModel of diffusers is vq or ema"
                          " over VQGAN's plain autoencoder (model/autoencoder=conv)")
-    name_of = diffusers_name(len(tokenizer.autoencoder.encoder.levels))
+    name_of = diffusers_name(len(_config(tokenizer)["block_out_channels"]))
     state = {name: value for name, value in tokenizer.state_dict().items() if not name.startswith("quantizer.")}
     state["quantizer.codebook"] = tokenizer.codebooks()[0]
     renamed = {name_of(name): value.contiguous().clone() for name, value in state.items()}
