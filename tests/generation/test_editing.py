@@ -13,6 +13,7 @@ from tests.models.test_prior_any import prior
 
 from t2i.generation import editing, text_to_image
 from t2i.generation.editing import Edit, blend, edited, next_window, of_box, read_mask, starts
+from t2i.generation.text_to_image_pipeline import TextToImagePipeline
 from t2i.models.prior_any import PriorAny
 from t2i.viz.grids import to_uint8
 
@@ -231,3 +232,52 @@ def test_sample_writes_edits(tmp_path, model) -> None:
     kept = ~of_box(asked["box"], 12, 16)
     assert all(np.array_equal(one[kept], pixels(picture(12, 16))[kept]) for one in drawn)
     assert not np.array_equal(drawn[0], drawn[1])
+
+
+def test_pictures_of_any_size_are_drawn_in_a_window_that_slides(tmp_path, model) -> None:
+    found = text_to_image.run(sample_config(tmp_path, size="14x10", prompt="green", edit=node(tmp_path, image=None)),
+                              model)
+    drawn = [np.array(Image.open(file)) for file in found["files"]]
+    assert all(one.shape == (10, 14, 3) for one in drawn) and not np.array_equal(drawn[0], drawn[1])
+    assert found["request"]["size"] == [14, 10]
+    options = {"steps": 3, "guidance": 2.0}
+    own = next(editing.draw_sized(model, (8, 8), ["green", "red"], [3, 4], **options))
+    assert torch.allclose(own, model.sample(["green", "red"], seeds=[3, 4], **options).cpu(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "message"), [
+    ("14", "size=14: width x height is wanted"), ("big", "size=big: width"), ("14x9", "multiples of 2"),
+    ("6x8", r"from 8 to 8192 on each side"), ("99999x8", "from 8 to 8192"), ("9999999x8", "width x height"),
+])
+def test_sizes_that_are_none_are_refused_in_one_line(model, size: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        editing.check_size(size, model)
+    assert "\n" not in str(caught.value)
+
+
+def test_sizes_go_with_a_prior_that_draws_any_order_alone(tmp_path, model) -> None:
+    with pytest.raises(ValueError, match=r"size=16x8: a prior draws pictures of \S+ x \S+; a prior_any draws any size"):
+        text_to_image.run(sample_config(tmp_path, size="16x8", edit=node(tmp_path, image=None)), Noise())
+    with pytest.raises(ValueError, match=r"edit\.image= does not go with size=16x8"):
+        text_to_image.run(sample_config(tmp_path, size="16x8", edit=node(tmp_path, vary=0.4)), model)
+
+
+def test_python_edits_what_sample_py_edits(tmp_path, model) -> None:
+    asked = node(tmp_path, box=[0.0, 0.0, 0.5, 0.5])
+    wanted = text_to_image.run(sample_config(tmp_path, edit=asked, prompt="green", seed=5), model)["files"]
+    pipeline = TextToImagePipeline(model, {}, "it", "cpu")
+    for image in (asked["image"], Image.open(asked["image"])):
+        found = pipeline.edit(image, "green", box=asked["box"], seed=5, n=len(wanted))
+        assert all(np.array_equal(np.array(one), np.array(Image.open(file)))
+                   for one, file in zip(found, wanted, strict=True))
+    half = Image.new("L", (16, 12))
+    half.paste(255, (0, 0, 8, 12))
+    assert pipeline.edit(asked["image"], "green", mask=half)[0].size == (16, 12)
+    with pytest.raises(ValueError, match=r"edit\.mask=the picture covers nothing"):
+        pipeline.edit(asked["image"], "green", mask=Image.new("L", (16, 12)))
+    with pytest.raises(ValueError, match=r"one of edit\.mask=, .* is needed; given is none"):
+        pipeline.edit(asked["image"], "green")
+    back = pipeline.reconstruct(asked["image"], keep_size=True)[0]
+    assert back.size == (16, 12)
+    with pytest.raises(ValueError, match=r"images\[0\] has 4 x 4 pixels; keep_size=True takes at least 8 x 8"):
+        pipeline.reconstruct(Image.new("RGB", (4, 4)), keep_size=True)

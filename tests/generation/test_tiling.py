@@ -63,7 +63,7 @@ def test_a_picture_of_one_tile_is_that_of_the_tokenizer() -> None:
     assert torch.allclose(decode_tiled(made, ids), made.decode_ids(ids.flatten(1)), atol=1e-6)
 
 
-@pytest.mark.parametrize(("length", "side", "margin"), [(30, 30, 5), (31, 30, 5), (100, 17, 8), (7, 11, 5), (128, 28, 7)])
+@pytest.mark.parametrize(("length", "side", "margin"), [(30, 30, 5), (31, 30, 5), (7, 11, 5), (128, 28, 7)])
 def test_tiles_cover_a_side_once_with_their_margins(length: int, side: int, margin: int) -> None:
     found = list(_spans(length, side, margin))
     assert found[0][1].start == 0 and found[-1][1].stop == length
