@@ -14,6 +14,7 @@ from tests.models.test_prior_any import prior
 from t2i.generation import editing, text_to_image
 from t2i.generation.editing import Edit, blend, edited, next_window, of_box, read_mask, starts
 from t2i.generation.text_to_image_pipeline import TextToImagePipeline
+from t2i.generation.tiling import decode_tiled
 from t2i.models.prior_any import PriorAny
 from t2i.viz.grids import to_uint8
 
@@ -63,15 +64,12 @@ def test_codes_whose_patch_the_mask_does_not_touch_stay(model, monkeypatch) -> N
     seen = []
     codes = model.codes
     monkeypatch.setattr(model, "codes", lambda *text, **given: seen.append(given) or codes(*text, **given))
-    monkeypatch.setattr(editing, "decode", lambda tokenizer, ids: seen.append(ids) or decode(tokenizer, ids))
+    monkeypatch.setattr(editing, "decode_tiled", lambda net, ids: seen.append(ids) or decode_tiled(net, ids))
     edited(model, Edit(image, new), ["green"], [3])
     asked, ids = seen
     assert (~asked["known"]).nonzero()[:, 0].tolist() == [0, 11]
     before = model.tokenizer.encode(image.float().div(127.5).sub(1)[None])
     assert torch.equal(ids.flatten(1)[:, asked["known"]], before[:, asked["known"]])
-
-
-decode = editing.decode
 
 
 def test_the_same_seed_draws_the_same_edit_in_any_batch(model) -> None:
@@ -105,7 +103,7 @@ def test_tiles_of_one_picture_are_the_picture(model) -> None:
     image = picture().float().div(127.5).sub(1)[None]
     ids = editing.encode(model.tokenizer, image)
     assert torch.equal(ids.flatten()[None], model.tokenizer.encode(image))
-    torch.testing.assert_close(editing.decode(model.tokenizer, ids[None]), model.tokenizer.decode_ids(ids.view(1, -1)))
+    torch.testing.assert_close(decode_tiled(model.tokenizer, ids[None]), model.tokenizer.decode_ids(ids.view(1, -1)))
 
 
 def test_windows_overlap_by_half_and_go_where_something_is_known() -> None:
@@ -123,10 +121,10 @@ def test_windows_overlap_by_half_and_go_where_something_is_known() -> None:
 
 def test_only_one_tile_is_worked_on_at_a_time(model, monkeypatch) -> None:
     sizes = []
-    original = model.tokenizer.decode_ids
-    monkeypatch.setattr(model.tokenizer, "decode_ids", lambda ids: sizes.append(ids.shape) or original(ids))
-    edited(model, Edit(picture(), extend=(0, 0, 24, 24)), ["green"], [1])
-    assert set(sizes) == {(1, 16)} and len(sizes) == 49
+    original = model.tokenizer.encode
+    monkeypatch.setattr(model.tokenizer, "encode", lambda image: sizes.append(image.shape) or original(image))
+    edited(model, Edit(picture(12, 16), vary=0.1), ["green"], [1])
+    assert set(sizes) == {(1, 3, 8, 8)} and len(sizes) == 6  # of decoding, see test_tiling.py
 
 
 def test_the_seam_lies_inside_what_is_new() -> None:

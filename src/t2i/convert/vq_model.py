@@ -30,18 +30,19 @@ def _faults(tokenizer: ImageTokenizer) -> list[str]:
     quantizer = tokenizer.quantizer
     if not isinstance(net, Autoencoder):
         return [f"autoencoder {type(net).__name__}"]
+    encoder: Any = net.encoder
     found = [] if isinstance(quantizer, VQ | EMA) else [f"quantizer {type(quantizer).__name__}"]
     found += ["quantizer.normalize"] if isinstance(quantizer, VQ) and quantizer.normalize else []
     if isinstance(quantizer, EMA) and not bool(quantizer.initialised):
         found.append("a codebook that has not begun (quantizer.warmup_steps)")
-    widths = net.encoder.widths
-    found += [f"autoencoder.patch_size={net.encoder.patch_size}"] if net.encoder.patch_size > 1 else []
-    found += ["autoencoder.local_encoder"] if net.encoder.stem.kernel_size == (1, 1) else []
+    widths = encoder.widths
+    found += [f"autoencoder.patch_size={encoder.patch_size}"] if encoder.patch_size > 1 else []
+    found += ["autoencoder.local_encoder"] if encoder.stem.kernel_size == (1, 1) else []
     heads = max((module.num_heads for module in net.modules() if isinstance(module, Attention)), default=1)
     found += [f"autoencoder.attention_heads={heads}"] if heads > 1 else []
     found += ["autoencoder.antialias"] if any(isinstance(module, Upsample) and module.mode == "bilinear"
                                               for module in net.modules()) else []
-    if (first := net.encoder.stem.out_channels) != widths[0]:
+    if (first := encoder.stem.out_channels) != widths[0]:
         found.append(f"autoencoder.multipliers that begin with {widths[0] // first}")
     norms = {module.num_groups for module in net.modules() if isinstance(module, nn.GroupNorm)}
     found += [] if norms else ["autoencoder.num_groups=0"]

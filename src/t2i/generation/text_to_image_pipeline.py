@@ -9,7 +9,7 @@ import operator
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,7 @@ from t2i.generation.text_to_image import (
 from t2i.generation.tiling import decode_tiled
 from t2i.models.base import BaseModule
 from t2i.models.prior import Prior
+from t2i.models.prior_any import PriorAny
 from t2i.models.vqgan import VQGAN
 from t2i.nets.tokenizer import ImageTokenizer
 from t2i.text_encoders.limited_warnings import CaptionWarning
@@ -191,8 +192,8 @@ class TextToImagePipeline:
         texts, found = self._asked(prompt, negative, options)
         count, base = _check("n", n, 1), _check("seed", seed, 0)
         numbers = [picture_seed(base, 0, i) for i in range(count)]
-        pictures = editing.draw(self.model, edit, texts * count, numbers, _check("batch_size", batch_size, 1), negative,
-                                **found)
+        size = _check("batch_size", batch_size, 1)
+        pictures = editing.draw(cast(PriorAny, self.model), edit, texts * count, numbers, size, negative, **found)
         return [Image.fromarray(one) for batch in pictures for one in to_uint8(batch)]
 
     @torch.inference_mode()

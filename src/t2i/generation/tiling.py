@@ -134,7 +134,7 @@ def decode_tiled(
     for step in plan.whole:
         x = step.run(x)
     scale = plan.tiled[0].scale
-    tiles = list(_tiles(*ids.shape[1:], side, margin))
+    tiles = list(_tiles(ids.shape[1], ids.shape[2], side, margin))
     found = torch.empty(len(ids), 3, ids.shape[1] * patch, ids.shape[2] * patch)
 
     def decoded(tile: Tile) -> Tensor:

@@ -174,8 +174,8 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
     result = {"run_dir": str(run_dir), "steps": trainer.global_step, "seconds": round(time.monotonic() - started, 1),
               "metrics": metrics}
     if config["init"] is not None and before.is_file() and trainer.is_global_zero:
-        result["before"] = read_table(before)
-        print(compared(result["before"], metrics))
+        result["before"] = first = read_table(before)
+        print(compared(first, metrics))
     if trainer.is_global_zero:
         with errors_for_people(trainer, checkpoint, None):
             atomic.write_text(run_dir / "finished.json", json.dumps(result, indent=1))
