@@ -77,6 +77,7 @@ def _foreign(held: Any, path: Path) -> dict[str, Any]:
         if "netD" in nets:
             discriminator = dfgan.read_discriminator(nets["netD"], nets["netC"], f"{path}: netD, netC")
             weights |= _under("discriminator", discriminator.state_dict())
+        weights["skipped"] = torch.tensor(0)  # steps, of training
     else:
         what = f"{path} is {kind.text}" if kind else f"{path} is no checkpoint of this project (it holds {first(held)})"
         raise ValueError(f"{what}, and none that a run starts from: those are ours, {READ}, DF-GAN")
@@ -117,8 +118,10 @@ def start_from(model: nn.Module, path: str, allow: Sequence[str], node: Mapping[
     own, section = model.state_dict(), held["t2i"]
     faults = building.misfits(own, weights)
     fitting = {name: value for name, value in weights.items() if name not in faults}
+    settings = _other_settings(node or {}, section)
     if not fitting:
-        raise ValueError(f"init={shown(path)} is a {section['kind']}, of which no weight fits {type(model).__name__}")
+        raise ValueError(f"init={shown(path)} is a {section['kind']}, of which no weight fits {type(model).__name__}"
+                         f"{settings}")
     if odd := building.not_finite(fitting):
         raise ValueError(f"init={shown(path)} has numbers that are not finite: {building.joined(odd)}")
     parts = file_format.pack(model, {})["parts"]
@@ -130,7 +133,6 @@ def start_from(model: nn.Module, path: str, allow: Sequence[str], node: Mapping[
             raise _unknown("init_allow", prefix, names, "weight or part")
     if refused := {name: line for name, line in faults.items() if not any(_begins(name, each) for each in allow)}:
         starts = dict.fromkeys(".".join(name.split(".")[:2]) for name in refused)
-        settings = _other_settings(node or {}, section)
         raise ValueError(f"init={shown(path)} does not fit: {building.joined(list(refused.values()))}{settings};"
                          f" init_allow=[{shown(','.join(starts))}] starts without what does not fit")
     model.load_state_dict({**own, **fitting})
