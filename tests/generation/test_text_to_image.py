@@ -70,10 +70,10 @@ class Brightest:
 def config(tmp_path, **changes):
     cfg = {"ckpt": None, "prompt": "a dog", "prompts": None, "n": 3, "seed": 0, "out": str(tmp_path / "drawn"),
            "unconditional": False, "temperature": 1.0, "top_k": None, "top_p": None, "guidance": 2.0,
-           "negative": None, "size": None, "truncation": None, "batch_size": 2, "steps": None, "schedule": None, "order": None,
+           "negative": None, "truncation": None, "batch_size": 2, "steps": None, "schedule": None, "order": None,
            "edit": {"image": None, "mask": None, "box": None, "vary": None, "extend": None, "composite": True},
            "completion": {"image": None, "rows": None}, "best_of": 1, "scorer": None, "nearest": False, "device": "cpu",
-           "trust": [], "paths": {"cache": str(tmp_path / "cache")}}
+           "size": None, "trust": [], "paths": {"cache": str(tmp_path / "cache")}}
     assert set(changes) <= set(cfg)
     return {**cfg, **changes}
 

@@ -239,5 +239,5 @@ def test_finetuning_takes_sizes_tokenizer_and_text_encoder_from_its_start(
     before, after = result["before"]["val/loss"], result["metrics"]["val/loss"]
     assert before != after
     assert f"| val/loss | {before:.4g} | {after:.4g} |" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"is a prior, of which no weight fits Prior \(its model had model\.width=32\)"):
+    with pytest.raises(ValueError, match=r"of which no weight fits Prior \(its model had model\.width=32\)"):
         train.run(compose([*words, f"init={start / 'last.ckpt'}", "model.width=16", "name=other"]))
