@@ -193,8 +193,8 @@ def check_size(size: Any, model: Any, key: str = "size") -> tuple[int, int]:
     if found is None:
         raise ValueError(f"{key}={shown(size, 40)}: width x height is wanted, such as {key}=512x256")
     if not isinstance(model, PriorAny):
-        raise ValueError(f"{key}={size}: a {model.kind} draws pictures of {model.image_size} x {model.image_size}; a"
-                         " prior_any draws any size (model=prior_any)")
+        raise ValueError(f"{key}={size}: a {model.kind} draws pictures of its own size alone; a prior_any draws any"
+                         " (model=prior_any)")
     width, height = int(found[1]), int(found[2])
     side, patch = model.image_size, model.image_size // model.tokenizer.grid[0]
     if min(width, height) < side or max(width, height) > MOST or width % patch or height % patch:
