@@ -3,12 +3,10 @@
 A decoder's first steps work at the resolution of the codes and have its attention: they run on the whole grid, which
 costs little. The later ones are convolutions, of which each pixel sees so many codes around it and no more: tiles take
 that margin with them and lose it again, so that there is no seam to blend. What is left that joins far pixels is
-GroupNorm: its statistics are summed up over all tiles first (a round that draws nothing), each tile by its own, and
-then serve them all alike. Decoders of other kinds are decoded in tiles of the model's size that are blended where they
-overlap.
+GroupNorm: its statistics are summed up over all tiles before, norm after norm, each behind the settled ones. Decoders of
+other kinds are decoded in tiles of the model's size that are blended where they overlap.
 
-Not exact: the statistics of a later norm are those behind norms of single tiles (docs/editing.md has the error), and
-attention below the codes' resolution makes all down to it run on the whole.
+Attention below the codes' resolution makes all down to it run on the whole.
 """
 
 from __future__ import annotations
@@ -29,8 +27,6 @@ from t2i.nets.resnet_blocks import Attention, Upsample
 from t2i.nets.tokenizer import ImageTokenizer
 from t2i.nets.two_colour import TwoColourDecoder
 from t2i.types import Tokenizer
-
-ROUNDS = 2  # in which statistics are summed up
 
 
 @dataclass
@@ -106,7 +102,7 @@ def check_codes(tokenizer: Tokenizer, ids: Int[Tensor, "b gh gw"]) -> None:
 
 @torch.no_grad()
 def decode_tiled(
-    tokenizer: Tokenizer, ids: Int[Tensor, "b gh gw"], tile: int | None = None, rounds: int = ROUNDS
+    tokenizer: Tokenizer, ids: Int[Tensor, "b gh gw"], tile: int | None = None, rounds: int | None = None
 ) -> Float[Tensor, "b 3 h w"]:
     """Pictures in [-1, 1] on the CPU, of a grid of any size.
 
@@ -115,7 +111,9 @@ def decode_tiled(
         ids: codes.
         tile: codes a side of what is decoded at a time, the margin with it; None: four margins, or the model's grid
             where that is more.
-        rounds: in which the norms' statistics are summed up; 0 leaves each tile its own.
+        rounds: in which the norms' statistics are summed up. None: one for each norm, up to that norm, after which they
+            are those of the whole; fewer are quicker and leave steps between tiles (docs/editing.md); 0 leaves each
+            tile its own.
 
     ValueError for a tile that its margin leaves nothing of.
     """
@@ -137,26 +135,27 @@ def decode_tiled(
     tiles = list(_tiles(ids.shape[1], ids.shape[2], side, margin))
     found = torch.empty(len(ids), 3, ids.shape[1] * patch, ids.shape[2] * patch)
 
-    def decoded(tile: Tile) -> Tensor:
+    def decoded(tile: Tile, steps: Sequence[Step]) -> Tensor:
         y = x[:, :, tile.outer[0].start * scale : tile.outer[0].stop * scale,
               tile.outer[1].start * scale : tile.outer[1].stop * scale].contiguous()
-        for step in plan.tiled:
+        for step in steps:
             y = step.run(y)
         return y
 
     with Statistics(plan.norms) as statistics:
         if plan.norms and len(tiles) > 1:
-            for _ in range(rounds):
+            upto = [i + 1 for i, step in enumerate(plan.tiled) for _ in step.norms]
+            for stop in upto if rounds is None else [len(plan.tiled)] * rounds:
                 for one in tiles:
                     statistics.of = one
-                    decoded(one)
+                    decoded(one, plan.tiled[:stop])
                 statistics.settle()
         statistics.of = None
         for one in tiles:
             inner = (slice(i.start * patch, i.stop * patch) for i in one.inner)
             within = (slice((i.start - o.start) * patch, (i.stop - o.start) * patch)
                       for i, o in zip(one.inner, one.outer, strict=True))
-            found[:, :, *inner] = decoded(one)[:, :, *within].float().clamp(-1, 1).cpu()
+            found[:, :, *inner] = decoded(one, plan.tiled)[:, :, *within].float().clamp(-1, 1).cpu()
     return found
 
 
