@@ -3,8 +3,8 @@
 A decoder's first steps work at the resolution of the codes and have its attention: they run on the whole grid, which
 costs little. The later ones are convolutions, of which each pixel sees so many codes around it and no more: tiles take
 that margin with them and lose it again, so that there is no seam to blend. What is left that joins far pixels is
-GroupNorm: its statistics are summed up over all tiles before, norm after norm, each behind the settled ones. Decoders of
-other kinds are decoded in tiles of the model's size that are blended where they overlap.
+GroupNorm: its statistics are summed up over all tiles before, norm after norm, each behind the settled ones. Decoders
+of other kinds are decoded in tiles of the model's size that are blended where they overlap.
 
 Attention below the codes' resolution makes all down to it run on the whole.
 """
