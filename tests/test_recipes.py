@@ -93,6 +93,8 @@ def build_all(config: dict[str, Any], clip_folder: str, pictures: str) -> Any:
         given["stage1"] = stage1(config["data"]["image_size"] // 4, clip_folder)
     if encoder := config["model"].get("text_encoder"):
         trained = {} if encoder["_target_"].endswith("SentenceEncoder") else {"path": clip_folder}
+        if encoder["_target_"].endswith("load_part"):  # out of the checkpoint that it starts from
+            encoder = {"_target_": "t2i.text_encoders.clip.CLIPText"}
         given["text_encoder"] = building.build(encoder | trained)
     if "perceptual" in config["model"]:  # its VGG is not to be had here
         given["perceptual"] = None

@@ -13,6 +13,8 @@ from tests.models.test_prior_any import prior
 
 from t2i.generation import editing, text_to_image
 from t2i.generation.editing import Edit, blend, edited, next_window, of_box, read_mask, starts
+from t2i.generation.text_to_image_pipeline import TextToImagePipeline
+from t2i.generation.tiling import decode_tiled
 from t2i.models.prior_any import PriorAny
 from t2i.viz.grids import to_uint8
 
@@ -62,15 +64,12 @@ def test_codes_whose_patch_the_mask_does_not_touch_stay(model, monkeypatch) -> N
     seen = []
     codes = model.codes
     monkeypatch.setattr(model, "codes", lambda *text, **given: seen.append(given) or codes(*text, **given))
-    monkeypatch.setattr(editing, "decode", lambda tokenizer, ids: seen.append(ids) or decode(tokenizer, ids))
+    monkeypatch.setattr(editing, "decode_tiled", lambda net, ids: seen.append(ids) or decode_tiled(net, ids))
     edited(model, Edit(image, new), ["green"], [3])
     asked, ids = seen
     assert (~asked["known"]).nonzero()[:, 0].tolist() == [0, 11]
     before = model.tokenizer.encode(image.float().div(127.5).sub(1)[None])
     assert torch.equal(ids.flatten(1)[:, asked["known"]], before[:, asked["known"]])
-
-
-decode = editing.decode
 
 
 def test_the_same_seed_draws_the_same_edit_in_any_batch(model) -> None:
@@ -104,7 +103,7 @@ def test_tiles_of_one_picture_are_the_picture(model) -> None:
     image = picture().float().div(127.5).sub(1)[None]
     ids = editing.encode(model.tokenizer, image)
     assert torch.equal(ids.flatten()[None], model.tokenizer.encode(image))
-    torch.testing.assert_close(editing.decode(model.tokenizer, ids[None]), model.tokenizer.decode_ids(ids.view(1, -1)))
+    torch.testing.assert_close(decode_tiled(model.tokenizer, ids[None]), model.tokenizer.decode_ids(ids.view(1, -1)))
 
 
 def test_windows_overlap_by_half_and_go_where_something_is_known() -> None:
@@ -122,10 +121,10 @@ def test_windows_overlap_by_half_and_go_where_something_is_known() -> None:
 
 def test_only_one_tile_is_worked_on_at_a_time(model, monkeypatch) -> None:
     sizes = []
-    original = model.tokenizer.decode_ids
-    monkeypatch.setattr(model.tokenizer, "decode_ids", lambda ids: sizes.append(ids.shape) or original(ids))
-    edited(model, Edit(picture(), extend=(0, 0, 24, 24)), ["green"], [1])
-    assert set(sizes) == {(1, 16)} and len(sizes) == 49
+    original = model.tokenizer.encode
+    monkeypatch.setattr(model.tokenizer, "encode", lambda image: sizes.append(image.shape) or original(image))
+    edited(model, Edit(picture(12, 16), vary=0.1), ["green"], [1])
+    assert set(sizes) == {(1, 3, 8, 8)} and len(sizes) == 6  # of decoding, see test_tiling.py
 
 
 def test_the_seam_lies_inside_what_is_new() -> None:
@@ -231,3 +230,53 @@ def test_sample_writes_edits(tmp_path, model) -> None:
     kept = ~of_box(asked["box"], 12, 16)
     assert all(np.array_equal(one[kept], pixels(picture(12, 16))[kept]) for one in drawn)
     assert not np.array_equal(drawn[0], drawn[1])
+
+
+def test_pictures_of_any_size_are_drawn_in_a_window_that_slides(tmp_path, model) -> None:
+    found = text_to_image.run(sample_config(tmp_path, size="14x10", prompt="green", edit=node(tmp_path, image=None)),
+                              model)
+    drawn = [np.array(Image.open(file)) for file in found["files"]]
+    assert all(one.shape == (10, 14, 3) for one in drawn) and not np.array_equal(drawn[0], drawn[1])
+    assert found["request"]["size"] == [14, 10]
+    options = {"steps": 3, "guidance": 2.0}
+    own = next(editing.draw_sized(model, (8, 8), ["green", "red"], [3, 4], **options))
+    assert torch.allclose(own, model.sample(["green", "red"], seeds=[3, 4], **options).cpu(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "message"), [
+    ("14", "size=14: width x height is wanted"), ("big", "size=big: width"), ("14x9", "multiples of 2"),
+    ("6x8", r"from 8 to 8192 on each side"), ("99999x8", "from 8 to 8192"), ("9999999x8", "width x height"),
+])
+def test_sizes_that_are_none_are_refused_in_one_line(model, size: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        editing.check_size(size, model)
+    assert "\n" not in str(caught.value)
+
+
+def test_sizes_go_with_a_prior_that_draws_any_order_alone(tmp_path, model) -> None:
+    with pytest.raises(ValueError, match=r"size=16x8: a prior draws pictures of its own size alone; a prior_any"):
+        text_to_image.run(sample_config(tmp_path, size="16x8", edit=node(tmp_path, image=None)), Noise())
+    with pytest.raises(ValueError, match=r"edit\.image= does not go with size=16x8"):
+        text_to_image.run(sample_config(tmp_path, size="16x8", edit=node(tmp_path, vary=0.4)), model)
+
+
+def test_python_edits_what_sample_py_edits(tmp_path, model) -> None:
+    asked = node(tmp_path, box=[0.0, 0.0, 0.5, 0.5])
+    wanted = text_to_image.run(sample_config(tmp_path, edit=asked, prompt="green", seed=5), model)["files"]
+    options = {"temperature": 1.0, "guidance": 2.0}  # of the config above
+    pipeline = TextToImagePipeline(model, {}, "it", "cpu")
+    for image in (asked["image"], Image.open(asked["image"])):
+        found = pipeline.edit(image, "green", box=asked["box"], seed=5, n=3, **options)
+        assert all(np.array_equal(np.array(one), np.array(Image.open(file)))
+                   for one, file in zip(found, wanted, strict=True))
+    half = Image.new("L", (16, 12))
+    half.paste(255, (0, 0, 8, 12))
+    assert pipeline.edit(asked["image"], "green", mask=half)[0].size == (16, 12)
+    with pytest.raises(ValueError, match=r"edit\.mask=the picture covers nothing"):
+        pipeline.edit(asked["image"], "green", mask=Image.new("L", (16, 12)))
+    with pytest.raises(ValueError, match=r"one of edit\.mask=, .* is needed; given is none"):
+        pipeline.edit(asked["image"], "green")
+    back = pipeline.reconstruct(asked["image"], keep_size=True)[0]
+    assert back.size == (16, 12)
+    with pytest.raises(ValueError, match=r"images\[0\] has 4 x 4 pixels; keep_size=True takes at least 8 x 8"):
+        pipeline.reconstruct(Image.new("RGB", (4, 4)), keep_size=True)

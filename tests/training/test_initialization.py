@@ -9,13 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-from tests.convert.test_convert import CLIP_NODE, hf, prior, save, vqgan  # noqa: F401  # fixtures
+from tests.convert.test_convert import CLIP_NODE, hf, prior, same, save, vqgan  # noqa: F401  # fixtures
+from tests.convert.test_llamagen import golden
+from tests.convert.test_reader import files  # noqa: F401  # a fixture
+from tests.convert.test_taming import TINY, random_state
+from tests.convert.test_vq_model import saved
 from tests.in_child import config, differing, in_child, result
+from tests.tiny import DATA, QUIET, TRAINER
 from tests.training.test_resume import in_validation
 
 from t2i.checkpoint import atomic, building, file_format
 from t2i.config.compose import compose
-from t2i.convert.convert import export
+from t2i.convert.convert import convert, export
+from t2i.convert.dfgan import read_dfgan
+from t2i.convert.reader import read_text_encoder
+from t2i.convert.tokenizers import load_tokenizer
+from t2i.models.dfgan import DFGAN
+from t2i.nets.dfgan import DFDiscriminator, DFGenerator
 from t2i.training import train
 from t2i.training.initialization import freeze, start_from
 
@@ -163,3 +173,71 @@ def test_a_run_of_before_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[s
     path.write_text(json.dumps(before))
     train.run(config(tmp_path, "name=x", "trainer.max_steps=2"))
     assert "is finished (2 steps)" in capsys.readouterr().out
+
+
+def starting(node: dict[str, Any]) -> Any:
+    """A VQGAN around a tokenizer's nets, without a discriminator."""
+    parts = {key: node[key] for key in ("autoencoder", "quantizer", "image_size")}
+    return building.build({"_target_": "t2i.models.vqgan.VQGAN", "max_steps": 1, **parts})
+
+
+@pytest.mark.parametrize("system", ["taming", "llamagen", "diffusers"])
+def test_a_vqgan_starts_from_other_projects_tokenizers(system: str, tmp_path: Path) -> None:
+    path: Path = tmp_path / "file.ckpt"
+    if system == "taming":
+        torch.save({"state_dict": random_state(*TINY)}, path)
+    elif system == "llamagen":
+        torch.save({"model": golden()[0]}, path)
+    else:
+        path = export(saved(tmp_path), tmp_path / "folder", format="diffusers")
+    wanted = load_tokenizer(path)
+    model = starting(dict(wanted.config or {}))
+    start_from(model, str(path), [])
+    assert same(model.tokenizer, wanted)
+    again = starting(dict(wanted.config or {}))
+    start_from(again, str(convert(path, tmp_path / "ours.safetensors")), [])  # a tokenizer by itself
+    assert same(again.tokenizer, wanted)
+
+
+def test_a_dfgan_starts_from_the_published_layout(files: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
+    path = files["state_epoch_1220.pth"]
+    encoder = read_text_encoder(files["text_encoder200.pth"], files["captions_DAMSM.pickle"])
+    wanted = read_dfgan(path, encoder)
+
+    def made() -> Any:
+        return DFGAN(DFGenerator(16, 2, 4, 8), DFDiscriminator(16, 2, 8), encoder, 1, text_dim=8, projection="none")
+
+    start_from(model := made(), str(path), [])
+    assert same(model, wanted)
+    held = torch.load(path, weights_only=True)["model"]
+    torch.save({"netG": held["netG"]}, tmp_path / "netG.pth")
+    with pytest.raises(ValueError, match=r"fit: missing discriminator\..*init_allow=\[discriminator"):
+        start_from(made(), str(tmp_path / "netG.pth"), [])
+    start_from(made(), str(tmp_path / "netG.pth"), ["discriminator"])
+    with pytest.raises(ValueError, match=r"is a DF-GAN, of which no weight fits CLIP"):
+        start_from(building.build(CLIP_NODE), str(path), [])
+    with pytest.raises(ValueError, match=r"is a text encoder of DAMSM.*and none that a run starts"):
+        start_from(made(), str(files["text_encoder200.pth"]), [])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"init=\S+: \S+empty is a folder without weights that are read"):
+        start_from(made(), str(tmp_path / "empty"), [])
+
+
+def test_finetuning_takes_sizes_tokenizer_and_text_encoder_from_its_start(
+    prior: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]  # noqa: F811
+) -> None:
+    start = tmp_path / "base"
+    start.mkdir()
+    (start / "last.ckpt").write_bytes(prior.read_bytes())
+    atomic.write_text(start / "config.json", json.dumps(file_format.read(prior)["t2i"]["config"]))
+    words = ["experiments=finetune", "data=shapes", *DATA[1:], *TRAINER, *QUIET, f"paths.runs={tmp_path / 'runs'}",
+             f"paths.cache={tmp_path / 'cache'}", "trainer.max_steps=4", "model.code_dropout=0.0"]
+    for path in (start / "last.ckpt", export(prior, tmp_path / "exported")):
+        model = compose([*words, f"init={path}"])["model"]
+        assert (model["width"], model["num_layers"], model["num_heads"]) == (32, 1, 2)
+    result = train.run(compose([*words, f"init={start / 'last.ckpt'}"]))
+    before, after = result["before"]["val/loss"], result["metrics"]["val/loss"]
+    assert before != after
+    assert f"| val/loss | {before:.4g} | {after:.4g} |" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"of which no weight fits Prior \(its model had model\.width=32\)"):
+        train.run(compose([*words, f"init={start / 'last.ckpt'}", "model.width=16", "name=other"]))

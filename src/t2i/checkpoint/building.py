@@ -315,6 +315,15 @@ def build_part(part: Mapping[str, Any], path: str | Path, name: str) -> Any:
     return made.eval().requires_grad_(False)
 
 
+def load_part(path: str | Path, name: str) -> Any:
+    """A part by itself, frozen, out of a checkpoint or an exported folder: the text encoder or the tokenizer of a
+    prior."""
+    parts = read(path)["t2i"]["parts"]
+    if name not in parts:
+        raise ValueError(f"{path} has no part {name}; it has {', '.join(parts) or 'none'}")
+    return build_part(parts[name], path, name)
+
+
 def load(path: str | Path, kind: str | tuple[str, ...] | None = None, ema: bool = True) -> Any:
     """The model of a checkpoint, in eval mode on the CPU, from its path alone.
 

@@ -23,6 +23,7 @@ t2i inspect vqgan_imagenet_f16_16384.ckpt
 t2i convert vqgan_imagenet_f16_16384.ckpt vqgan.safetensors
 t2i reconstruct vqgan.safetensors photo.jpg out.png
 t2i export ckpt=runs/quickstart/prior/last.ckpt out=prior --license mit --drawings drawings
+t2i export ckpt=runs/vqgan-shapes/last.ckpt out=vqgan format=diffusers
 t2i push prior owner/name
 """
 
@@ -49,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
                               " README.md, a model card with the scores of evaluation.json; of a CLIP hf")
     one.add_argument("file", metavar="[ckpt=]FILE", type=lambda word: word.removeprefix("ckpt="))
     one.add_argument("folder", metavar="[out=]FOLDER", type=lambda word: word.removeprefix("out="))
+    one.add_argument("format", nargs="?", metavar="[format=]t2i|diffusers", default="t2i",
+                     choices=["t2i", "diffusers"], type=lambda word: word.removeprefix("format="),
+                     help="diffusers: a tokenizer as a VQModel, without a card")
     one.add_argument("--license", help="the card's: a key of the hub's, such as mit; other where it is not given")
     one.add_argument("--language", action="append", default=[], help="of the captions, such as en; may be given several"
                      " times")
@@ -108,7 +112,8 @@ def files(words: list[str]) -> None:
     elif asked.command == "export":
         from t2i.convert.convert import export
 
-        print(f"Written: {export(asked.file, asked.folder, asked.license, asked.language, asked.drawings)}")
+        made = export(asked.file, asked.folder, asked.license, asked.language, asked.drawings, asked.format)
+        print(f"Written: {made}")
     elif asked.command == "push":
         from t2i.convert.hub import push
 

@@ -6,6 +6,7 @@ captions). Nothing heavy is imported here, so that a mistake answers at once.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -114,7 +115,22 @@ def keys_of(config_name: str) -> str:
     return "\n".join([*lines, "", f"Keys (conf/{config_name}.yaml):", *(f"  {line}" for line in keys.splitlines())])
 
 
-for resolver in (run_name, job_folder, keys_of, program):
+def of_init(key: Any, default: Any, *, _root_: Any) -> Any:
+    """A setting of the training that made `init=`, as config.json beside it or in it says; `default` where that says
+    nothing, or something that is no short word or number."""
+    place = Path(str(_root_.init)).expanduser()
+    try:
+        held = json.loads(((place if place.is_dir() else place.parent) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return default
+    node = held["config"] if isinstance(held, dict) and "t2i" not in held and "config" in held else held
+    for part in str(key).split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    known = type(node) in (bool, float) or (type(node) is int and 0 <= node < 2**16)
+    return node if known or (isinstance(node, str) and node.isidentifier()) else default
+
+
+for resolver in (run_name, job_folder, keys_of, of_init, program):
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 OmegaConf.register_new_resolver("repo", lambda: str(ROOT), replace=True)
 

@@ -12,7 +12,7 @@ VALUES: dict[str, tuple[str, float | None, float | None]] = {
     "n": ("int | None", 1, None),
     "best_of": ("int", 1, None),
     "batch_size": ("int | None", 1, None),
-    "size": ("int | None", 8, None),
+    "size": ("int | str | None", 8, None),
     "allow_download": ("bool", None, None),
     "n_per_task": ("int", 1, None),
     "n_pairs": ("int", 1, None),
@@ -64,7 +64,7 @@ VALUES: dict[str, tuple[str, float | None, float | None]] = {
     "trainer.compile": ("bool | Literal['aot_eager']", None, None),
 }
 # Files and folders that must exist: path of the key -> what it names.
-FILES = {"ckpt": "a checkpoint", "init": "a checkpoint, or an exported folder",
+FILES = {"ckpt": "a checkpoint", "init": "a checkpoint, an exported folder, or another project's file",
          "images": "a folder of pictures", "inception": "the file of Inception's weights",
          "vgg": "the file of VGG16's weights", "model.tokenizer.path": "a tokenizer's file",
          "model.stage1.path": "the checkpoint of a stage I (model=stackgan1)",

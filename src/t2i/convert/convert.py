@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from t2i.checkpoint import atomic, building, file_format, safetensors_io
 from t2i.convert.model_card import write_card
-from t2i.convert.tensors import read_tensors
-from t2i.convert.tokenizers import read_foreign
+from t2i.convert.tensors import read_tensors, tensors_file
+from t2i.convert.tokenizers import load_tokenizer, read_foreign
+from t2i.convert.vq_model import write_vq_model
 
 
 def held_of(path: str | Path, image_size: int | None = None) -> dict[str, Any]:
     """A checkpoint's dictionary: of ours as it is, of another project's tokenizer as a tokenizer of ours."""
-    found = safetensors_io.weights_file(path)
+    found = tensors_file(path)
     held = read_tensors(found)
     if isinstance(held, Mapping) and safetensors_io.KEY in held:
         if image_size is not None:
@@ -25,7 +26,7 @@ def held_of(path: str | Path, image_size: int | None = None) -> dict[str, Any]:
                              " for other projects' files")
         building.load(found)  # what is copied on is what can be built
         return file_format.read(found)
-    tokenizer = read_foreign(held, path, image_size)
+    tokenizer = read_foreign(held, found, image_size)
     section = file_format.pack(tokenizer, {"model": tokenizer.config})
     return {"state_dict": tokenizer.state_dict(), safetensors_io.KEY: section}
 
@@ -51,13 +52,21 @@ def convert(path: str | Path, out: str | Path, image_size: int | None = None) ->
 
 def export(
     path: str | Path, folder: str | Path, license: str | None = None, languages: Sequence[str] = (),
-    drawings: str | Path | None = None,
+    drawings: str | Path | None = None, format: Literal["t2i", "diffusers"] = "t2i",
 ) -> Path:
     """Writes `folder` with model.safetensors, config.json and a model card, which takes the other arguments
-    (`t2i.convert.model_card`); of a CLIP a Hugging Face folder, which has no card. Returns the folder."""
+    (`t2i.convert.model_card`); of a CLIP a Hugging Face folder, which has no card; as `format` diffusers the tokenizer
+    as a VQModel, without a card either. Returns the folder."""
     folder = Path(folder).expanduser()
     if folder.suffix in (".safetensors", ".ckpt", ".json"):
         raise ValueError(f"{folder}: the name of a folder is wanted; `convert` writes a file")
+    if format == "diffusers":
+        if license or languages or drawings:
+            raise ValueError("format=diffusers writes no card: --license, --language and --drawings go without it")
+        if (folder / safetensors_io.WEIGHTS).is_file():
+            raise ValueError(f"{folder} has a {safetensors_io.WEIGHTS}, whose config.json would be written over; give"
+                             " format=diffusers a folder of its own")
+        return write_vq_model(load_tokenizer(path), folder, path)
     held = held_of(path)
     if held[safetensors_io.KEY]["kind"] != "clip":
         folder.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from t2i.config.messages import shown
 from t2i.convert.dfgan import nets, read_generator
 from t2i.convert.kinds import WRAPPERS, kind_of
 from t2i.convert.stackgan import read_stage1, read_stage2
-from t2i.convert.tensors import STANDINS, Dtype, Named, first, named, scalar, shape, size
+from t2i.convert.tensors import STANDINS, Dtype, Named, first, named, scalar, shape, size, tensors_file
 from t2i.convert.tokenizers import READERS
 
 MANY = 200_000  # values of a file
@@ -294,7 +294,7 @@ def _code(content: Content) -> list[str]:
 
 def inspected(path: str | Path) -> str:
     """The report on a file or an exported folder; ValueError where it is no such file, or damaged."""
-    found = safetensors_io.weights_file(path)
+    found = tensors_file(path)
     content = outline(found)
     try:
         for _ in flat(content.held):

@@ -15,8 +15,8 @@ STAGE, BESIDE = "first_stage_model.", ("transformer.", "cond_stage_model.")  # o
 
 @dataclass(frozen=True)
 class Kind:
-    """`system`: taming, llamagen, dfgan, stackgan1, stackgan2, discriminator (and nothing else), damsm, or "" for what
-    is not read here; `text` says whose it is, as in "PATH is …"."""
+    """`system`: taming, llamagen, diffusers, dfgan, stackgan1, stackgan2, discriminator (and nothing else), damsm, or
+    "" for what is not read here; `text` says whose it is, as in "PATH is …"."""
 
     system: str
     text: str
@@ -58,6 +58,8 @@ def _tokenizer(names: list[str]) -> Kind | None:
     def some(*starts: str) -> bool:
         return any(name.startswith(starts) for name in names)
 
+    if some("encoder.down_blocks.") and some("quantize."):
+        return Kind("diffusers", "a VQModel of diffusers")
     if some("encoder.conv_blocks.", "decoder.conv_blocks."):
         return Kind("llamagen", "a VQ tokenizer of LlamaGen")
     if some(STAGE) and some(BESIDE[0]) and not some("model.diffusion_model."):
@@ -81,7 +83,7 @@ def kind_of(held: Any) -> Kind | None:
     if not wrapped and (found := _first(GANS, names)):
         return found
     names = _names(next((held[key] for key in WRAPPERS if isinstance(held.get(key), Mapping)), held))
-    if found := _first(DIFFUSION, names) or _tokenizer(names):
+    if found := _tokenizer(names) or _first(DIFFUSION, names):
         return found
     if "encoder.weight" in names and any(name.startswith("rnn.weight_ih_l0") for name in names):
         return Kind("damsm", "a text encoder of DAMSM, as AttnGAN and DF-GAN use it")

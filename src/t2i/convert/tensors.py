@@ -97,6 +97,13 @@ STANDINS: list[Any] = [
 ]
 
 
+def tensors_file(path: str | Path) -> Path:
+    """The file of weights in a folder that we exported or that diffusers wrote, or the path itself."""
+    path = safetensors_io.weights_file(path)
+    found = (path / f"diffusion_pytorch_model.{ending}" for ending in ("safetensors", "bin"))
+    return next((file for file in found if file.is_file()), path)
+
+
 def read_tensors(path: str | Path) -> Any:
     """What a torch file (of either format) or a .safetensors holds, tensors on the CPU; nothing in it is executed.
 
@@ -104,7 +111,7 @@ def read_tensors(path: str | Path) -> Any:
 
     ValueError says what else the file is (a web page, a pointer, cut off, another program's classes by name).
     """
-    path = safetensors_io.weights_file(path)
+    path = tensors_file(path)
     if path.is_file() and file_checks.is_safetensors(path):
         return safetensors_io.read(path)
     with torch.serialization.safe_globals(STANDINS):

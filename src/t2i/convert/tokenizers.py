@@ -11,6 +11,10 @@ projects' nets in VQGAN's shape, whose sizes are read from the tensors' shapes:
     weights are taken, or a bare state dict. Codes and latents count by their direction alone. Left out is
     `quantize.codebook_used`, the training's tally of codes.
 
+    diffusers' VQModel, as the folder that `save_pretrained` or `t2i.convert.vq_model` writes: config.json beside
+    diffusion_pytorch_model.safetensors (or .bin). Its decoder's blocks are numbered from the coarsest, attention is
+    linear layers.
+
 Everything else must fit. The size of the pictures is in no tensor: published models learned from 256 pixels, small ones
 from as many as have attention on a grid of 16.
 """
@@ -23,15 +27,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from t2i.checkpoint import building, safetensors_io
+from t2i.checkpoint.plain_files import read_table
 from t2i.convert.kinds import BESIDE, STAGE, kind_of
-from t2i.convert.tensors import Rules, Source, bare, common, count, fill, first, opened, read_tensors, renamed, size
+from t2i.convert.tensors import (
+    Rules,
+    Source,
+    bare,
+    common,
+    count,
+    fill,
+    first,
+    opened,
+    read_tensors,
+    renamed,
+    size,
+    tensors_file,
+)
 from t2i.models import vqgan
 from t2i.nets.tokenizer import ImageTokenizer
 
-READ = "VQGAN of taming-transformers, VQ of LlamaGen"
+READ = "VQGAN of taming-transformers, VQ of LlamaGen, VQModel of diffusers"
 PUBLISHED_SIZE = 256
 ATTENDED = 16  # the side of the grid that taming-transformers' configs give attention to
 # From our names to the published ones; {…}coder is encoder or decoder.
@@ -46,6 +64,21 @@ LLAMAGEN: Rules = (
     (r"^(encoder.+)\.resize\.", r"\1.downsample."), (r"^(decoder.+)\.resize\.", r"\1.upsample."),
     (r"\.middle\.", ".mid."), (r"^quantizer\.codebook$", "quantize.embedding.weight"),
 )  # fmt: skip
+DIFFUSERS: Rules = (
+    (r"^autoencoder\.", ""), (r"^(..coder)\.norm\.", r"\1.conv_norm_out."),
+    (r"^encoder\.levels\.", "encoder.down_blocks."), (r"^decoder\.levels\.", "decoder.up_blocks."),
+    (r"\.blocks\.", ".resnets."),
+    (r"^(encoder.+)\.resize\.", r"\1.downsamplers.0."), (r"^(decoder.+)\.resize\.", r"\1.upsamplers.0."),
+    (r"\.middle\.0\.", ".mid_block.resnets.0."), (r"\.middle\.1\.", ".mid_block.attentions.0."),
+    (r"\.middle\.2\.", ".mid_block.resnets.1."), (r"(\.attentions\.\d+)\.norm\.", r"\1.group_norm."),
+    (r"\.shortcut\.", ".conv_shortcut."), (r"\.query\.", ".to_q."), (r"\.key\.", ".to_k."), (r"\.value\.", ".to_v."),
+    (r"\.output\.", ".to_out.0."), (r"^quantizer\.codebook$", "quantize.embedding.weight"),
+)  # fmt: skip
+# Attention in folders of diffusers before 0.13.
+OLD_DIFFUSERS: Rules = ((r"\.query\.", ".to_q."), (r"\.key\.", ".to_k."), (r"\.value\.", ".to_v."),
+                        (r"\.proj_attn\.", ".to_out.0."))
+# What a VQModel's config must say where it says it: what is otherwise is another net.
+VQ_MODEL = {"_class_name": "VQModel", "act_fn": "silu", "norm_type": "group", "in_channels": 3, "out_channels": 3}
 # Of residual blocks, attention, and both ends.
 SHARED: Rules = (
     (r"\.norm_(\d)\.", r".norm\1."), (r"\.conv_(\d)\.", r".conv\1."), (r"\.shortcut\.", ".nin_shortcut."),
@@ -62,14 +95,23 @@ def taming_name(gumbel: bool) -> Callable[[str], str]:
     return lambda name: renamed(name, (*TAMING, *SHARED, *last))
 
 
-def llamagen_name(levels: int) -> Callable[[str], str]:
-    """From a name of `ImageTokenizer` to LlamaGen's, which counts the decoder's levels from the coarsest."""
+def counted_from_coarsest(levels: int, rules: Rules) -> Callable[[str], str]:
+    """From a name of `ImageTokenizer` to LlamaGen's or diffusers', which count the decoder's levels from the
+    coarsest."""
 
     def published(name: str) -> str:
-        return re.sub(r"^(decoder\.conv_blocks)\.(\d+)", lambda found: f"{found[1]}.{levels - 1 - int(found[2])}",
-                      renamed(name, (*LLAMAGEN, *SHARED)))
+        return re.sub(r"^(decoder\.(?:conv|up)_blocks)\.(\d+)",
+                      lambda found: f"{found[1]}.{levels - 1 - int(found[2])}", renamed(name, (*rules, *SHARED)))
 
     return published
+
+
+def llamagen_name(levels: int) -> Callable[[str], str]:
+    return counted_from_coarsest(levels, LLAMAGEN)
+
+
+def diffusers_name(levels: int) -> Callable[[str], str]:
+    return counted_from_coarsest(levels, DIFFUSERS)
 
 
 @dataclass
@@ -83,21 +125,30 @@ class Layout:
     blocks: int
     attention_levels: tuple[int, ...]
     quantizer: Literal["nearest", "normalised", "gumbel"]
+    mid_attention: bool = True
+    num_groups: int = 32
 
 
-def _layout(names: Mapping[str, Any], system: str) -> Layout:
+PLACES = {"taming": ("encoder.down.", "decoder.up.", "block", "attn"),
+          "llamagen": ("encoder.conv_blocks.", "decoder.conv_blocks.", "res", "attn"),
+          "diffusers": ("encoder.down_blocks.", "decoder.up_blocks.", "resnets", "attentions")}
+
+
+def _layout(names: Mapping[str, Any], system: str, num_groups: int = 32) -> Layout:
     """Of a state dict without prefixes."""
-    llamagen = system == "llamagen"
-    encoder, decoder, block = (("encoder.conv_blocks.", "decoder.conv_blocks.", "res") if llamagen else
-                               ("encoder.down.", "decoder.up.", "block"))
+    encoder, decoder, block, attention = PLACES[system]
     levels = max(count(names, encoder), count(names, decoder))
     blocks = [count(names, f"{encoder}{i}.{block}.") for i in range(levels)]
     blocks += [count(names, f"{decoder}{i}.{block}.") - 1 for i in range(levels)]
-    attended = {i for i in range(levels) if count(names, f"{encoder}{i}.attn.")}
-    attended |= {levels - 1 - i if llamagen else i for i in range(levels) if count(names, f"{decoder}{i}.attn.")}
+    attended = {i for i in range(levels) if count(names, f"{encoder}{i}.{attention}.")}
+    attended |= {i if system == "taming" else levels - 1 - i for i in range(levels)
+                 if count(names, f"{decoder}{i}.{attention}.")}
     shape = levels, max(common(blocks) or 1, 1), tuple(sorted(attended))
-    if llamagen:
+    if system == "llamagen":
         return Layout("VQ tokenizer of LlamaGen", llamagen_name(levels), *shape, "normalised")
+    if system == "diffusers":
+        middle = any(".mid_block.attentions." in name for name in names)
+        return Layout("VQModel of diffusers", diffusers_name(levels), *shape, "nearest", middle, num_groups)
     gumbel = any(name.startswith(("quantize.embed.", "quantize.proj.")) for name in names)
     return Layout(f"{'Gumbel ' if gumbel else ''}VQGAN of taming-transformers", taming_name(gumbel), *shape,
                   "gumbel" if gumbel else "nearest")
@@ -151,17 +202,18 @@ def _node(layout: Layout, image_size: int, sizes: Mapping[str, Any]) -> dict[str
         "autoencoder": {
             "_target_": "t2i.nets.autoencoder.Autoencoder", "channels": sizes["channels"],
             "multipliers": list(sizes["multipliers"]), "num_res_blocks": layout.blocks,
-            "attention_levels": list(layout.attention_levels), "z_channels": sizes["z_channels"], "num_groups": 32,
+            "attention_levels": list(layout.attention_levels), "z_channels": sizes["z_channels"],
+            "num_groups": layout.num_groups, "mid_attention": layout.mid_attention,
         },
         "quantizer": quantizer, "image_size": image_size, "any_size": True,
     }  # fmt: skip
 
 
 def _read(
-    state: Mapping[str, Any], system: str, source: str, image_size: int | None, prefix: str
+    state: Mapping[str, Any], system: str, source: str, image_size: int | None, prefix: str, num_groups: int = 32
 ) -> ImageTokenizer:
     """The frozen tokenizer of a state dict whose names had `prefix` in the file, with its `config`."""
-    layout = _layout(state, system)
+    layout = _layout(state, system, num_groups)
     pixels = _likely_size(layout) if image_size is None else image_size
     config: dict[str, Any] = {}
 
@@ -204,7 +256,30 @@ def read_llamagen(path: Source, label: str | None = None, image_size: int | None
     return _read(state, "llamagen", source, image_size, prefix)
 
 
-READERS: dict[str, Callable[..., ImageTokenizer]] = {"taming": read_taming, "llamagen": read_llamagen}
+def read_diffusers(path: Source, label: str | None = None, image_size: int | None = None) -> ImageTokenizer:
+    """diffusers' VQModel, likewise, of a folder or of its file of weights; config.json beside it tells what is in no
+    tensor."""
+    held, source = opened(path, label)
+    state, prefix = bare(held, source)
+    beside = tensors_file(source).with_name("config.json")
+    config = read_table(beside)
+    if strange := [f"{key}={config[key]}, {value} is read" for key, value in VQ_MODEL.items()
+                   if config.get(key, value) != value]:
+        raise ValueError(f"{beside}: {'; '.join(strange)}")
+    sizes = {"sample_size": config.get("sample_size", 32), "norm_num_groups": config.get("norm_num_groups", 32)}
+    if wrong := [f"{key}={value!r}" for key, value in sizes.items()
+                 if type(value) is not int or not 0 < value < 2**16]:
+        raise ValueError(f"{beside}: {' and '.join(wrong)}; allowed are whole numbers from 1 to 65535")
+    state = {renamed(name, OLD_DIFFUSERS): value for name, value in state.items()}
+    for name, value in state.items():
+        if re.search(r"\.(to_[qkv]|to_out\.0)\.weight$", name) and isinstance(value, Tensor) and value.ndim == 2:
+            state[name] = value[:, :, None, None]
+    pixels = sizes["sample_size"] if image_size is None else image_size
+    return _read(state, "diffusers", source, pixels, prefix, sizes["norm_num_groups"])
+
+
+READERS: dict[str, Callable[..., ImageTokenizer]] = {"taming": read_taming, "llamagen": read_llamagen,
+                                                     "diffusers": read_diffusers}
 
 
 def read_foreign(held: Any, path: str | Path, image_size: int | None = None) -> ImageTokenizer:
@@ -223,10 +298,10 @@ def load_tokenizer(path: str | Path, image_size: int | None = None) -> ImageToke
     `image_size` is of the pictures it is for. Other projects' nets take any multiple of their factor; None is the size
     that they were likely trained with. ValueError says what the file is instead, or what in it does not fit.
     """
-    found = safetensors_io.weights_file(path)
+    found = tensors_file(path)
     if found.is_dir():
-        if (found / "model_index.json").is_file() or (found / "diffusion_pytorch_model.safetensors").is_file():
-            raise ValueError(f"{found} is a Diffusers folder, which is not read: {READ}, each as one file")
+        if (found / "model_index.json").is_file():
+            raise ValueError(f"{found} is a pipeline of diffusers, which is not read; a VQModel's folder in it is")
         raise ValueError(f"{found} is a folder without {safetensors_io.WEIGHTS}, which `python -m t2i export` writes")
     try:
         return vqgan.load_tokenizer(found, image_size)
@@ -234,4 +309,4 @@ def load_tokenizer(path: str | Path, image_size: int | None = None) -> ImageToke
         held = read_tensors(found)  # what cannot be read at all is told here, in the same words
         if isinstance(held, Mapping) and safetensors_io.KEY in held:
             raise
-    return read_foreign(held, path, image_size)
+    return read_foreign(held, found, image_size)

@@ -80,6 +80,8 @@ class Evaluation:
         self.images: GeneratedImages | None = None  # of a folder
         self.measured: GeneratedImages | None = None
         self.reconstructions: tuple[Tensor, Tensor] | None = None
+        if isinstance(config["size"], str):
+            raise ValueError(f"size={shown(config['size'])}: a number is wanted, the side of square pictures")
         exporting = config["export"] is not None
         asked = [key for key in ("ckpt", "images") if config[key] is not None]
         if len(asked) != 1 and not exporting:

@@ -2,13 +2,14 @@
 
 A picture becomes codes, some of them are drawn anew under a caption given the others, and codes become a picture. What
 is larger than the model's pictures is done in tiles of their size with overlap: codes of tiles are taken where they are
-farthest from an edge, codes are drawn in a window that slides from what is known, decoded tiles are blended. A tile at
-a time is worked on, so that memory does not grow with the picture but for its pixels.
+farthest from an edge, codes are drawn in a window that slides from what is known, and `t2i.generation.tiling` decodes
+them. A tile at a time is worked on, so that memory does not grow with the picture but for its pixels.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -19,8 +20,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from t2i.config.messages import shown
 from t2i.data.seeds import derive_seed
-from t2i.generation.pictures import read_bytes
+from t2i.generation.pictures import called, pixels_of
+from t2i.generation.tiling import decode_tiled, starts
 from t2i.models.any_order import halton_order
 from t2i.models.prior_any import PriorAny
 from t2i.types import Tokenizer
@@ -57,14 +60,15 @@ class Edit:
 
 
 def read(node: Mapping[str, Any]) -> Edit | None:
-    """What the keys `edit.*` ask for, None where they ask for nothing; ValueError, one line, for what cannot be."""
+    """What the keys `edit.*` ask for, None where they ask for nothing; ValueError, one line, for what cannot be.
+    Pictures are files or PIL's."""
     given = [way for way in WAYS if node[way] is not None]
     if node["image"] is None:
         given += [] if node["composite"] else ["composite"]
         if given:
             raise ValueError(f"edit.{given[0]}={node[given[0]]} needs edit.image=, the picture to edit")
         return None
-    name = f"edit.image={node['image']}"
+    name = f"edit.image={called(node['image'])}"
     if len(given) != 1:
         raise ValueError(f"{name}: one of {', '.join(f'edit.{way}=' for way in WAYS)} is needed;"
                          f" given {'are' if given else 'is'} {', '.join(given) or 'none'}")
@@ -75,7 +79,7 @@ def read(node: Mapping[str, Any]) -> Edit | None:
         check_box(value)
     if way == "extend":
         check_extend(value)
-    image = read_bytes(node["image"], "edit.image")
+    image = pixels_of(node["image"], "edit.image")
     found = Edit(image, composite=node["composite"], name=name)
     if way == "mask":
         found.new = read_mask(value, *image.shape[1:])
@@ -87,7 +91,7 @@ def read(node: Mapping[str, Any]) -> Edit | None:
         found.extend = (value[0], value[1], value[2], value[3])
     if found.new is not None and (some := bool(found.new.any())) == bool(found.new.all()):
         what, why = ("all", "there is nothing to keep: draw without edit.*") if some else ("nothing", "white is drawn")
-        raise ValueError(f"edit.{way}={value} covers {what} of the picture; {why}")
+        raise ValueError(f"edit.{way}={called(value)} covers {what} of the picture; {why}")
     return found
 
 
@@ -114,18 +118,13 @@ def of_box(box: Sequence[float], height: int, width: int) -> Bool[Tensor, "h w"]
 
 def read_mask(path: Any, height: int, width: int) -> Bool[Tensor, "h w"]:
     """Of a picture of any size and the aspect of height x width: True where it is white, at least half."""
-    pixels = read_bytes(path, "edit.mask", background=0)
+    pixels = pixels_of(path, "edit.mask", background=0)
     own_height, own_width = pixels.shape[1:]
     if abs(own_height * width / own_width - height) > max(1, height / own_height):  # a pixel of either
-        raise ValueError(f"edit.mask={path} has {own_width} x {own_height} pixels, another aspect than the picture's"
-                         f" {width} x {height}")
+        raise ValueError(f"edit.mask={called(path)} has {own_width} x {own_height} pixels, another aspect than the"
+                         f" picture's {width} x {height}")
     white = (pixels.float().mean(0, keepdim=True) >= 128).float()
     return F.adaptive_max_pool2d(white, (height, width))[0] > 0  # a thin line stays
-
-
-def starts(length: int, window: int) -> list[int]:
-    """Where windows begin that overlap by half and cover a length."""
-    return [*range(0, length - window, max(1, window // 2)), length - window]
 
 
 def encode(tokenizer: Tokenizer, image: Float[Tensor, "1 3 h w"]) -> Int[Tensor, "gh gw"]:
@@ -152,22 +151,6 @@ def _depth(start: int, window: int, length: int) -> Int[Tensor, " window"]:
     before = torch.arange(window) if start else torch.full((window,), length)
     after = torch.arange(window).flip(0) if start + window < length else torch.full((window,), length)
     return torch.minimum(before, after)
-
-
-def decode(tokenizer: Tokenizer, ids: Int[Tensor, "b gh gw"]) -> Float[Tensor, "b 3 h w"]:
-    """Pictures in [-1, 1] of a grid of any size, tiles blended where they overlap."""
-    (rows, columns), side = tokenizer.grid, tokenizer.image_size
-    patch = side // rows
-    size = ids.shape[1] * patch, ids.shape[2] * patch
-    total, weights = torch.zeros(len(ids), 3, *size), torch.zeros(size)
-    ramp = torch.minimum(torch.arange(1, side + 1), torch.arange(side, 0, -1)).float()
-    weight = ramp[:, None] * ramp
-    for top, left in product(starts(ids.shape[1], rows), starts(ids.shape[2], columns)):
-        tile = tokenizer.decode_ids(ids[:, top : top + rows, left : left + columns].flatten(1)).float().cpu()
-        where = slice(top * patch, top * patch + side), slice(left * patch, left * patch + side)
-        total[:, :, *where] += tile * weight
-        weights[where] += weight
-    return total / weights
 
 
 def next_window(known: Bool[Tensor, "gh gw"], grid: tuple[int, int]) -> tuple[int, int]:
@@ -201,6 +184,40 @@ def fill(
         ids[:, *where] = drawn.view(-1, rows, columns)
         known[where], number = True, number + 1
     return ids
+
+
+def check_size(size: Any, model: Any, key: str = "size") -> tuple[int, int]:
+    """Width and height that a text such as 512x256 asks for; ValueError, which begins with `key`, where the model draws
+    no pictures of it."""
+    found = re.fullmatch(r"(\d{1,6})x(\d{1,6})", str(size))
+    if found is None:
+        raise ValueError(f"{key}={shown(size, 40)}: width x height is wanted, such as {key}=512x256")
+    if not isinstance(model, PriorAny):
+        raise ValueError(f"{key}={size}: a {model.kind} draws pictures of its own size alone; a prior_any draws any"
+                         " (model=prior_any)")
+    width, height = int(found[1]), int(found[2])
+    side, patch = model.image_size, model.image_size // model.tokenizer.grid[0]
+    if min(width, height) < side or max(width, height) > MOST or width % patch or height % patch:
+        raise ValueError(f"{key}={size}: allowed are multiples of {patch}, the pixels of a code, from {side} to"
+                         f" {MOST // patch * patch} on each side")
+    return width, height
+
+
+def draw_sized(
+    model: PriorAny, size: tuple[int, int], text: Sequence[str], seeds: Sequence[int], batch_size: int = 16,
+    negative: str | None = None, **options: Any,
+) -> Iterator[Float[Tensor, "b 3 h w"]]:
+    """Yields batches of pictures of that width and height, in [-1, 1] on the CPU, drawn in a window of the model's size
+    that slides; a picture of the model's own size is that of `sample`."""
+    patch = model.image_size // model.tokenizer.grid[0]
+    grid = size[1] // patch, size[0] // patch
+    for start in range(0, len(text), batch_size):
+        some = list(text[start : start + batch_size])
+        away = None if negative is None else [negative] * len(some)
+        ids = torch.zeros(len(some), *grid, dtype=torch.long, device=model.device)
+        ids = fill(model, ids, torch.zeros(grid, dtype=torch.bool), some, seeds[start : start + batch_size],
+                   negative=away, **options)
+        yield decode_tiled(model.tokenizer, ids)
 
 
 def blend(new: Bool[Tensor, "h w"], seam: int) -> Float[Tensor, "h w"]:
@@ -245,7 +262,7 @@ def edited(
             new[around[1] : around[1] + height, around[0] : around[0] + width] = edit.new
     known = F.max_pool2d(new.float()[None], patch)[0] == 0
     ids = fill(model, ids.expand(len(text), -1, -1), known, text, seeds, **options)
-    found = decode(tokenizer, ids)
+    found = decode_tiled(tokenizer, ids)
     if edit.composite:
         share = blend(new, max(1, patch // 4))
         found = share * found + (1 - share) * source

@@ -135,6 +135,10 @@ def faults_of(cfg: dict[str, Any]) -> list[str]:
     if isinstance(cfg["best_of"], int) and cfg["best_of"] > 1 and cfg["unconditional"]:
         faults.append(f"best_of={cfg['best_of']} compares with the caption; unconditional=true has none")
     image, rows = cfg["completion"]["image"], cfg["completion"]["rows"]
+    if cfg["size"] is not None:
+        faults += [f"{name} does not go with size={cfg['size']}"
+                   for name, wanted in (("completion.image=", image is not None), ("nearest=true", cfg["nearest"]),
+                                        ("edit.image=", cfg["edit"]["image"] is not None)) if wanted]
     if (image is None) != (rows is None):
         faults.append(f"completion.image={image} and completion.rows={rows}: give both or none")
     if image is not None and not Path(image).is_file():
@@ -239,6 +243,7 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
                 check_styles([str(cfg["negative"])], config, cfg["ckpt"], "negative")
     if edit is not None:
         edit.check(model)
+    size = None if cfg["size"] is None else editing.check_size(cfg["size"], model)
     model.to(device).eval()
     if isinstance(model, Prior):
         model.place()
@@ -256,7 +261,7 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
         **({} if negative is None else {"negative": negative}),
         "scorer": str(cfg["scorer"]) if best_of > 1 else None,
         "completion": {key: None if value is None else str(value) for key, value in completion.items()},
-        **({} if edit is None else {"edit": dict(cfg["edit"])}),
+        **({} if edit is None else {"edit": dict(cfg["edit"])}), **({} if size is None else {"size": list(size)}),
         "checkpoint": str(cfg["ckpt"]), "hash": file_format.file_hash(cfg["ckpt"]) if cfg["ckpt"] else None,
         **({"text_encoder": hashes} if hashes else {}),
     }
@@ -272,7 +277,9 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
 
     places = [(j, i, c) for j in range(len(texts)) for i in range(n) for c in range(best_of)]
     captions, seeds = [texts[j] for j, _, _ in places], [picture_seed(seed, *place) for place in places]
-    if edit is None:
+    if size is not None:
+        batches = editing.draw_sized(model, size, captions, seeds, cfg["batch_size"], negative, **options)
+    elif edit is None:
         batches = draw(model, captions, seeds, cfg["batch_size"], given, negative, **options)
     else:
         batches = editing.draw(model, edit, captions, seeds, cfg["batch_size"], negative, **options)

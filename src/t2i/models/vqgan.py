@@ -220,23 +220,27 @@ class VQGAN(GANModule):
 
 
 def load_tokenizer(path: str | Path, image_size: int | None = None) -> ImageTokenizer:
-    """The frozen tokenizer out of a VQGAN's checkpoint, or converted from another project's file; it needs neither
-    discriminator nor perceptual net.
+    """The frozen tokenizer out of a VQGAN's checkpoint, or a prior's, or converted from another project's file; it
+    needs neither discriminator nor perceptual net.
 
     `image_size` is of the pictures it is for, where that is known: a VQGAN takes those that it was trained with.
     """
-    held = file_format.read(path, kind=("vqgan", "tokenizer"))
+    held = file_format.read(path, kind=("vqgan", "tokenizer", "prior", "prior_any"))
     model = held["t2i"]["config"]["model"]
-    weights = file_format.weights(held, path)
-    if held["t2i"]["kind"] == "vqgan":
-        config: dict[str, Any] = {"_target_": "t2i.nets.tokenizer.ImageTokenizer"}
+    weights, parts = file_format.weights(held, path), held["t2i"]["parts"]
+    config: dict[str, Any]
+    if "tokenizer" in parts:
+        config, weights = dict(parts["tokenizer"]["config"]), parts["tokenizer"].get("state_dict", {})
+    elif held["t2i"]["kind"] == "vqgan":
+        config = {"_target_": "t2i.nets.tokenizer.ImageTokenizer"}
         config |= {key: model[key] for key in TOKENIZER if key in model}
         weights = {k.removeprefix("tokenizer."): v for k, v in weights.items() if k.startswith("tokenizer.")}
     else:
         config = dict(model)
     if image_size is not None and config.get("any_size"):
         config["image_size"] = image_size
-    tokenizer = building.build_checked(config, weights, path, "t2i.config.model", "tokenizer")
+    where = "t2i.parts.tokenizer.config" if "tokenizer" in parts else "t2i.config.model"
+    tokenizer = building.build_checked(config, weights, path, where, "tokenizer")
     if image_size not in (None, tokenizer.image_size):
         raise ValueError(f"image_size={image_size} (data.image_size): the tokenizer {path} takes pictures of"
                          f" {tokenizer.image_size} pixels a side")

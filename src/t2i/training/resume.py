@@ -26,8 +26,8 @@ from t2i.config import aliases
 from t2i.config.compose import compared, difference, flat
 
 # What says where a run lies, and what is written beside it; no weight hangs on it.
-BESIDE = ("paths", "name", "group", "data.workers", "data.pack", "callbacks.pictures", "callbacks.plots",
-          "callbacks.progress", "trainer.log_every_steps", "trainer.checkpoint_every_steps",
+BESIDE = ("paths", "name", "group", "data.workers", "data.pack", "callbacks.health", "callbacks.pictures",
+          "callbacks.plots", "callbacks.progress", "trainer.log_every_steps", "trainer.checkpoint_every_steps",
           "trainer.checkpoint_every_minutes", "trainer.monitor", "trainer.monitor_mode")
 
 

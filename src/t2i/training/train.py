@@ -20,6 +20,7 @@ from pytorch_lightning.callbacks import ProgressBar as AnyProgressBar
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from t2i.checkpoint import atomic, building, file_format, lightning_io, registry
+from t2i.checkpoint.plain_files import read_table
 from t2i.config import quiet
 from t2i.config.messages import is_for_people, shown
 from t2i.data.datasets import caption_texts, data_module
@@ -32,7 +33,28 @@ from t2i.training.initialization import freeze, start_from
 from t2i.training.resume import alone_in, begin, finished, is_first, open_run
 from t2i.training.strategies import lost, strategy
 
+BEFORE = "before.json"  # in the folder of a run with init=: the validation of what it started from
 STOPPED = 75  # exit code of a run that was asked to stop and can be continued
+
+
+class Placed(pl.Callback):
+    """Frozen parts are where the module is, as training has them."""
+
+    def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
+        module.place()
+
+
+def validated(config: dict[str, Any], run_dir: Path, model: Any, data: Any) -> dict[str, float]:
+    """The scores of a model as it is; no callback or logger of the run sees them."""
+    trainer = make_trainer({**config, "logger": {}}, run_dir, [Placed()], model)
+    found = trainer.validate(model, data, verbose=False)
+    return {name: value for scores in found for name, value in scores.items() if name.startswith("val/")}
+
+
+def compared(before: dict[str, float], after: dict[str, float]) -> str:
+    """The scores of a validation before training from `init=` and after it, as a Markdown table."""
+    rows = [f"| {name} | {value:.4g} | {after[name]:.4g} |" for name, value in before.items() if name in after]
+    return "\n".join(["", "| validation | before | after |", "| --- | --- | --- |", *rows])
 
 
 def make_trainer(config: dict[str, Any], run_dir: Path, callbacks: list[Any], model: Any) -> pl.Trainer:
@@ -116,7 +138,7 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
     freeze(model, config["freeze"])
     start = config["init"] if resume is None else None  # a run that goes on has its own weights
     if start is not None:  # before caches are made
-        start_from(model, start, config["init_allow"])
+        start_from(model, start, config["init_allow"], config["model"])
     if resume is not None:
         held = file_format.read(resume)
         if (kind := held["t2i"]["kind"]) != model.kind:
@@ -133,9 +155,11 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
     checkpoint.attach(trainer)
     if resume is not None and is_first():
         print(f"Continuing from {resume}")
-    failed = True
+    failed, before = True, run_dir / BEFORE
     try:
         with checkpoint.signals(), errors_for_people(trainer, checkpoint, resume):
+            if start is not None and trainer.world_size == 1:
+                atomic.write_text(before, json.dumps(validated(config, run_dir, model, data)))
             trainer.fit(model, data, ckpt_path=resume, weights_only=True)
         failed = False
     finally:
@@ -149,6 +173,9 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
     metrics = checkpoint.metrics | {name: float(value) for name, value in trainer.callback_metrics.items()}
     result = {"run_dir": str(run_dir), "steps": trainer.global_step, "seconds": round(time.monotonic() - started, 1),
               "metrics": metrics}
+    if config["init"] is not None and before.is_file() and trainer.is_global_zero:
+        result["before"] = first = read_table(before)
+        print(compared(first, metrics))
     if trainer.is_global_zero:
         with errors_for_people(trainer, checkpoint, None):
             atomic.write_text(run_dir / "finished.json", json.dumps(result, indent=1))
