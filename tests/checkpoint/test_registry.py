@@ -107,6 +107,7 @@ def test_every_word_of_a_marked_class_is_a_place_or_known_to_be_none() -> None:
 @pytest.mark.parametrize(("target", "role", "key"), [
     ("t2i.data.folder.Folder", "data", "root"), ("t2i.data.coco.COCO", "data", "root"),
     ("t2i.data.cub.CUB", "data", "root"), ("t2i.data.webdataset.WebDataset", "data", "root"),
+    ("t2i.data.huggingface.HuggingFace", "data", "path"),
     ("t2i.data.emoji.Emoji", "data", "font"), ("t2i.data.emoji.Emoji", "data", "icons"),
     ("t2i.text_encoders.clip.CLIPText", "text_encoder", "path"),
     ("t2i.text_encoders.bilstm.BiLSTMText", "text_encoder", "path"),
