@@ -188,8 +188,9 @@ def test_names_on_the_hub_are_looked_up_offline(tmp_path) -> None:
     table = write(tmp_path / "data/train.parquet", [png(i) for i in range(40)])
     builder = datasets.load_dataset_builder("parquet", data_files=str(table), cache_dir=str(tmp_path / "there"))
     builder.download_and_prepare()
-    shutil.copytree(Path(builder.cache_dir).parents[2], tmp_path / "cache/huggingface/owner___name")  # as a fetched one
-    for file in (tmp_path / "cache/huggingface/owner___name").rglob("parquet-*.arrow"):
+    there = tmp_path / "cache/huggingface/owner___name/default"  # as a fetched one lies
+    shutil.copytree(Path(builder.cache_dir).parents[1], there)
+    for file in there.rglob("parquet-*.arrow"):
         file.rename(file.with_name(file.name.replace("parquet-", "name-")))
     both = [opened("owner/name", split) for split in SPLITS]
     assert sum(map(len, both)) == 40 and both[0][0, 0].captions == ("caption 0",)

@@ -138,7 +138,7 @@ class HuggingFace(ImageDataset):
     def _reason(self, error: BaseException, allow_download: bool, path: str) -> str:
         while error.__cause__ is not None and type(error).__name__.startswith("DatasetGeneration"):
             error = error.__cause__
-        line, kind = shown(next(iter(str(error).splitlines()), ""), 300), type(error).__name__
+        line, kind = shown(" ".join(str(error).split()), 300), type(error).__name__
         if isinstance(error, ConnectionError) and not allow_download:
             return (f"there is no such file or folder, and no data set of that name was fetched to {self.cache};"
                     " data.allow_download=true fetches it from the hub")
