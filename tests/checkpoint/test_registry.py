@@ -23,7 +23,8 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 ROLES = ("model", "tokenizer", "autoencoder", "quantizer", "generator", "discriminator", "stage1", "text_encoder",
          "data")
 # Arguments that are words and name no place.
-WORDS = {"languages", "tasks", "backgrounds", "background", "styles", "on_error", "crop", "splits"}
+WORDS = {"languages", "tasks", "backgrounds", "background", "styles", "on_error", "crop", "splits",
+         "train_split", "val_split", "image_column", "caption_column", "config_name", "revision"}
 
 
 def defined() -> Iterator[str]:

@@ -35,7 +35,7 @@ HELD = 256  # pictures of a stream that are kept for whoever asks a little later
 TAIL = 256  # bytes of a picture's end that, with its length, stand for it
 
 
-@register("data", places=("path",))
+@register("data", places=("path", "cache"))
 class HuggingFace(ImageDataset):
     """Captioned pictures of a data set that the library `datasets` reads.
 
