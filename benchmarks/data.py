@@ -17,6 +17,7 @@ from t2i.data import code_cache, packed
 from t2i.data.data_module import DataModule
 from t2i.data.decode import decode_image
 from t2i.data.folder import Folder
+from t2i.data.huggingface import HuggingFace
 from t2i.data.rows import JsonLines
 from t2i.data.seeds import derive_seed
 
@@ -41,6 +42,16 @@ def plain(data: bytes, side: int) -> torch.Tensor:
     scale = side / min(height, width)
     size = max(side, round(height * scale)), max(side, round(width * scale))
     return F.interpolate(image[None], size=size, mode="bicubic", antialias=True)[0]
+
+
+def parquet(path: Path, pictures: list[bytes]) -> Path:
+    """A table of pictures and captions as people publish them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"image": [{"bytes": data} for data in pictures],
+                             "text": [f"picture {i}" for i in range(len(pictures))]}), path)
+    return path
 
 
 def waiting(folder: Path, quick: bool, step: Callable[[Any], object], count: int) -> tuple[float, float]:
@@ -95,6 +106,14 @@ def run(quick: bool, turns: Callable[..., list[float]], step: Callable[[Any], ob
         rates = len(raw) / slow, 4 * len(kept) / fast
         found.append(("data: packed", what, f"{rates[1]:.0f} images/s", f"decoded: {rates[0]:.0f} images/s",
                       rates[1] / rates[0]))
+        table = HuggingFace("train", str(parquet(folder / "all.parquet", held)), image_size=side, flip=True,
+                            cache=folder / "cache")
+        packed.attach(table, folder / "cache")
+        theirs, fast = turns(2 if quick else 5, lambda: [table[i, k] for i in range(len(table)) for k in range(4)],
+                             lambda: [kept[i, k] for i in range(len(kept)) for k in range(4)])
+        rates = 4 * len(table) / theirs, 4 * len(kept) / fast
+        found.append(("data: huggingface", f"{what}, after the first epoch", f"{rates[0]:.0f} images/s",
+                      f"packed cache of data=folder: {rates[1]:.0f} images/s", rates[0] / rates[1]))
         torch.set_num_threads(threads)
         total, waited = waiting(folder, quick, step, num_codes)
     what = f"steps of a prior 6 x 256, {num_codes} codes, batch 32"

@@ -20,7 +20,7 @@ def test_a_benchmark_prints_its_rows(name: str, capsys: pytest.CaptureFixture[st
     assert "threads" in lines[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[4:]]
     many = 3 if run.MIXED else 1
-    wanted = {"decoding": 2, "data": 3, "gan": many, "guided": 3 if run.MIXED else 2, "frechet": 4,
+    wanted = {"decoding": 2, "data": 4, "gan": many, "guided": 3 if run.MIXED else 2, "frechet": 4,
               "any_order": 2}
     assert len(rows) == wanted.get(name, 1)
     assert all(len(row) == 5 and float(row[-1]) >= 0 for row in rows)

@@ -31,6 +31,7 @@ NEEDED = {
     **{f"model={name}": ["text_encoder.path=there"] for name in ("dfgan", "stackgan1")},
     "model=stackgan2": ["model.stage1.path=there.ckpt"],
     **{f"data={name}": ["data.root=there"] for name in ("folder", "coco", "cub", "webdataset")},
+    "data=huggingface": ["data.path=there"],
 }
 CHOICES = [f"{group}={choice}" for group in groups() if group != "experiments" for choice in choices(group)]
 

@@ -23,7 +23,8 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 ROLES = ("model", "tokenizer", "autoencoder", "quantizer", "generator", "discriminator", "stage1", "text_encoder",
          "data")
 # Arguments that are words and name no place.
-WORDS = {"languages", "tasks", "backgrounds", "background", "styles", "on_error", "crop", "splits"}
+WORDS = {"languages", "tasks", "backgrounds", "background", "styles", "on_error", "crop", "splits",
+         "train_split", "val_split", "image_column", "caption_column", "config_name", "revision"}
 
 
 def defined() -> Iterator[str]:
@@ -107,6 +108,7 @@ def test_every_word_of_a_marked_class_is_a_place_or_known_to_be_none() -> None:
 @pytest.mark.parametrize(("target", "role", "key"), [
     ("t2i.data.folder.Folder", "data", "root"), ("t2i.data.coco.COCO", "data", "root"),
     ("t2i.data.cub.CUB", "data", "root"), ("t2i.data.webdataset.WebDataset", "data", "root"),
+    ("t2i.data.huggingface.HuggingFace", "data", "path"),
     ("t2i.data.emoji.Emoji", "data", "font"), ("t2i.data.emoji.Emoji", "data", "icons"),
     ("t2i.text_encoders.clip.CLIPText", "text_encoder", "path"),
     ("t2i.text_encoders.bilstm.BiLSTMText", "text_encoder", "path"),

@@ -317,3 +317,74 @@ def test_crops_and_flips_are_functions_of_seed_epoch_and_index(root) -> None:
 def test_settings_that_do_not_go_together(root, options, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Folder("train", write(root, item("a")), **{"image_size": 16, **options})
+
+
+def captions_of(root: Path) -> dict[str, list[str]]:
+    return {row["key"]: row["captions"] for split in ("train", "val") for row in Folder(split, str(root)).rows}
+
+
+@pytest.mark.parametrize("name, text", [
+    ("captions.tsv", "image\tcaption\nI/a.JPG\tone, two\nI/b.png\tx\nI/a.JPG\tthree"),
+    ("all of it.TSV", "id\tcaption\tfile_name\n1\tone, two\ta.JPG\n2\tx\tb.png\n3\tthree\ta.JPG"),
+    ("results.csv", 'caption,image\n"one, two",a.JPG\nx,b.png\nthree,a.JPG'),
+    ("captions.json", {"images": [{"id": 7, "file_name": "a.JPG"}, {"id": 8, "file_name": "b.png"}], "annotations": [
+        {"image_id": i, "caption": text} for i, text in ((7, "one, two"), (8, "x"), (7, "three"))]}),
+    ("instances.json", {"images": [{"id": "p", "file_name": "I/a.JPG"}, {"id": 8, "file_name": "I/b.png"}],
+                        "annotations": [{"image_id": i, "caption": text, "id": 1} for i, text in
+                                        (("p", "one, two"), (8, "x"), ("p", "three"))]}),
+])  # fmt: skip
+def test_one_list_by_whatever_name_its_columns_and_cocos_json(root, name: str, text: str | dict) -> None:
+    pictures(root, "I/a.JPG", "I/b.png")
+    (root / name).write_text(text if isinstance(text, str) else json.dumps(text))
+    assert captions_of(root) == {"I/a.JPG": ["one, two", "three"], "I/b.png": ["x"]}
+    assert Folder("train", str(root)).facts() == {"captions from": name}
+
+
+def test_of_several_lists_none_is_read_and_what_is_no_list_of_captions_is_told(root) -> None:
+    pictures(root, "a.png", "b.png", "c.png")
+    (root / "one.csv").write_text("a.png,x")
+    (root / "two.csv").write_text("a.png,y")
+    found = Folder("train", str(root))
+    assert any("one.csv, two.csv: several lists, of which none is read" in note for note in found.notes)
+    assert found.facts() == {"captions from": "nothing: pictures alone"}
+    (root / "two.csv").unlink()
+    (root / "one.csv").rename(root / "a.json")  # of that picture alone
+    assert captions_of(root) == {"a.png": [], "b.png": [], "c.png": []}
+    (root / "a.json").rename(root / "boxes.json")
+    (note,) = Folder("train", str(root)).notes
+    assert note.startswith("not read: ") and "boxes.json is damaged" in note
+    (root / "boxes.json").rename(root / "captions.json")
+    with pytest.raises(ValueError, match=r"captions\.json is damaged"):
+        Folder("train", str(root))
+
+
+def test_faults_of_lists_with_columns_and_of_cocos_json(root) -> None:
+    pictures(root, "a.png", "b.png")
+    (root / "captions.tsv").write_text("id\tfile_name\ttext\n1\ta.png\tx\n2\tb.png\n3\tgone.png\ty")
+    with pytest.raises(ValueError, match=r"line 3: no caption of b\.png\n.*line 4: no picture 'gone\.png'"):
+        Folder("train", str(root))
+    (root / "captions.tsv").write_text("id\tx\ty\n1\ta.png\tx")
+    with pytest.raises(ValueError, match=r"captions\.tsv, line 1: the columns are 'id, x, y'; wanted are a name and"):
+        Folder("train", str(root))
+    (root / "captions.tsv").unlink()
+    held = {"images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "gone.png"}], "annotations": [
+        {"image_id": 1, "caption": "x"}, {"image_id": 2, "caption": "y"}, {"image_id": 9, "caption": "z"}]}
+    (root / "captions.json").write_text(json.dumps(held))
+    with pytest.raises(ValueError, match=r"annotation 2: no picture 'gone\.png'\n.*annotation 3: no picture 'id 9'"):
+        Folder("train", str(root))
+    assert captions_of_skipping(root) == {"a.png": ["x"], "b.png": []}
+
+
+def captions_of_skipping(root: Path) -> dict[str, list[str]]:
+    return {row["key"]: row["captions"] for split in ("train", "val")
+            for row in Folder(split, str(root), on_error="skip").rows}
+
+
+def test_prepares_facts_say_where_captions_come_from(root) -> None:
+    pictures(root, "a.png", "b.png")
+    assert Folder("train", str(root)).facts() == {"captions from": "nothing: pictures alone"}
+    (root / "a.txt").write_text("x")
+    assert Folder("train", str(root)).facts() == {"captions from": "text files beside the pictures"}
+    (root / "metadata.tsv").write_text("file_name\ttext\na.png\tone, two\nb.png\tx")
+    assert Folder("train", str(root)).facts() == {"captions from": "metadata.tsv"}
+    assert captions_of(root) == {"a.png": ["one, two"], "b.png": ["x"]}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 
 from PIL import Image
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tests import tiny
 
 from t2i.config import quiet
-from t2i.config.compose import compose
-from t2i.training.loggers import CSVLogger, TensorBoardLogger, make_loggers
+from t2i.config.compose import ROOT, compose
+from t2i.training import train
+from t2i.training.loggers import PANELS, CSVLogger, TensorBoardLogger, make_loggers
 
 
 def opened(log, folder):
@@ -61,6 +65,25 @@ def test_tensorboard_hides_later_steps_of_the_broken_run(tmp_path) -> None:
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1), (2, 1), (3, 2), (4, 2), (5, 2), (6, 2)]
     assert not (tmp_path / "tb" / "hparams.yaml").exists()
+    layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0])
+    panels = {(section.title, chart.title): list(chart.multiline.tag) for section in layout.category
+              for chart in section.chart}
+    assert panels["Loss", "loss"] == [r"train/loss(_\d+)?$", r"val/loss(_\d+)?$"]
+    assert {section: len(charts) for section, charts in PANELS.items()} == Counter(section for section, _ in panels)
+
+
+def test_every_curve_of_the_panels_is_logged_by_some_training(tmp_path) -> None:
+    """By a tokenizer and a CLIP that are trained here; the others by name, in what logs them."""
+    logged: set[str] = set()
+    for name, words in (("t", [*tiny.VQGAN, "model.discriminator_start=0.0"]), ("c", tiny.CLIP)):
+        train.run(compose([*words, *tiny.DATA, *tiny.TRAINER, *tiny.QUIET, f"name={name}", f"paths.runs={tmp_path}",
+                           "trainer.max_steps=4", "trainer.log_every_steps=1"]))
+        logged |= set((tmp_path / name / "metrics.csv").read_text().partition("\n")[0].split(","))
+    wanted = {name for panels in PANELS.values() for names in panels.values() for name in names}
+    assert len(wanted & logged) >= 14
+    sources = "".join(path.read_text() for path in (ROOT / "src/t2i/models").glob("*.py"))
+    assert {name for name in wanted - logged if f'"{name}"' not in sources} == {
+        "train/logits/wrong", "val/composition_overall"}  # of f-strings, in text_gan.py and validation_metrics.py
 
 
 def test_loggers_come_by_their_target_and_none_where_there_is_none(tmp_path) -> None:

@@ -35,6 +35,7 @@ from t2i.version import code_version
 
 TINY = [*tiny.VQGAN, *tiny.DATA, *tiny.TRAINER, "trainer.max_steps=8", "trainer.log_every_steps=1",
         "callbacks.plots=null", "callbacks.progress=null"]
+TINY_CODES = [word for word in TINY if word.startswith("model.quantizer.")]
 KEY = "0123456789" * 4  # has the form of one
 
 
@@ -91,6 +92,7 @@ class Segment:
         self.summary: dict[str, Any] = {}
         self.axes: dict[str, str] = {}
         self.files: dict[str, dict[str, Path]] = {}  # table -> its files by path
+        self.models: dict[str, dict[str, Path]] = {}  # artifact of checkpoints -> its files by path
         self.exit: int | None = None
         (path,) = folder.glob("*.wandb")
         for record in records(path):
@@ -107,6 +109,9 @@ class Segment:
                 held = {item.path: Path(item.local_path) for item in record.artifact.manifest.contents}
                 (path,) = [path for path in held if path.endswith(".table.json")]
                 self.files[path.removesuffix(".table.json")] = held
+            elif kind == "artifact" and record.artifact.type == "model":
+                held = {item.path: Path(item.local_path) for item in record.artifact.manifest.contents}
+                self.models[record.artifact.name] = held
             elif kind == "exit":
                 self.exit = record.exit.exit_code
 
@@ -144,7 +149,7 @@ def csv_columns(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
 
 @pytest.mark.slow
 def test_a_stopped_and_continued_training_as_wandb_reads_it(tmp_path: Path, monkeypatch: Any) -> None:
-    settings = config(tmp_path, "name=x", "group=g", "logger=wandb")
+    settings = config(tmp_path, "name=x", "group=g", "logger=wandb", "logger.wandb.log_model=true")
     original = RunCheckpoint.on_train_batch_end
 
     def interrupting(self: RunCheckpoint, trainer: Any, *rest: Any) -> None:
@@ -192,6 +197,12 @@ def test_a_stopped_and_continued_training_as_wandb_reads_it(tmp_path: Path, monk
         assert segment.exit == 0
 
     assert first.summary["checkpoint/last"] == stopped
+    for segment in (first, second):  # each has the checkpoints of its own end, whatever replaced them later
+        (files,) = segment.models.values()
+        assert list(segment.models) == [f"model-{segment.run.run_id}"] and files.keys() >= {"last.ckpt"}
+        assert all(path.is_relative_to(run_dir) for path in files.values())
+        for name, path in files.items():
+            assert file_format.file_hash(path) == segment.summary[f"checkpoint/{name.removesuffix('.ckpt')}"]
     for name in ("last", "best"):
         assert second.summary[f"checkpoint/{name}"] == file_format.file_hash(run_dir / f"{name}.ckpt")
 
@@ -357,10 +368,15 @@ def test_every_job_of_the_sweep_file_composes_in_a_folder_of_its_own(tmp_path: P
     assert names == {f"quantizers/run{i}" for i in range(9)}
 
 
-def test_the_sweeps_metric_is_one_that_a_tokenizer_logs(tmp_path: Path) -> None:
-    sweep = yaml.safe_load((ROOT / "sweeps/quantizers.yaml").read_text())
-    result = train.run(config(tmp_path, "name=x", "logger=none", "trainer.max_steps=4"))
-    assert sweep["metric"]["name"] in result["metrics"]
+SWEEP = yaml.safe_load((ROOT / "sweeps/quantizers.yaml").read_text())
+
+
+@pytest.mark.parametrize("quantizer", SWEEP["parameters"]["model/quantizer"]["values"])
+def test_every_choice_of_the_sweep_trains_and_logs_its_metric(tmp_path: Path, quantizer: str) -> None:
+    sizes = ["model.quantizer.levels=[4,4]"] if quantizer == "fsq" else TINY_CODES
+    words = [*(word for word in TINY if word not in TINY_CODES), f"model/quantizer={quantizer}", *sizes]
+    result = train.run(compose([*words, "name=x", "logger=none", "trainer.max_steps=4", f"paths.runs={tmp_path}"]))
+    assert SWEEP["metric"]["name"] in result["metrics"]
 
 
 def git(folder: Path, *words: str) -> None:

@@ -22,7 +22,8 @@ Role = Literal["model", "tokenizer", "autoencoder", "quantizer", "generator", "d
                "text_encoder", "data"]
 # Modules that hold marked classes: one that a file names is imported only if it stands here.
 MODULES = (
-    "t2i.data.coco", "t2i.data.cub", "t2i.data.emoji", "t2i.data.folder", "t2i.data.shapes", "t2i.data.webdataset",
+    "t2i.data.coco", "t2i.data.cub", "t2i.data.emoji", "t2i.data.folder",
+    "t2i.data.huggingface", "t2i.data.shapes", "t2i.data.webdataset",
     "t2i.models.clip", "t2i.models.dfgan", "t2i.models.prior", "t2i.models.prior_any", "t2i.models.stackgan",
     "t2i.models.vqgan",
     "t2i.nets.autoencoder", "t2i.nets.dfgan", "t2i.nets.patchgan", "t2i.nets.rdb", "t2i.nets.stackgan",

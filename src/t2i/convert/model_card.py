@@ -21,7 +21,7 @@ from t2i.config.messages import quoted, shown
 CARD = "README.md"
 GRID = "samples.png"
 DRAWS = ("prior", "dfgan", "stackgan1", "stackgan2")
-OWN_CAPTIONS = ("folder", "webdataset")  # data in whatever language
+OWN_CAPTIONS = ("folder", "huggingface", "webdataset")  # data in whatever language
 MOST = 8  # pictures of the widget
 USE = """import t2i
 

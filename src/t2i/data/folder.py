@@ -2,10 +2,12 @@
 
 The first that is there counts:
 - `metadata.jsonl`: one object a line with `file_name`, `text` (a caption or a list of them) and `split`;
-- `metadata.csv`: columns `file_name`, `text` and, if wanted, `split` (the form of the Hugging Face imagefolder);
+- `metadata.csv` or `.tsv`: columns `file_name`, `text` and, if wanted, `split` (as of an imagefolder);
 - pictures with a text file of the same stem beside them, or in a folder `text`, `texts` or `captions` beside their
   folder `images`, one caption a line;
-- `captions.csv` or `captions.txt`: lines of a picture's name, a comma or tab, and a caption;
+- `captions.csv`, `.tsv` or `.txt`: lines of a picture's name, a comma or tab, and a caption, or columns of usual names;
+  `captions.json` or `annotations.json`: COCO's (`images` with id, file_name; `annotations` with image_id, caption). Any
+  other name does where it is the one CSV, TSV or JSON of its folder;
 - pictures alone, which are enough for a tokenizer.
 Pictures are looked for in all folders below. A picture that stands in several lines has their captions. `split` is
 train, val or test (or training; valid, validation, dev; testing); test is left alone, and a line without one is
@@ -25,16 +27,28 @@ from typing import Any, Literal
 
 from t2i.checkpoint.registry import register
 from t2i.config.messages import quoted
-from t2i.data.image_dataset import SPLIT_NAMES, Files, ImageDataset, Split, assign_splits, find_files, is_image
+from t2i.data.coco import read_annotations
+from t2i.data.image_dataset import (
+    CAPTION_NAMES,
+    SPLIT_NAMES,
+    Files,
+    ImageDataset,
+    Split,
+    assign_splits,
+    find_files,
+    is_image,
+)
 from t2i.data.rows import Listing, Row, is_text, read_text
 
-METADATA = ("metadata.jsonl", "metadata.csv")
-CAPTIONS = ("captions.csv", "captions.txt")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
+CAPTIONS = ("captions.csv", "captions.tsv", "captions.txt", "captions.json", "annotations.json")
+LISTS = (".csv", ".tsv", ".json")  # of captions under another name, where there is one
+NAME_COLUMNS = ("file_name", "filename", "file", "image", "image_name", "image_path", "path", "name", "img")
 TEXTS = ("text", "texts", "captions")  # folders beside `images`
 LIKE_TEXT = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".caption", ".xml", ".parquet")
 LIKE_SPLIT = re.compile(r"(train|valid|val|test|dev|eval|hold-?out|held-?out)(ing|ation|uation|sets?|data|images|s)?")
-FORMS = ("metadata.jsonl or metadata.csv (file_name, text, split), NAME.txt beside NAME.jpg or in text/ or captions/"
-         " beside images/, captions.csv or captions.txt (name, comma or tab, caption)")
+FORMS = ("metadata.jsonl, .csv or .tsv (file_name, text, split), NAME.txt beside NAME.jpg or in text/ or captions/"
+         " beside images/, captions.csv, .tsv or .txt (name, comma or tab, caption), captions.json (COCO's)")
 REQUIRED = ("file_name", "text")
 NO_CAPTION = "a caption or a list of captions is wanted, none of them empty"
 
@@ -55,8 +69,9 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def csv_lines(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Number and cells of the lines of a CSV; the first comma, semicolon or tab says which of them parts cells."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=next((c for c in text if c in ",;\t"), ","))
+    """Number and cells of the lines of a CSV or TSV; of a CSV the first comma, semicolon or tab parts cells."""
+    parts = "\t" if path.suffix.lower() == ".tsv" else next((c for c in text if c in ",;\t"), ",")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=parts)
     try:
         for row in reader:
             if row:
@@ -108,6 +123,7 @@ def check_item(item: Any) -> tuple[str, list[str], str]:
 
 def read_metadata(root: Path, path: Path, folder: str, files: Files) -> Listing:
     """The rows of a metadata file; `folder`, seen from the root, is what names are relative to."""
+    files.forms.append(path.relative_to(root).as_posix())
     rows: dict[str, Row] = {}
     lines: dict[str, int] = {}
     faults: list[str] = []
@@ -152,36 +168,86 @@ def text_beside(path: str, files: Files) -> str | None:
     return next((name for name in names if name is not None), None)
 
 
-def read_captions(root: Path, path: Path, files: Files) -> tuple[dict[str, list[str]], list[str]]:
-    """The captions of every picture that a captions.csv or .txt names, and its faults."""
+def caption_columns(path: Path, first: Sequence[str]) -> tuple[int, int] | None:
+    """Where the name and the caption stand, if the first line says it; ValueError where it must and does not."""
+    lower = [name.strip().lower() for name in first]
+    found = [next((lower.index(name) for name in usual if name in lower), -1)
+             for usual in (NAME_COLUMNS, CAPTION_NAMES)]
+    if min(found) >= 0:
+        return found[0], found[1]
+    if len(first) > 2 and not is_image(first[0].strip()):
+        raise ValueError(f"{path}, line 1: the columns are {quoted(', '.join(first))}; wanted are a name and a caption"
+                         f" ({NAME_COLUMNS[0]}, {CAPTION_NAMES[0]}), or two columns alone")
+    return None
+
+
+def caption_lines(path: Path) -> list[tuple[int, list[str]]]:
+    """Number, and the picture's name and what else, of the lines of a list of captions."""
     content = read_text(path)
-    if path.suffix == ".csv":
-        rows = list(csv_lines(content, path))
-        if rows and len(columns := rows[0][1]) > 2 and not is_image(columns[0].strip()):
-            raise ValueError(f"{path}, line 1: the columns are {quoted(', '.join(columns))}; wanted are a name and a"
-                             " caption (more belong into a metadata.csv: file_name, text, split)")
-    else:  # quotes are at home in captions, so that each line is taken by itself
+    if path.suffix.lower() == ".txt":  # quotes are at home in captions, so that each line is taken by itself
         separator = "\t" if "\t" in content.partition("\n")[0] else ","
         texts = (line.rstrip("\r") for line in content.split("\n"))
-        rows = [(number, [*line.partition(separator)[::2]]) for number, line in enumerate(texts, 1) if line.strip()]
+        return [(number, [*line.partition(separator)[::2]]) for number, line in enumerate(texts, 1) if line.strip()]
+    rows = list(csv_lines(content, path))
+    columns = caption_columns(path, rows[0][1]) if rows else None
+    if columns is None or (columns == (0, 1) and len(rows[0][1]) == 2):  # then captions need no quotes for commas
+        return rows
+    (name, caption), cells = columns, len(rows[0][1])
+    return [(number, [row[name] if name < len(row) else "", row[caption] if len(row) == cells else ""])
+            for number, row in rows[1:]]
+
+
+def coco_lines(path: Path, faults: list[str]) -> list[tuple[int, list[str]]]:
+    """The same of COCO's annotations; the numbers count them."""
+    images, annotations = read_annotations(path, faults)
+    names = dict(images)
+    return [(number, [names.get(identity, f"id {identity}"), text])
+            for number, (identity, text) in enumerate(annotations, 1)]
+
+
+def read_captions(root: Path, path: Path, files: Files) -> tuple[dict[str, list[str]], list[str]]:
+    """The captions of every picture that a list of captions names, and its faults."""
+    faults: list[str] = []
+    coco = path.suffix.lower() == ".json"
+    rows = coco_lines(path, faults) if coco else caption_lines(path)
     bases: dict[str, str | None] = {}
     for name in filter(is_image, files):  # None where several pictures have the name
         base = name.rpartition("/")[2]
         bases[base] = None if base in bases else name
     captions: dict[str, list[str]] = {}
-    faults = []
     for at, (number, row) in enumerate(rows):
         name, text = row[0].strip(), ",".join(row[1:]).strip()
         key = files.known(PurePosixPath(path.relative_to(root).parent, name).as_posix()) or bases.get(name)
         if key is not None and text and is_text(text):
             captions.setdefault(key, []).append(text[1:-1] if re.fullmatch(r'"[^"]*"', text) else text)
-        elif key is not None or at or is_image(name):  # the first line may say what the columns are
+        elif key is not None or at or coco or is_image(name):  # the first line may say what the columns are
             why = f"no picture {quoted(name)}" if key is None else "not UTF-8" if text else f"no caption of {key}"
-            faults.append(f"{path.relative_to(root)}, line {number}: {why}")
+            faults.append(f"{path.relative_to(root)}, {'annotation' if coco else 'line'} {number}: {why}")
     if not captions:
-        files.notes.append(f"{path} is not read: none of its lines is a picture's name, a comma or tab, and a caption")
+        files.notes.append(f"{path} is not read: none of its "
+                           + ("annotations is a caption of a picture that is there" if coco else
+                              "lines is a picture's name, a comma or tab, and a caption"))
         return {}, []
     return captions, faults
+
+
+def lists_of_captions(folder: str, files: Files) -> list[str]:
+    """The files that may hold the captions of a folder: those of known names in it and in the root, else the one CSV,
+    TSV or JSON in either, if it is no picture's own."""
+    start = "" if folder == "." else f"{folder}/"
+    places = list(dict.fromkeys(f"{at}{name}" for at in (start, "") for name in CAPTIONS))
+    if found := [name for name in places if name in files]:
+        return found
+    stems = {PurePosixPath(name).with_suffix("") for name in files if is_image(name)}
+    for at in dict.fromkeys((start, "")):
+        lists = [name for name in files if name.lower().endswith(LISTS) and name.startswith(at)
+                 and "/" not in name[len(at) :] and PurePosixPath(name).with_suffix("") not in stems]
+        if len(lists) == 1:
+            return lists
+        if lists:
+            files.notes.append(f"{', '.join(sorted(lists)[:3])}: several lists, of which none is read; captions.csv (or"
+                               " .tsv, .json) is what the right one is to be called")
+    return []
 
 
 def read_texts(root: Path, folder: str, files: Files, without: Sequence[str] = ()) -> Listing:
@@ -204,13 +270,21 @@ def read_texts(root: Path, folder: str, files: Files, without: Sequence[str] = (
             captions = [line.strip() for line in lines if line.strip()]
             rows.append({"key": path, "captions": captions, "bytes": files[path], "split": None})
     faults += [why for path, why in files.gone.items() if path.startswith(start) and is_image(path)]
-    if not any(row["captions"] for row in rows):
-        places = [f"{start}{name}" for name in CAPTIONS] + list(CAPTIONS)
-        for place in dict.fromkeys(name for name in places if name in files):
+    if any(row["captions"] for row in rows):
+        files.forms.append("text files beside the pictures")
+        return rows, faults
+    for place in lists_of_captions(folder, files) if rows else []:
+        try:
             found, wrong = read_captions(root, root / place, files)
-            rows = [{**row, "captions": found.get(row["key"], [])} for row in rows]
-            if found:
-                return rows, faults + wrong
+        except ValueError as error:
+            if PurePosixPath(place).name in CAPTIONS:
+                raise
+            files.notes.append(f"not read: {error}")  # it may be a list of something else
+            continue
+        rows = [{**row, "captions": found.get(row["key"], [])} for row in rows]
+        if found:
+            files.forms.append(place)
+            return rows, faults + wrong
     return rows, faults
 
 
@@ -304,3 +378,7 @@ class Folder(ImageDataset):
         notes += [why for path, why in files.gone.items() if not is_image(path)]
         super().__init__(split, where, kept, faults, image_size, load_size, crop, flip, views, seed, on_error, pack,
                          has, notes, unread(files) if not any(row["captions"] for row in kept) else "")
+        self.forms = list(dict.fromkeys(files.forms))
+
+    def facts(self) -> dict[str, Any]:
+        return {"captions from": ", ".join(self.forms) or "nothing: pictures alone"}

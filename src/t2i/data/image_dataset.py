@@ -29,6 +29,9 @@ Split = Literal["train", "val"]
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
                "test": "test", "testing": "test"}
+# Columns of captions as people name them, the likelier first.
+CAPTION_NAMES = ("text", "caption", "captions", "texts", "prompt", "description", "sentence", "sentences", "comment",
+                 "alt_text", "raw")
 
 
 class ImageStore(Protocol):
@@ -158,12 +161,12 @@ class Files(dict[str, int]):
     """Files by their path seen from `root`, and their sizes in bytes.
 
     `gone` are links that lead nowhere and files that cannot be looked at, with the reason; `notes` say which links
-    were not followed.
+    were not followed; `forms`, in what captions were found.
     """
 
     def __init__(self, root: Path) -> None:
         super().__init__()
-        self.root, self.gone, self.notes = root, dict[str, str](), list[str]()
+        self.root, self.gone, self.notes, self.forms = root, dict[str, str](), list[str](), list[str]()
 
     @cached_property
     def _normalized(self) -> dict[str, str]:

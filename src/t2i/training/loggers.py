@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,22 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from t2i.checkpoint import building
+
+# Which curves belong in one panel, by section: TensorBoard's custom scalars, and a workspace of W&B (docs/wandb.md). A
+# codebook of several parts numbers them, `val/codebook_usage_1`.
+PANELS: dict[str, dict[str, tuple[str, ...]]] = {
+    "Loss": {"loss": ("train/loss", "val/loss"), "validation minus training": ("val/gap",)},
+    "Tokenizer": {
+        "pixels": ("train/loss/pixel", "val/loss/pixel"), "PSNR": ("val/psnr",), "SSIM": ("val/ssim",),
+        "codebook usage": ("train/codebook_usage", "val/codebook_usage"),
+        "codebook perplexity": ("train/codebook_perplexity", "val/codebook_perplexity")},
+    "Captions": {
+        "with and without caption": ("val/loss", "val/loss_without_caption"),
+        "retrieval": ("val/text_to_image", "val/image_to_text"), "composition": ("val/composition_overall",)},
+    "Discriminator": {
+        "losses": ("train/loss/generator", "train/loss/discriminator"),
+        "logits": ("train/logits/real", "train/logits/wrong", "train/logits/fake"), "matching": ("val/matching",)},
+}
 
 
 class RunLogger(Logger):
@@ -117,7 +134,8 @@ class CSVLogger(RunLogger):
 
 
 class TensorBoardLogger(RunLogger, loggers.TensorBoardLogger):
-    """Lightning's, with events under `<run>/tb`; of a continued run, what later steps had written before is hidden."""
+    """Lightning's, with events under `<run>/tb` and `PANELS` as custom scalars; of a continued run, what later steps
+    had written before is hidden."""
 
     def __init__(self) -> None:
         super().__init__(save_dir=".", name="", version="tb", default_hp_metric=False)
@@ -154,6 +172,8 @@ class TensorBoardLogger(RunLogger, loggers.TensorBoardLogger):
                 self._experiment.close()
                 self._experiment = None
             self._kwargs["purge_step"] = batches
+        if not self.started:
+            self.experiment.add_custom_scalars(tensorboard_layout())
         self.started = True
 
     @rank_zero_only
@@ -165,3 +185,9 @@ class TensorBoardLogger(RunLogger, loggers.TensorBoardLogger):
         if held is not None:
             with suppress(OSError) if failed else named(Path(self.log_dir)):
                 held.close()
+
+
+def tensorboard_layout() -> dict[str, dict[str, list[Any]]]:
+    """`PANELS` as `SummaryWriter.add_custom_scalars` takes them; names there are regular expressions."""
+    return {section: {title: ["Multiline", [rf"{re.escape(name)}(_\d+)?$" for name in names]]
+                      for title, names in panels.items()} for section, panels in PANELS.items()}

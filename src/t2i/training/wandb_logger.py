@@ -45,10 +45,12 @@ class WandbLogger(RunLogger, loggers.WandbLogger):
     Args:
         project: where W&B puts it; under a W&B sweep the sweep's project counts.
         group: what ties runs together; None for the run's `group`, or its name, so that its segments are together.
+        log_model: whether a segment that ends sends `last.ckpt` and `best.ckpt` as the artifact `model-<id>`.
     """
 
-    def __init__(self, project: str = "t2i", group: str | None = None) -> None:
+    def __init__(self, project: str = "t2i", group: str | None = None, log_model: bool = False) -> None:
         super().__init__(project=project, group=group)
+        self.log_model = log_model
         self.sent = 0  # the last step that the server had when this segment began
         self.broken = False
 
@@ -156,16 +158,22 @@ class WandbLogger(RunLogger, loggers.WandbLogger):
         run, self._experiment, self._id = self._experiment, None, None
         if run is not None and not self.broken:
             with self._mirrored():
-                for name in ("last", "best"):
-                    path = self.run_dir / f"{name}.ckpt"
-                    if path.is_file():
-                        run.summary[f"checkpoint/{name}"] = file_format.file_hash(path)
+                paths = [path for name in ("last", "best") if (path := self.run_dir / f"{name}.ckpt").is_file()]
+                hashes = {path.stem: file_format.file_hash(path) for path in paths}
+                for name, value in hashes.items():
+                    run.summary[f"checkpoint/{name}"] = value
+                if self.log_model and paths:
+                    with staging(self.run_dir / "wandb" / "staging"):
+                        model = wandb.Artifact(f"model-{run.id}", "model", metadata={"name": self._name, **hashes})
+                        for path in paths:
+                            model.add_file(str(path))  # copied: a run that goes on replaces it
+                        run.log_artifact(model)
                 run.finish(exit_code=int(failed))
 
 
 @contextmanager
 def staging(folder: Path) -> Iterator[None]:
-    """Inside, wandb puts a table's pictures into `folder` until they are sent, unless WANDB_DATA_DIR says where.
+    """Inside, wandb puts files of artifacts into `folder` until they are sent, unless WANDB_DATA_DIR says where.
 
     By itself it takes a folder of the user's home, and a run folder moved to another machine could not be synced.
     """
