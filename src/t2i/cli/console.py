@@ -10,6 +10,7 @@ from t2i.cli.app import guarded
 
 ABOUT = """Looks at runs and model files, others' and ours. Nothing in a file is run."""
 EXAMPLES = """
+t2i app ckpt=runs/quickstart/prior/last.ckpt      a page to draw and edit in; t2i app --help
 t2i compare runs/a runs/b            settings, cost, scores, curves and pictures on one page; t2i compare --help
 t2i plot runs/a                      the curves of metrics.csv anew; t2i plot --help
 t2i inspect vqgan_imagenet_f16_16384.ckpt
@@ -27,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
                       help="a package whose classes a checkpoint may build, or a folder, file or hub name that it may"
                       " open; may be given several times")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("app", help="a page to draw, edit and look at runs in", add_help=False)
     commands.add_parser("compare", help="runs side by side on one page", add_help=False)
     commands.add_parser("plot", help="the curves of runs", add_help=False)
     one = commands.add_parser("inspect", help="what a file is, its sizes, and what in it is not a tensor")
@@ -75,7 +77,14 @@ def plot(words: list[str]) -> None:
         run(words)
 
 
-WORDS: dict[str, Callable[[list[str]], None]] = {"compare": compare, "plot": plot}  # these read their words themselves
+def app(words: list[str]) -> None:
+    from t2i.app.server import run
+
+    run(words)
+
+
+# These read their words themselves.
+WORDS: dict[str, Callable[[list[str]], None]] = {"app": app, "compare": compare, "plot": plot}
 
 
 def files(words: list[str]) -> None:
