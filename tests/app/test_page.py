@@ -20,6 +20,9 @@ from t2i.generation import text_to_image
 from t2i.generation.clip_guided import run as clip_guided_run
 from t2i.generation.text_to_image import picture_seed
 
+SIDES = {"left": 0, "top": 0, "right": 0, "bottom": 0}
+FIELDS = {"temperature": 0.7, "guidance": 1.5, "steps": None, "top_k": None, "top_p": None, "negative": ""}
+
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
@@ -38,8 +41,14 @@ def client(address: str, tmp_path_factory: pytest.TempPathFactory) -> Client:
 
 
 def drawn(client: Client, parts: SimpleNamespace, prompt: str = PROMPT, seed: Any = 3, n: Any = 2, **more: Any) -> Any:
-    """Pictures, line and files; the fields of the first prior."""
-    return client.predict(checkpoint=parts.any, text=prompt, seed=seed, n=n, api_name="/draw", **more)
+    """Pictures, line and files; `more` are fields of the first prior, as `FIELDS` has them."""
+    return client.predict(**asked(parts, prompt, seed, n, **more), api_name="/draw")
+
+
+def asked(parts: SimpleNamespace, prompt: Any, seed: Any, n: Any, **more: Any) -> dict[str, Any]:
+    values = {**FIELDS, **more}
+    return {"checkpoint": parts.any, "prompt": prompt, "seed": seed, "n": n,
+            **{f"param_{4 + k}": value for k, value in enumerate([*values.values(), 0.7, 1.5, None, None, ""])}}
 
 
 def pixels(path: str | Path) -> np.ndarray:
@@ -55,7 +64,8 @@ def painted(client: Client, folder: Path, picture: Path, mask: Path | None) -> d
 
 def edited(client: Client, parts: SimpleNamespace, value: Any, way: str = "Draw the painted part anew", **more: Any
            ) -> Any:
-    return client.predict(path=parts.any, painted=value, word=way, text=PROMPT, seed=1, n=2, api_name="/edit", **more)
+    values = {**SIDES, "prompt": PROMPT, "seed": 1, "n": 2, "param_14": None, **more}
+    return client.predict(checkpoint=parts.any, painted=value, way=way, **values, api_name="/edit")
 
 
 @pytest.fixture
@@ -74,8 +84,8 @@ def layer(path: Path, size: tuple[int, int] = (64, 64), box: tuple[int, int, int
 
 def test_the_page_draws_what_sample_py_draws(client, parts, tmp_path) -> None:
     _, status, files = drawn(client, parts)
-    asked = [f"ckpt={parts.any}", f"prompt={PROMPT}", "n=2", "seed=3", f"out={tmp_path / 'drawn'}", "device=cpu"]
-    made = text_to_image.run(compose(asked, "sample"))
+    words = [f"ckpt={parts.any}", f"prompt={PROMPT}", "n=2", "seed=3", f"out={tmp_path / 'drawn'}", "device=cpu"]
+    made = text_to_image.run(compose(words, "sample"))
     assert [Path(file).name for file in files[::2]] == [Path(file).name for file in made["files"]]
     assert [Path(a).read_bytes() for a in files[::2]] == [Path(b).read_bytes() for b in made["files"]]
     held = json.loads(Path(files[3]).read_text())
@@ -84,7 +94,7 @@ def test_the_page_draws_what_sample_py_draws(client, parts, tmp_path) -> None:
 
 
 def test_pictures_appear_while_they_are_drawn(client, parts) -> None:
-    job = client.submit(parts.any, PROMPT, 0, 1, api_name="/draw")
+    job = client.submit(**asked(parts, PROMPT, 0, 1), api_name="/draw")
     job.result()
     first, *_, last = job.outputs()
     assert "of 16 codes" in first[1] and first[2] is None and "1 picture" in last[1]
@@ -95,7 +105,7 @@ def test_pictures_appear_while_they_are_drawn(client, parts) -> None:
 @pytest.mark.parametrize("way", ["draw", "edit", "guided"])
 def test_a_pictures_json_draws_it_again_byte_for_byte(client, parts, picture, tmp_path, way) -> None:
     if way == "draw":
-        files = drawn(client, parts, n=3, param_4=1.1, param_5=2.0)[2]
+        files = drawn(client, parts, n=3, temperature=1.1, guidance=2.0)[2]
     elif way == "edit":
         files = edited(client, parts, painted(client, tmp_path, picture, layer(tmp_path / "mask.png")))[2]
     else:
@@ -140,7 +150,8 @@ def test_runs_are_shown(client, parts) -> None:
 
 def test_two_people_do_not_break_each_other(address, client, parts) -> None:
     other = Client(address, verbose=False, analytics_enabled=False)
-    jobs = [each.submit(parts.any, PROMPT, seed, 1, api_name="/draw") for seed in range(6) for each in (client, other)]
+    jobs = [each.submit(**asked(parts, PROMPT, seed, 1), api_name="/draw")
+            for seed in range(6) for each in (client, other)]
     hashes = [json.loads(Path(job.result()[2][1]).read_text())["pixels"] for job in jobs]
     assert hashes[::2] == hashes[1::2] and len(set(hashes)) == 6
 
@@ -150,13 +161,13 @@ def test_two_people_do_not_break_each_other(address, client, parts) -> None:
     [
         ({"prompt": " "}, 'prompt=&quot;&quot; is empty: write what to draw'),
         ({"prompt": "red " * 2500}, "prompt has 10,000 letters; at most 2,000 are taken"),
-        ({"seed": -1}, "seed=-1: allowed are whole numbers from 0"),
+        ({"seed": -1}, "Value -1 is less than minimum value 0"),
         ({"seed": None}, "seed=None: allowed are"),
         ({"n": 2.5}, "n=2.5: allowed are whole numbers from 1 to 16"),
-        ({"param_6": 99}, "steps=99: allowed are whole numbers from 1 to 16"),
-        ({"param_7": 0}, "top_k=0: allowed are 1 to"),
-        ({"param_8": 7.0}, "top_p=7.0: allowed are"),
-        ({"param_5": 1, "param_9": "blue"}, "negative=blue works by guidance"),
+        ({"steps": 99}, "steps=99: allowed are whole numbers from 1 to 16"),
+        ({"top_k": 0}, "top_k=0: allowed are 1 to"),
+        ({"top_p": 7.0}, "top_p=7.0: allowed are"),
+        ({"guidance": 1, "negative": "blue"}, "negative=blue works by guidance"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line(client, parts, fields, match) -> None:
@@ -180,7 +191,7 @@ def changed(path: str, **changes: Any) -> dict[str, Any]:
         ({"checkpoint": "/etc/passwd", "hash": None}, "checkpoint=None: this page was started with"),
         ({"number": 7}, "the JSON was changed: number=7 of n=2 pictures"),
         ({"picture_seed": 5}, "the JSON was changed: picture_seed=5 is not that of picture 0 of seed=3"),
-        ({"seed": "1"}, "the JSON was changed: seed is '1'; a int is wanted"),
+        ({"seed": "1"}, "the JSON was changed: request.seed is '1'; a whole number is wanted"),
         ({"way": "shell"}, "request.way='shell'; allowed are draw, edit, guided"),
         ({"n": 10**9}, "number=0 of n=1000000000 pictures, at most 16"),
         ({"options": {"path": "x"}}, "path: there is no such option"),

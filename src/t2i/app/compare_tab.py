@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
@@ -32,23 +34,27 @@ def build(studio: Studio) -> None:
     with gr.Row():
         for path in paths:
             with gr.Column(min_width=260):
-                galleries.append(outputs.gallery(path))
+                galleries.append(outputs.gallery(path, show_label=True))
                 files.append(gr.File(label="Each picture with its JSON", file_count="multiple", interactive=False))
 
     @outputs.guarded
-    def compare(text: str, seed: int, n: int) -> Iterator[Any]:
-        found: list[Any] = [None] * len(paths)
-        written: list[Any] = [None] * len(paths)
-        yield *found, *written, outputs.status(0, "Begun.")
-        for k, path in enumerate(paths):
-            request = Request("draw", text or "", seed, n)
-            for update, shown, _, files in outputs.watched(studio.run(path, request)):
-                found = [gr.skip()] * len(paths)
-                written = [gr.skip()] * len(paths)
-                found[k] = shown
-                written[k] = gr.skip() if files is None else files
-                yield *found, *written, outputs.status((k + update.share) / len(paths), f"{path}: {update.note}")
-        yield *[gr.skip()] * (2 * len(paths)), outputs.status(1, "Done.")
+    def compare(prompt: str, seed: int, n: int) -> Iterator[Any]:
+        yield *[None] * (2 * len(paths)), outputs.status(0, "Begun.")
+        with TemporaryDirectory(prefix="t2i-pictures-") as place:
+            written: list[list[str]] = []
+            for k, path in enumerate(paths):
+                folder = Path(place) / str(k)
+                folder.mkdir()
+                request = Request("draw", prompt or "", seed, n)
+                for update, shown, _, files in outputs.watched(studio.run(path, request), str(folder)):
+                    now: list[Any] = [gr.skip()] * (2 * len(paths))
+                    now[k] = shown
+                    if files is not None:
+                        now[len(paths) + k] = files
+                        written.append(files)
+                    share = (k + update.share) / len(paths)
+                    yield *now, outputs.status(share, f"{path}: {update.note}")
+            yield *[files[::2] for files in written], *written, outputs.status(1, "Done.")
 
     event = gr.on([button.click, prompt.submit], compare, [prompt, seed, n], [*galleries, *files, line],
                   api_name="compare", concurrency_id=MODEL, show_progress_on=line)

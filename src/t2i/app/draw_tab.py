@@ -75,16 +75,16 @@ def build(studio: Studio) -> Drawn:
     chosen = gr.State(0)
 
     @outputs.guarded
-    def draw(path: str, text: str, seed: int, n: int, *values: Any) -> Iterator[Any]:
+    def draw(checkpoint: str, prompt: str, seed: int, n: int, *values: Any) -> Iterator[Any]:
         start = 0
         options: dict[str, Any] = {}
         negative = None
         for other, (found, _, _) in groups.items():
             own, start = values[start : start + len(found.components) + 1], start + len(found.components) + 1
-            if other == path:
+            if other == checkpoint:
                 options, negative = found.options(own[:-1]), (own[-1] or "").strip() or None
-        request = Request("draw", text or "", seed, n, negative, options)
-        for _, shown, status, written in outputs.watched(studio.run(path, request)):
+        request = Request("draw", prompt or "", seed, n, negative, options)
+        for _, shown, status, written in outputs.watched(studio.run(checkpoint, request)):
             yield shown, status, written
 
     @outputs.guarded

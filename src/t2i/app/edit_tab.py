@@ -103,12 +103,12 @@ def build(studio: Studio, drawn: Drawn, tabs: gr.Tabs, own: str) -> None:
 
     @outputs.guarded
     def edit(
-        path: str, picture: str | None, painted: dict[str, Any] | None, word: str, share: float, left: int, top: int,
-        right: int, bottom: int, text: str, seed: int, n: int, *values: Any,
+        checkpoint: str, picture: str | None, painted: dict[str, Any] | None, way: str, share: float, left: int,
+        top: int, right: int, bottom: int, prompt: str, seed: int, n: int, *values: Any,
     ) -> Iterator[Any]:
         if picture is None:
             raise ValueError("choose a picture first, or edit one that the tab Draw has drawn")
-        chosen = WAYS[word]
+        chosen = WAYS[way]
         node: dict[str, Any] = {"way": chosen, "image": packed(opened(picture))}
         if chosen == "paint":
             node["mask"] = mask_png(painted["layers"] if painted else [])
@@ -116,8 +116,8 @@ def build(studio: Studio, drawn: Drawn, tabs: gr.Tabs, own: str) -> None:
             node["share"] = share
         else:
             node["extend"] = [left, top, right, bottom]
-        request = Request("edit", text or "", seed, n, None, found.options(values), node)
-        for _, shown, status, written in outputs.watched(studio.run(path, request)):
+        request = Request("edit", prompt or "", seed, n, None, found.options(values), node)
+        for _, shown, status, written in outputs.watched(studio.run(checkpoint, request)):
             yield shown, status, written
 
     upload.upload(open_picture, upload, [editor, source], api_name="open_picture", show_progress="hidden")

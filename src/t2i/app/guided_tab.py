@@ -48,13 +48,14 @@ def build(studio: Studio) -> None:
             files = gr.File(label="The picture with its JSON", file_count="multiple", interactive=False)
 
     @outputs.guarded
-    def guide(path: str | None, text: str, canvas: str, start: str, seed: int, steps: int, rate: float | None
-              ) -> Iterator[Any]:
+    def guide(
+        checkpoint: str | None, prompt: str, canvas: str, start: str, seed: int, steps: int, rate: float | None
+    ) -> Iterator[Any]:
         options: dict[str, Any] = {"canvas": canvas, "steps": steps}
         options |= {} if start == STARTS[0] or canvas != "vqgan" else {"start": start}
         options |= {} if rate is None else {"learning_rate": float(rate)}
-        request = Request("guided", text or "", seed, 1, None, options)
-        for update, shown, status, written in outputs.watched(studio.run(path, request)):
+        request = Request("guided", prompt or "", seed, 1, None, options)
+        for update, shown, status, written in outputs.watched(studio.run(checkpoint, request)):
             first = None if update.before is None else outputs.image(update.before)
             yield first, shown[0], status, written
 

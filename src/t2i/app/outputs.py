@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import html
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -66,8 +67,11 @@ def saved(update: Update, folder: str) -> list[str]:
     return files
 
 
-def watched(updates: Iterator[Update]) -> Iterator[tuple[Update, list[Any], str, list[str] | None]]:
-    """Each update with its pictures for a gallery, its line, and at the end its files."""
+def watched(
+    updates: Iterator[Update], folder: str | None = None
+) -> Iterator[tuple[Update, list[Any], str, list[str] | None]]:
+    """Each update with its pictures for a gallery, its line, and at the end its files; these lie in the folder, or in
+    one of their own while they are yielded, when Gradio copies them."""
     said: set[str] = set()
     for update in updates:
         for text in (text for text in update.texts if text not in said):
@@ -76,14 +80,14 @@ def watched(updates: Iterator[Update]) -> Iterator[tuple[Update, list[Any], str,
         if not update.records:
             yield update, [image(pixels) for pixels in update.pictures], status(update.share, update.note), None
             continue
-        with TemporaryDirectory(prefix="t2i-pictures-") as folder:  # Gradio copies what is yielded
-            files = saved(update, folder)
+        with nullcontext(folder) if folder else TemporaryDirectory(prefix="t2i-pictures-") as place:
+            files = saved(update, place)
             yield update, files[::2], status(update.share, update.note), files
 
 
-def gallery(label: str, **more: Any) -> gr.Gallery:
-    return gr.Gallery(label=label, format="png", columns=4, object_fit="contain", height="auto", interactive=False,
-                      buttons=["download", "fullscreen"], elem_classes="pictures", **more)
+def gallery(label: str, show_label: bool = False) -> gr.Gallery:
+    return gr.Gallery(label=label, show_label=show_label, format="png", columns=4, object_fit="contain", height="auto",
+                      interactive=False, buttons=["download", "fullscreen"], elem_classes="pictures")
 
 
 def stop_button(events: list[Any], status_line: gr.HTML) -> gr.Button:

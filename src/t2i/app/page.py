@@ -15,7 +15,10 @@ MONO = ("ui-monospace", "monospace")
 # Small pictures are enlarged without smoothing, and stand on the same ground in light and dark.
 STYLE = """
 .pictures img { image-rendering: pixelated; }
-.status progress { width: 100%; height: 0.6rem; accent-color: var(--primary-500); }
+.status progress { width: 100%; height: 0.6rem; appearance: none; border: 0; border-radius: 0.3rem; overflow: hidden; }
+.status progress, .status progress::-webkit-progress-bar { background: var(--border-color-primary); }
+.status progress::-webkit-progress-value { background: var(--primary-500); }
+.status progress::-moz-progress-bar { background: var(--primary-500); }
 .status span { font-size: 0.9rem; }
 footer { opacity: 0.7; }
 @media (max-width: 640px) { .gradio-container { padding: 0.5rem !important; } }

@@ -111,7 +111,7 @@ def read_record(data: bytes) -> Record:
     _check(held, forms, name, ("format", "t2i", "torch"))
     inner: dict[str, Any] = {"way": str, "prompt": str, "seed": int, "n": int, "negative": str | None,
                              "options": dict, "edit": dict | None}
-    _check(held["request"], inner, f"{name}: request")
+    _check(held["request"], inner, name, inside="request.")
     for key, value in held["request"]["options"].items():
         if not isinstance(value, bool | int | float | str | None):
             raise ValueError(f"{name} was changed: request.options.{shown(key, 40)} is {quoted(value)}; a number or a"
@@ -124,11 +124,15 @@ def read_record(data: bytes) -> Record:
     return Record(request, *(held[key] for key in list(forms)[1:]))
 
 
-def _check(held: dict[str, Any], forms: dict[str, Any], name: str, beside: tuple[str, ...] = ()) -> None:
+def _check(
+    held: dict[str, Any], forms: dict[str, Any], name: str, beside: tuple[str, ...] = (), inside: str = ""
+) -> None:
     """ValueError unless it has just these keys, each of its type."""
     if strange := [key for key in held if key not in forms and key not in beside]:
-        raise ValueError(f"{name} was changed: {shown(strange[0], 40)} is no key of it; they are {', '.join(forms)}")
+        raise ValueError(f"{name} was changed: {inside}{shown(strange[0], 40)} is no key of it; they are"
+                         f" {', '.join(forms)}")
     for key, form in forms.items():
         if key not in held or not isinstance(held[key], form) or isinstance(held[key], bool):
             found = quoted(held[key]) if key in held else "missing"
-            raise ValueError(f"{name} was changed: {key} is {found}; a {getattr(form, '__name__', form)} is wanted")
+            wanted = {int: "a whole number", str: "a text", dict: "a table"}.get(form, "a text or null")
+            raise ValueError(f"{name} was changed: {inside}{key} is {found}; {wanted} is wanted")
