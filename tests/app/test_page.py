@@ -21,7 +21,7 @@ from t2i.generation.clip_guided import run as clip_guided_run
 from t2i.generation.text_to_image import picture_seed
 
 SIDES = {"left": 0, "top": 0, "right": 0, "bottom": 0}
-FIELDS = {"temperature": 0.7, "guidance": 1.5, "steps": None, "top_k": None, "top_p": None, "negative": ""}
+FIELDS = {"temperature": 0.7, "guidance": 1.5, "steps": 0, "top_k": 0, "top_p": 0, "negative": ""}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def drawn(client: Client, parts: SimpleNamespace, prompt: str = PROMPT, seed: An
 def asked(parts: SimpleNamespace, prompt: Any, seed: Any, n: Any, **more: Any) -> dict[str, Any]:
     values = {**FIELDS, **more}
     return {"checkpoint": parts.any, "prompt": prompt, "seed": seed, "n": n,
-            **{f"param_{4 + k}": value for k, value in enumerate([*values.values(), 0.7, 1.5, None, None, ""])}}
+            **{f"param_{4 + k}": value for k, value in enumerate([*values.values(), 0.7, 1.5, 0, 0, ""])}}
 
 
 def pixels(path: str | Path) -> np.ndarray:
@@ -64,7 +64,7 @@ def painted(client: Client, folder: Path, picture: Path, mask: Path | None) -> d
 
 def edited(client: Client, parts: SimpleNamespace, value: Any, way: str = "Draw the painted part anew", **more: Any
            ) -> Any:
-    values = {**SIDES, "prompt": PROMPT, "seed": 1, "n": 2, "param_14": None, **more}
+    values = {**SIDES, "prompt": PROMPT, "seed": 1, "n": 2, "param_14": 0, **more}
     return client.predict(checkpoint=parts.any, painted=value, way=way, **values, api_name="/edit")
 
 
@@ -109,7 +109,7 @@ def test_a_pictures_json_draws_it_again_byte_for_byte(client, parts, picture, tm
     elif way == "edit":
         files = edited(client, parts, painted(client, tmp_path, picture, layer(tmp_path / "mask.png")))[2]
     else:
-        files = client.predict(parts.any, PROMPT, "vqgan", "prior", 2, 3, None, api_name="/guided")[3]
+        files = client.predict(parts.any, PROMPT, "vqgan", "prior", 2, 3, 0, api_name="/guided")[3]
     shown, status, again = client.predict(handle_file(files[-1]), api_name="/draw_again")
     assert status.endswith("<span>The same picture, byte for byte.</span>") and len(shown) == 1
     assert [Path(a).read_bytes() for a in again] == [Path(b).read_bytes() for b in files[-2:]]
@@ -129,7 +129,7 @@ def test_what_is_not_painted_stays(client, parts, picture, tmp_path) -> None:
 
 
 def test_guided_drawing_moves_from_before_to_now(client, parts, tmp_path) -> None:
-    before, now, status, files = client.predict(parts.any, PROMPT, "pixels", "noise", 5, 4, None, api_name="/guided")
+    before, now, status, files = client.predict(parts.any, PROMPT, "pixels", "noise", 5, 4, 0, api_name="/guided")
     assert pixels(before).shape == pixels(now).shape and not np.array_equal(pixels(before), pixels(now))
     words = ["method=clip_guided", f"clip_guided.clips={parts.clip}", "clip_guided.canvas=pixels", "seed=5",
              "clip_guided.steps=4", f"prompt={PROMPT}", "device=cpu", f"out={tmp_path / 'guided'}"]
@@ -165,7 +165,7 @@ def test_two_people_do_not_break_each_other(address, client, parts) -> None:
         ({"seed": None}, "seed=None: allowed are"),
         ({"n": 2.5}, "n=2.5: allowed are whole numbers from 1 to 16"),
         ({"steps": 99}, "steps=99: allowed are whole numbers from 1 to 16"),
-        ({"top_k": 0}, "top_k=0: allowed are 1 to"),
+        ({"top_k": -1}, "top_k=-1: allowed are 1 to"),
         ({"top_p": 7.0}, "top_p=7.0: allowed are"),
         ({"guidance": 1, "negative": "blue"}, "negative=blue works by guidance"),
     ],
@@ -244,4 +244,4 @@ def test_uploads_that_are_no_pictures_are_one_line(client, parts, tmp_path, pict
 
 def test_a_prompt_opens_no_file(client, parts) -> None:
     with pytest.raises(AppError, match="image:… names a file, and the page opens none"):
-        client.predict(parts.any, f"image:{parts.picture}", "pixels", "noise", 0, 2, None, api_name="/guided")
+        client.predict(parts.any, f"image:{parts.picture}", "pixels", "noise", 0, 2, 0, api_name="/guided")

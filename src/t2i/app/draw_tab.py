@@ -13,6 +13,7 @@ from t2i.app.outputs import MODEL
 from t2i.app.record import MOST, Request, read_record
 from t2i.app.studio import Studio
 
+OPTIONAL = ("steps", "truncation", "top_k", "top_p")
 PLACE = "two red circles above a blue square"
 
 
@@ -31,8 +32,9 @@ class Sampling(NamedTuple):
     components: list[Any]
 
     def options(self, values: tuple[Any, ...]) -> dict[str, Any]:
-        """Those that are given and shown for the model."""
-        return {name: value for name, value in zip(self.names, values, strict=True) if value is not None}
+        """Those that are given: what may be left out is 0 then, as a browser sends an empty number."""
+        given = zip(self.names, values, strict=True)
+        return {name: value for name, value in given if value is not None and not (name in OPTIONAL and value == 0)}
 
 
 def sampling(model: Any, names: tuple[str, ...]) -> Sampling:
@@ -45,11 +47,11 @@ def sampling(model: Any, names: tuple[str, ...]) -> Sampling:
         elif name == "guidance":
             made[name] = gr.Slider(0, 10, own[name], step=0.1, label="Guidance", info="1: none")
         elif name == "steps":
-            made[name] = gr.Number(None, precision=0, minimum=1, label="Steps", info="empty: a quarter of the codes")
+            made[name] = gr.Number(0, precision=0, label="Steps", info="0: a quarter of the codes")
         elif name == "truncation":
-            made[name] = gr.Number(None, label="Truncation", info="0 to 1; empty: none")
+            made[name] = gr.Number(0, label="Truncation", info="up to 1; 0: none")
         elif name in ("top_k", "top_p"):
-            made[name] = gr.Number(None, precision=0 if name == "top_k" else None, label=name, info="empty: all codes")
+            made[name] = gr.Number(0, precision=0 if name == "top_k" else None, label=name, info="0: all codes")
     return Sampling(tuple(made), list(made.values()))
 
 

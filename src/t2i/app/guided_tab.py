@@ -35,7 +35,7 @@ def build(studio: Studio) -> None:
             with gr.Row():
                 seed = gr.Number(0, precision=0, minimum=0, label="Seed", min_width=80)
                 steps = gr.Slider(1, STEPS, 200, step=1, label="Steps", min_width=120)
-            rate = gr.Number(None, label="Learning rate", info="empty: the canvas's own")
+            rate = gr.Number(0, label="Learning rate", info="0: the canvas's own")
             with gr.Row():
                 button = gr.Button("Draw", variant="primary", size="lg")
                 stops = gr.Column(scale=0, min_width=80)
@@ -49,11 +49,11 @@ def build(studio: Studio) -> None:
 
     @outputs.guarded
     def guide(
-        checkpoint: str | None, prompt: str, canvas: str, start: str, seed: int, steps: int, rate: float | None
+        checkpoint: str | None, prompt: str, canvas: str, start: str, seed: int, steps: int, rate: float
     ) -> Iterator[Any]:
         options: dict[str, Any] = {"canvas": canvas, "steps": steps}
         options |= {} if start == STARTS[0] or canvas != "vqgan" else {"start": start}
-        options |= {} if rate is None else {"learning_rate": float(rate)}
+        options |= {} if rate == 0 else {"learning_rate": float(rate)}
         request = Request("guided", prompt or "", seed, 1, None, options)
         for update, shown, status, written in outputs.watched(studio.run(checkpoint, request)):
             first = None if update.before is None else outputs.image(update.before)
