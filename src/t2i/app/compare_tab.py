@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,7 +35,8 @@ def build(studio: Studio) -> None:
     with gr.Row():
         for path in paths:
             with gr.Column(min_width=260):
-                galleries.append(outputs.gallery(path, show_label=True))
+                gr.HTML(html.escape(path))
+                galleries.append(outputs.gallery(path))
                 files.append(gr.File(label="Each picture with its JSON", file_count="multiple", interactive=False))
 
     @outputs.guarded

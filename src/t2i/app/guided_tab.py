@@ -42,8 +42,8 @@ def build(studio: Studio) -> None:
         with gr.Column(scale=3, min_width=280):
             line = gr.HTML(outputs.status(0, "Ready."), elem_classes="status")
             with gr.Row():
-                before, after = (gr.Image(label=label, format="png", interactive=False, min_width=130,
-                                          buttons=["download", "fullscreen"], elem_classes="pictures")
+                before, after = (gr.Image(label=label, format="png", interactive=False, min_width=130, height=280,
+                                          buttons=["download", "fullscreen"], elem_classes=["pictures", "large"])
                                  for label in ("Before", "Now"))
             files = gr.File(label="The picture with its JSON", file_count="multiple", interactive=False)
 

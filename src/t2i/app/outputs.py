@@ -85,8 +85,9 @@ def watched(
             yield update, files[::2], status(update.share, update.note), files
 
 
-def gallery(label: str, show_label: bool = False) -> gr.Gallery:
-    return gr.Gallery(label=label, show_label=show_label, format="png", columns=4, object_fit="contain", height="auto",
+def gallery(label: str) -> gr.Gallery:
+    """Its label is for those who hear the page: on a screen it would lie on the first picture."""
+    return gr.Gallery(label=label, show_label=False, format="png", columns=4, object_fit="contain", height="auto",
                       interactive=False, buttons=["download", "fullscreen"], elem_classes="pictures")
 
 

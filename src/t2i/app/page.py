@@ -15,6 +15,7 @@ MONO = ("ui-monospace", "monospace")
 # Small pictures are enlarged without smoothing, and stand on the same ground in light and dark.
 STYLE = """
 .pictures img { image-rendering: pixelated; }
+.large img { width: 100% !important; height: 100% !important; object-fit: contain; }
 .status progress { width: 100%; height: 0.6rem; appearance: none; border: 0; border-radius: 0.3rem; overflow: hidden; }
 .status progress, .status progress::-webkit-progress-bar { background: var(--border-color-primary); }
 .status progress::-webkit-progress-value { background: var(--primary-500); }
