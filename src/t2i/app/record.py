@@ -93,10 +93,12 @@ def checked_pixels(data: bytes, name: str) -> torch.Tensor:
     try:
         with Image.open(io.BytesIO(data)) as opened:
             width, height = opened.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:  # more than twice what the server allows
+        raise ValueError(f"{name} is too large: at most {LARGEST:,} pixels in all are taken") from error
+    except (OSError, ValueError, SyntaxError) as error:
         raise ValueError(f"{name} is no picture, or of an unknown format") from error
     if width * height > LARGEST:
-        raise ValueError(f"{name} has {width} x {height} pixels; at most {LARGEST:,} in all are taken")
+        raise ValueError(f"{name} is too large, {width} x {height}: at most {LARGEST:,} pixels in all are taken")
     return read_pixels(data, name)
 
 

@@ -27,7 +27,7 @@ def serving(settings: AppSettings) -> Iterator[str]:
         from t2i.app.record import LARGEST as PIXELS
         from t2i.app.studio import Studio
 
-        Image.MAX_IMAGE_PIXELS = PIXELS  # Pillow refuses twice as much
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, PIXELS  # Pillow refuses twice as much
         studio = Studio(settings)
         from t2i.app import page
 
@@ -41,6 +41,7 @@ def serving(settings: AppSettings) -> Iterator[str]:
             yield shared or local
         finally:
             built.close(verbose=False)
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def run(words: list[str]) -> None:
