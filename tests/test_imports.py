@@ -11,7 +11,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 FILES = sorted(p.relative_to(SOURCE).as_posix() for p in SOURCE.glob("t2i/**/*.py"))
 # Top floor first: a room may import what stands below it. Rooms of one line stand side by side and do not meet.
 ROOMS = (
-    ("cli",), ("training",), ("evaluation",), ("generation",), ("convert",), ("models",), ("metrics",),
+    ("cli",), ("app",), ("training",), ("evaluation",), ("generation",), ("convert",), ("models",), ("metrics",),
     ("nets", "quantizers", "losses"), ("text_encoders",), ("data",), ("viz",), ("checkpoint",), ("config",),
     ("types", "version"),
 )  # fmt: skip

@@ -62,8 +62,8 @@ def test_codes_whose_patch_the_mask_does_not_touch_stay(model, monkeypatch) -> N
     image, new = picture(), torch.zeros(8, 8, dtype=torch.bool)
     new[1, 1] = new[4, 6] = True  # patches of 2 x 2: cells (0, 0) and (2, 3)
     seen = []
-    codes = model.codes
-    monkeypatch.setattr(model, "codes", lambda *text, **given: seen.append(given) or codes(*text, **given))
+    codes = model.code_steps
+    monkeypatch.setattr(model, "code_steps", lambda *text, **given: seen.append(given) or codes(*text, **given))
     monkeypatch.setattr(editing, "decode_tiled", lambda net, ids: seen.append(ids) or decode_tiled(net, ids))
     edited(model, Edit(image, new), ["green"], [3])
     asked, ids = seen
@@ -93,8 +93,9 @@ def test_extending_keeps_the_picture_and_draws_around_it(model, extend, size) ->
 @pytest.mark.parametrize(("share", "codes"), [(0.01, 1), (0.25, 4), (0.5, 8), (1, 16)])
 def test_vary_draws_so_many_codes_anew(model, monkeypatch, share: float, codes: int) -> None:
     seen = []
-    original = model.codes
-    monkeypatch.setattr(model, "codes", lambda *text, **given: seen.append(given["known"]) or original(*text, **given))
+    original = model.code_steps
+    monkeypatch.setattr(model, "code_steps", lambda *text, **given: seen.append(given["known"])
+                        or original(*text, **given))
     edited(model, Edit(picture(), vary=share), ["green"], [1])
     assert int((~seen[0]).sum()) == codes
 

@@ -15,19 +15,26 @@ MAX_DEPTH = 64  # containers in containers
 def read_json(path: Path) -> Any:
     """The value of a JSON file; ValueError where it cannot be read, or is nested too deeply to be gone through."""
     try:
-        found = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    return parse_json(data, path)
+
+
+def parse_json(data: bytes, name: Any) -> Any:
+    """As `read_json`, of a file's bytes; `name` is what messages call it."""
+    try:
+        found = json.loads(data)
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else shown(error)
-        raise ValueError(f"{path} cannot be read: {why}") from error
+        raise ValueError(f"{name} cannot be read: {why}") from error
     level, depth = [found], 0
     while level:
         level = [item for each in level if isinstance(each, dict | list)
                  for item in (each.values() if isinstance(each, dict) else each)]
         depth += 1
         if depth > MAX_DEPTH:
-            raise ValueError(f"{path} cannot be read: it is nested too deeply")
+            raise ValueError(f"{name} cannot be read: it is nested too deeply")
     return found
 
 

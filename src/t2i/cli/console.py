@@ -17,6 +17,7 @@ t2i train experiments=quickstart     as python train.py does in a clone; t2i tra
 t2i sample ckpt=runs/quickstart/prior/last.ckpt prompt="a red circle"
 t2i evaluate ckpt=runs/quickstart/prior/last.ckpt
 t2i prepare data=folder data.root=photos
+t2i app ckpt=runs/quickstart/prior/last.ckpt      a page to draw and edit in; t2i app --help
 t2i compare runs/a runs/b            settings, cost, scores, curves and pictures on one page; t2i compare --help
 t2i plot runs/a                      the curves of metrics.csv anew; t2i plot --help
 t2i inspect vqgan_imagenet_f16_16384.ckpt
@@ -38,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     for name, about in zip(APPS, ("a model, or a recipe's stages", "pictures for captions", "scores of a model",
                                   "looks a data set over"), strict=True):
         commands.add_parser(name, help=about, add_help=False)
+    commands.add_parser("app", help="a page to draw, edit and look at runs in", add_help=False)
     commands.add_parser("compare", help="runs side by side on one page", add_help=False)
     commands.add_parser("plot", help="the curves of runs", add_help=False)
     one = commands.add_parser("inspect", help="what a file is, its sizes, and what in it is not a tensor")
@@ -89,7 +91,14 @@ def plot(words: list[str]) -> None:
         run(words)
 
 
-WORDS: dict[str, Callable[[list[str]], None]] = {"compare": compare, "plot": plot}  # these read their words themselves
+def app(words: list[str]) -> None:
+    from t2i.app.server import run
+
+    run(words)
+
+
+# These read their words themselves.
+WORDS: dict[str, Callable[[list[str]], None]] = {"app": app, "compare": compare, "plot": plot}
 
 
 def files(words: list[str]) -> None:

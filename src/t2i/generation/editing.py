@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from t2i.config.messages import shown
 from t2i.data.seeds import derive_seed
+from t2i.generation.drawing_step import DrawingStep, grey_where_unknown
 from t2i.generation.pictures import called, pixels_of
 from t2i.generation.tiling import decode_tiled, starts
 from t2i.models.any_order import halton_order
@@ -118,11 +120,15 @@ def of_box(box: Sequence[float], height: int, width: int) -> Bool[Tensor, "h w"]
 
 def read_mask(path: Any, height: int, width: int) -> Bool[Tensor, "h w"]:
     """Of a picture of any size and the aspect of height x width: True where it is white, at least half."""
-    pixels = pixels_of(path, "edit.mask", background=0)
+    return mask_of(pixels_of(path, "edit.mask", background=0), height, width, f"edit.mask={called(path)}")
+
+
+def mask_of(pixels: UInt8[Tensor, "3 h2 w2"], height: int, width: int, name: str) -> Bool[Tensor, "h w"]:
+    """As `read_mask`, of the mask's pixels; `name` is what messages call it."""
     own_height, own_width = pixels.shape[1:]
     if abs(own_height * width / own_width - height) > max(1, height / own_height):  # a pixel of either
-        raise ValueError(f"edit.mask={called(path)} has {own_width} x {own_height} pixels, another aspect than the"
-                         f" picture's {width} x {height}")
+        raise ValueError(f"{name} has {own_width} x {own_height} pixels, another aspect than the picture's"
+                         f" {width} x {height}")
     white = (pixels.float().mean(0, keepdim=True) >= 128).float()
     return F.adaptive_max_pool2d(white, (height, width))[0] > 0  # a thin line stays
 
@@ -170,9 +176,13 @@ def next_window(known: Bool[Tensor, "gh gw"], grid: tuple[int, int]) -> tuple[in
 def fill(
     model: PriorAny, ids: Int[Tensor, "b gh gw"], known: Bool[Tensor, "gh gw"], text: list[str], seeds: Sequence[int],
     **options: Any,
-) -> Int[Tensor, "b gh gw"]:
-    """Draws all codes that are not known, window after window; options are those of `PriorAny.codes`."""
+) -> Iterator[tuple[Int[Tensor, "b gh gw"], Bool[Tensor, "b gh gw"]]]:
+    """Draws all codes that are not known, window after window, and yields after each step all codes and which of them
+    there are; both go on being written to. Options are those of `PriorAny.codes`."""
     ids, known = ids.clone(), known.cpu().clone()
+    there = known.to(ids.device).repeat(len(ids), 1, 1)
+    if bool(known.all()):
+        yield ids, there
     rows, columns = model.tokenizer.grid
     number = 0
     while not bool(known.all()):
@@ -180,10 +190,11 @@ def fill(
         where = slice(top, top + rows), slice(left, left + columns)
         here, given = known[where].flatten().clone(), ids[:, *where].flatten(1)
         own = [derive_seed(seed, "window", number) if number else seed for seed in seeds]
-        drawn = model.codes(text, seeds=own, given=given[:, here.to(ids.device)], known=here, **options)
-        ids[:, *where] = drawn.view(-1, rows, columns)
+        steps = model.code_steps(text, seeds=own, given=given[:, here.to(ids.device)], known=here, **options)
+        for drawn, so_far in steps:
+            ids[:, *where], there[:, *where] = drawn.view(-1, rows, columns), so_far.view(-1, rows, columns)
+            yield ids, there
         known[where], number = True, number + 1
-    return ids
 
 
 def check_size(size: Any, model: Any, key: str = "size") -> tuple[int, int]:
@@ -215,9 +226,9 @@ def draw_sized(
         some = list(text[start : start + batch_size])
         away = None if negative is None else [negative] * len(some)
         ids = torch.zeros(len(some), *grid, dtype=torch.long, device=model.device)
-        ids = fill(model, ids, torch.zeros(grid, dtype=torch.bool), some, seeds[start : start + batch_size],
-                   negative=away, **options)
-        yield decode_tiled(model.tokenizer, ids)
+        drawn = fill(model, ids, torch.zeros(grid, dtype=torch.bool), some, seeds[start : start + batch_size],
+                     negative=away, **options)
+        yield decode_tiled(model.tokenizer, deque(drawn, maxlen=1)[0][0])
 
 
 def blend(new: Bool[Tensor, "h w"], seam: int) -> Float[Tensor, "h w"]:
@@ -235,6 +246,13 @@ def edited(
 ) -> Float[Tensor, "b 3 h w"]:
     """The picture edited once for each caption and seed, in [-1, 1] on the CPU; options are those of `PriorAny.codes`.
     """
+    return deque(edit_steps(model, edit, text, seeds, **options), maxlen=1)[0].images()
+
+
+def edit_steps(
+    model: PriorAny, edit: Edit, text: list[str], seeds: Sequence[int], **options: Any
+) -> Iterator[DrawingStep]:
+    """As `edited`, after each step of drawing; what is not drawn yet is grey."""
     edit.check(model)
     model.place()
     tokenizer, (height, width) = model.tokenizer, edit.image.shape[1:]
@@ -261,13 +279,20 @@ def edited(
         if edit.new is not None:
             new[around[1] : around[1] + height, around[0] : around[0] + width] = edit.new
     known = F.max_pool2d(new.float()[None], patch)[0] == 0
-    ids = fill(model, ids.expand(len(text), -1, -1), known, text, seeds, **options)
-    found = decode_tiled(tokenizer, ids)
-    if edit.composite:
-        share = blend(new, max(1, patch // 4))
-        found = share * found + (1 - share) * source
+    missing = int((~known).sum())
     corner = around[1] - top, around[0] - left
-    return found[:, :, corner[0] : corner[0] + top + height + bottom, corner[1] : corner[1] + left + width + right]
+    rows = slice(corner[0], corner[0] + top + height + bottom)
+    columns = slice(corner[1], corner[1] + left + width + right)
+    for drawn, there in fill(model, ids.expand(len(text), -1, -1), known, text, seeds, **options):
+
+        def images(drawn: Tensor = drawn, there: Tensor = there) -> Tensor:
+            found = grey_where_unknown(decode_tiled(tokenizer, drawn), there)
+            if edit.composite:
+                share = blend(new, max(1, patch // 4))
+                found = share * found + (1 - share) * source
+            return found[:, :, rows, columns]
+
+        yield DrawingStep(missing - int((~there[0]).sum()), missing, images)
 
 
 def draw(

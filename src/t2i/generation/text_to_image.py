@@ -29,6 +29,7 @@ from t2i.data.emoji_art import words_of
 from t2i.data.emoji_names import asked_style
 from t2i.data.seeds import derive_seed
 from t2i.generation import editing
+from t2i.generation.drawing_step import DrawingStep, grey_where_unknown
 from t2i.generation.output_folder import OutputFolder
 from t2i.generation.pictures import read_square
 from t2i.metrics.clip_score import CLIPScorer
@@ -72,6 +73,25 @@ def draw(
         extra: dict[str, Any] = {} if given is None else {"given": given.reshape(1, -1).expand(len(text), -1)}
         extra |= {} if negative is None else {"negative": [negative] * len(text)}
         yield model.sample(text, seeds=list(seeds[start : start + batch_size]), **extra, **options).float().cpu()
+
+
+def draw_steps(
+    model: Any, prompts: Sequence[str], seeds: Sequence[int], negative: str | None = None, **options: Any
+) -> Iterator[DrawingStep]:
+    """As `draw` does one batch, after each step; what is not drawn yet is grey. A GAN has one step."""
+    text, own = list(prompts), list(seeds)
+    if not isinstance(model, Prior):
+        extra = {} if negative is None else {"negative": [negative] * len(text)}
+        yield DrawingStep(1, 1, model.sample(text, seeds=own, **extra, **options).float().cpu)
+        return
+    away = None if negative is None else [negative] * len(text)
+    for ids, known in model.code_steps(text, seeds=own, negative=away, **options):
+
+        def images(ids: Tensor = ids, known: Tensor = known) -> Tensor:
+            found = model.tokenizer.decode_ids(ids.clone()).float().cpu()
+            return grey_where_unknown(found, known.view(-1, *model.tokenizer.grid))
+
+        yield DrawingStep(int(known[0].sum()), known.shape[1], images)
 
 
 def best_pictures(

@@ -8,14 +8,14 @@ each step. Codes of one step do not see each other: fewer steps are quicker, and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from t2i.models.sampling import Sampler, check_given
+from t2i.models.sampling import CodeStep, Sampler, check_given, drawn
 from t2i.nets.arpg import ARPG
 from t2i.types import ravel_index
 
@@ -81,7 +81,7 @@ def uniforms_needed(num_codes: int, parts: int, steps: int, order: str) -> int:
 
 
 @torch.inference_mode()
-def generate(
+def generate_steps(
     model: ARPG,
     states: Float[Tensor, "b t d"],
     mask: Bool[Tensor, "b t"],
@@ -95,8 +95,9 @@ def generate(
     given: Int[Tensor, "b m"] | None = None,
     known: Bool[Tensor, " n"] | None = None,
     negative: tuple[Float[Tensor, "b u d"], Bool[Tensor, "b u"]] | None = None,
-) -> Int[Tensor, "b n"]:
-    """Draws all codes of a batch of pictures that are not given.
+) -> Iterator[CodeStep]:
+    """Draws all codes of a batch of pictures that are not given, and yields after each step; both tensors go on being
+    written to.
 
     Args:
         states, mask, unconditional, negative: as in `t2i.models.sampling.generate`.
@@ -105,8 +106,7 @@ def generate(
         given: codes that stay as they are, in raster order.
         known: which cells they are of; None: the first.
 
-    Returns:
-        ids in raster order.
+    Codes are in raster order, 0 where they are not drawn yet.
     """
     b, n, parts, device = len(states), model.num_codes, len(model.factors), states.device
     given = torch.zeros(b, 0, dtype=torch.long, device=device) if given is None else given
@@ -118,8 +118,10 @@ def generate(
     check_given(given, model.codebook_size)
     ids = torch.zeros(b, n, dtype=torch.long, device=device)
     ids[:, known] = given
+    there = known.repeat(b, 1)
     if m == n:
-        return ids
+        yield ids, there
+        return
     if order == "random":
         rank = uniform[:, -n:]
     else:
@@ -150,9 +152,14 @@ def generate(
             each = each.take_along_dim(best[:, :count, None].repeat(times, 1, 1), 1)
         chosen, left = left[:, :count], left[:, count:]
         ids.scatter_(1, chosen, ravel_index(each[:b], model.factors))
+        yield ids, there.scatter_(1, chosen, True)
         if step + 1 < len(plan):
             model.append(each, chosen.repeat(times, 1), cache)
-    return ids
+
+
+def generate(model: ARPG, *arguments: Any, **options: Any) -> Int[Tensor, "b n"]:
+    """The codes of a batch of pictures; arguments are those of `generate_steps`."""
+    return drawn(generate_steps(model, *arguments, **options))
 
 
 def sum_of_logs(logits: Sequence[Float[Tensor, "r k"]], each: Int[Tensor, "r f"]) -> Float[Tensor, " r"]:

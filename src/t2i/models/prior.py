@@ -7,6 +7,7 @@ checkpoint carries them as parts, so that a prior draws from its own file alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -19,7 +20,7 @@ from t2i.losses.cross_entropy import cross_entropy
 from t2i.models import optimizers
 from t2i.models.base import BaseModule, check_finite
 from t2i.models.distributed import LocalRandom, StepRandom, log_step, step_random
-from t2i.models.sampling import check_options, generate, uniforms
+from t2i.models.sampling import CodeStep, check_options, drawn, generate_steps, uniforms
 from t2i.models.static_decoding import StaticDecoding
 from t2i.nets.gpt import GPT, CodeTransformer
 from t2i.nets.recompute import set_checkpointing
@@ -191,7 +192,11 @@ class Prior(BaseModule):
         """Draws one picture a caption, in [-1, 1]; options as those of `codes`."""
         return self.tokenizer.decode_ids(self.codes(text, seeds=seeds, **options).clone()).float()
 
-    def codes(
+    def codes(self, text: list[str], *, seeds: list[int], **options: Any) -> Int[Tensor, "b n"]:
+        """The codes of one picture a caption; options as those of `code_steps`."""
+        return drawn(self.code_steps(text, seeds=seeds, **options))
+
+    def code_steps(
         self,
         text: list[str],
         *,
@@ -204,9 +209,9 @@ class Prior(BaseModule):
         given: Int[Tensor, "b m"] | None = None,
         negative: list[str] | None = None,
         **unknown: object,
-    ) -> Int[Tensor, "b n"]:
-        """Draws the codes of one picture a caption; options as in `t2i.models.sampling.generate`, but `negative` has a
-        caption a picture."""
+    ) -> Iterator[CodeStep]:
+        """Draws the codes of one picture a caption, and yields after each; options as in
+        `t2i.models.sampling.generate_steps`, but `negative` has a caption a picture."""
         if unknown:
             raise ValueError(f"{', '.join(unknown)} is no option of the prior; allowed are unconditional, temperature,"
                              " top_k, top_p, guidance, given, negative")
@@ -214,10 +219,11 @@ class Prior(BaseModule):
         with self.sampling(text, seeds):
             captions = self.caption_states(text)
             uniform = uniforms(seeds, self.gpt.num_codes * len(self.gpt.factors)).to(self.device)
-            return generate(cast(GPT, self.gpt), *captions, uniform, unconditional=unconditional,
-                            temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, given=given,
-                            negative=None if negative is None else self.caption_states(negative),
-                            static=self.static_decoding if self.device.type == "cuda" else None)
+            yield from generate_steps(
+                cast(GPT, self.gpt), *captions, uniform, unconditional=unconditional, temperature=temperature,
+                top_k=top_k, top_p=top_p, guidance=guidance, given=given,
+                negative=None if negative is None else self.caption_states(negative),
+                static=self.static_decoding if self.device.type == "cuda" else None)
 
     def caption_states(self, text: list[str]) -> tuple[Float[Tensor, "b t d"], Bool[Tensor, "b t"]]:
         """Their states, and which of them are real."""

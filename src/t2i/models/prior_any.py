@@ -6,6 +6,7 @@ ARPG, arXiv 2503.10568: see `nets/arpg.py` for the net and `models/any_order.py`
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, ClassVar, cast
 
 import torch
@@ -13,10 +14,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from t2i.checkpoint.registry import register
-from t2i.models.any_order import faults_of, generate, uniforms_needed
+from t2i.models.any_order import faults_of, generate_steps, uniforms_needed
 from t2i.models.distributed import LocalRandom, StepRandom
 from t2i.models.prior import Prior
-from t2i.models.sampling import Sampler, uniforms
+from t2i.models.sampling import CodeStep, Sampler, uniforms
 from t2i.nets.arpg import ARPG
 from t2i.nets.gpt import CodeTransformer
 from t2i.types import CodeBatch
@@ -55,7 +56,7 @@ class PriorAny(Prior):
             shown = None, None, drawn.argsort(1).to(batch.ids.device)
         return super().loss(batch, null, *shown)
 
-    def codes(  # type: ignore[override]
+    def code_steps(  # type: ignore[override]
         self,
         text: list[str],
         *,
@@ -72,9 +73,10 @@ class PriorAny(Prior):
         order: str = "halton",
         known: Bool[Tensor, " n"] | None = None,
         **unknown: object,
-    ) -> Int[Tensor, "b n"]:
-        """Draws the codes of one picture a caption; options as in `t2i.models.any_order.generate`, but `negative` has a
-        caption a picture, and `steps` is a quarter of the codes that are drawn where it is None."""
+    ) -> Iterator[CodeStep]:
+        """Draws the codes of one picture a caption, and yields after each step; options as in
+        `t2i.models.any_order.generate_steps`, but `negative` has a caption a picture, and `steps` is a quarter of the
+        codes that are drawn where it is None."""
         if unknown:
             raise ValueError(f"{', '.join(unknown)} is no option of the prior; allowed are unconditional, temperature,"
                              " top_k, top_p, guidance, given, negative, steps, schedule, order, known")
@@ -86,6 +88,7 @@ class PriorAny(Prior):
             captions = self.caption_states(text)
             uniform = uniforms(seeds, uniforms_needed(n, parts, steps, order)).to(self.device)
             sampler = Sampler(temperature, top_k, top_p, guidance, guidance != 1 and not unconditional)
-            return generate(cast(ARPG, self.gpt), *captions, uniform, steps=steps, schedule=schedule,
-                            order=order, sampler=sampler, unconditional=unconditional, given=given, known=known,
-                            negative=None if negative is None else self.caption_states(negative))
+            yield from generate_steps(
+                cast(ARPG, self.gpt), *captions, uniform, steps=steps, schedule=schedule, order=order, sampler=sampler,
+                unconditional=unconditional, given=given, known=known,
+                negative=None if negative is None else self.caption_states(negative))

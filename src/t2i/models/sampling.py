@@ -8,8 +8,10 @@ the host.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,8 @@ from torch import Tensor
 from t2i.models.static_decoding import StaticDecoding
 from t2i.nets.gpt import GPT, CodeTransformer
 from t2i.types import ravel_index
+
+CodeStep = tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]  # all codes by now, and which of them are drawn or given
 
 
 def check_options(
@@ -144,8 +148,13 @@ def check_given(given: Int[Tensor, "b m"], codebook_size: int) -> None:
                          f"allowed are 0 to {codebook_size - 1}")
 
 
+def drawn(steps: Iterable[CodeStep]) -> Int[Tensor, "b n"]:
+    """The codes after the last step."""
+    return deque(steps, maxlen=1)[0][0]
+
+
 @torch.inference_mode()
-def generate(
+def generate_steps(
     model: GPT,
     states: Float[Tensor, "b t d"],
     mask: Bool[Tensor, "b t"],
@@ -159,8 +168,8 @@ def generate(
     given: Int[Tensor, "b m"] | None = None,
     negative: tuple[Float[Tensor, "b u d"], Bool[Tensor, "b u"]] | None = None,
     static: StaticDecoding | None = None,
-) -> Int[Tensor, "b n"]:
-    """Draws all codes of a batch of pictures.
+) -> Iterator[CodeStep]:
+    """Draws all codes of a batch of pictures, and yields after each code; both tensors go on being written to.
 
     Args:
         states, mask: caption states and which of them are real.
@@ -169,10 +178,11 @@ def generate(
         given: the first m codes, kept as they are (completion).
         negative: states and mask of captions to lead away from, beside the null prefix: (guidance - 1) times the
             difference between the logits under the caption and under this one is added.
-        static: decodes with static shapes, where it can; the codes are the same but for rounding.
+        static: decodes with static shapes, where it can, and yields at the end alone; the codes are the same but for
+            rounding.
 
-    Returns:
-        ids in raster order. With guidance other than 1, all prefixes run in one batch.
+    Codes are in raster order, 0 where they are not drawn yet. With guidance other than 1, all prefixes run in one
+    batch.
     """
     check_options(model.factors, temperature, top_k, top_p, guidance)
     b, device = states.shape[0], states.device
@@ -182,10 +192,12 @@ def generate(
         raise ValueError(f"given codes have shape {tuple(given.shape)};"
                          f" allowed are ({b}, m), m up to {model.num_codes}")
     check_given(given, model.codebook_size)
-    ids = torch.empty(b, model.num_codes, dtype=torch.long, device=device)
-    ids[:, :m] = given
+    ids = torch.zeros(b, model.num_codes, dtype=torch.long, device=device)
+    known = torch.zeros(b, model.num_codes, dtype=torch.bool, device=device)
+    ids[:, :m], known[:, :m] = given, True
     if m >= model.num_codes:
-        return ids
+        yield ids, known
+        return
     sampler = Sampler(temperature, top_k, top_p, guidance, guidance != 1 and not unconditional)
     uniform = uniform.reshape(b, model.num_codes, parts)
     states, mask, null = sampler.captions(states, mask, unconditional, negative)
@@ -193,13 +205,19 @@ def generate(
         states, mask = pad_together([(states, mask)], model.text_length)
     x, cache = model.prefill(states, mask, null, given.repeat(len(null) // b, 1))
     if static is not None and static.decode(model, sampler, x, cache, ids, uniform, m):
-        return ids
+        yield ids, known.fill_(True)
+        return
     for i in range(m, model.num_codes):
         each = sampler(model, x, uniform[:, i])
-        ids[:, i] = ravel_index(each[:b], model.factors)
+        ids[:, i], known[:, i] = ravel_index(each[:b], model.factors), True
+        yield ids, known
         if i + 1 < model.num_codes:
             x = model.step(each, cache)
-    return ids
+
+
+def generate(model: GPT, *arguments: Any, **options: Any) -> Int[Tensor, "b n"]:
+    """The codes of a batch of pictures; arguments are those of `generate_steps`."""
+    return drawn(generate_steps(model, *arguments, **options))
 
 
 def check_truncation(truncation: float | None) -> None:
