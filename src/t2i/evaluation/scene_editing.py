@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from t2i.data.scenes import COLOURS, SHAPES, Caption, Scene, Task, Thing, describe, render
+from t2i.data.scenes import COLOURS, SHAPES, Caption, Scene, Task, Thing, describe, pick, render
 from t2i.data.seeds import derive_seed
 from t2i.data.shapes import Split, World, prompted, scene_held_out
 from t2i.evaluation.composition import reconstructed
@@ -66,7 +67,7 @@ class Edited:
         return {split: {kind: one.described() for kind, one in kinds.items()} for split, kinds in self.scores.items()}
 
 
-def replaced(scene: Scene, split: Split, rng: np.random.Generator) -> tuple[Scene, Thing]:
+def replaced(scene: Scene, split: Split, rng: Random) -> tuple[Scene, Thing]:
     """The scene with one of its things replaced in its place, and the thing that went; what it becomes is held out in
     the split `heldout` alone."""
     options = []
@@ -81,26 +82,19 @@ def replaced(scene: Scene, split: Split, rng: np.random.Generator) -> tuple[Scen
                 after = replace(scene, things=tuple(new if one is thing else one for one in scene.things))
                 if scene_held_out(after) == (split == "heldout"):
                     options.append((after, thing))
-    return options[int(rng.integers(len(options)))]
+    return pick(rng, options)
 
 
 def asked(n: int, seed: int, world: World, split: Split) -> list[Asked]:
     """`n` edits of scenes of the validation split."""
     found = []
     for k, (_, scene) in enumerate(prompted("val", TASK, n, seed, world)):
-        rng = np.random.default_rng(derive_seed(seed, "edit", split, k))
+        rng = Random(derive_seed(seed, "edit", split, k))
         after, thing = replaced(scene, split, rng)
         far = thing.radius + MARGIN
         box = (max(0.0, thing.x - far), max(0.0, thing.y - far), min(1.0, thing.x + far), min(1.0, thing.y + far))
-        found.append(Asked(scene, after, describe(after, _Words(rng), extras=False), box))
+        found.append(Asked(scene, after, describe(after, rng, extras=False), box))
     return found
-
-
-class _Words:
-    """`random()` of numpy's generator, as `describe` asks for it."""
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.random = rng.random
 
 
 def is_right(picture: np.ndarray, scene: Scene) -> bool:
