@@ -120,10 +120,10 @@ class Studio:
     def _asked(self, checkpoint: str | None, request: Request) -> tuple[Any, dict[str, Any], tuple[str, ...]]:
         """The model, the options for it, and what of the caption it does not take; everything is checked."""
         pipeline = self.pipeline(checkpoint)
-        model: Any = pipeline.model
-        if not isinstance(model, TextToImage):
+        if not isinstance(pipeline.model, TextToImage):
             raise ValueError(f"{shown(checkpoint)} is a tokenizer, which draws nothing for captions; guided drawing"
                              " takes one")
+        model: Any = pipeline.model
         check_request(request)
         texts = [*read_prompts({"prompt": request.prompt, "prompts": None, "unconditional": False}),
                  *([] if request.negative is None else [request.negative])]
