@@ -24,7 +24,7 @@ t2i app ckpt=A ckpt=B clip=runs/quickstart/clip/hf    several checkpoints, and a
   trust=A,B        packages whose classes checkpoints may build, folders and files that they may open
 """
 KEYS = ("ckpt", "clip", "runs", "host", "port", "share", "device", "trust", "debug")
-INSTALL = "pip install gradio"
+INSTALL = "pip install gradio (in t2i's extra app)"
 RUNS = "runs"
 
 
