@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.app.served import PROMPT, make, page
+from tests.app.served import PROMPT
 
 from t2i.app.record import Record, Request
 
@@ -25,12 +25,11 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="there is no playwr
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    parts = make(tmp_path_factory.mktemp("app"))
-    with page(parts) as parts.address, sync_api.sync_playwright() as playwright:
-        parts.browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield parts
-        parts.browser.close()
+def served(address: str) -> Iterator[SimpleNamespace]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield SimpleNamespace(address=address, browser=browser)
+        browser.close()
 
 
 def opened(served: SimpleNamespace, width: int = 1200, height: int = 800, dark: bool = False) -> Any:

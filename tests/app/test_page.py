@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
-from tests.app.served import PROMPT, SIDE, make, page
+from tests.app.served import PROMPT, SIDE
 
 from t2i.config.compose import compose
 from t2i.generation import text_to_image
@@ -22,17 +21,6 @@ from t2i.generation.text_to_image import picture_seed
 
 SIDES = {"left": 0, "top": 0, "right": 0, "bottom": 0}
 FIELDS = {"temperature": 0.7, "guidance": 1.5, "steps": 0, "top_k": 0, "top_p": 0, "negative": ""}
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    return make(tmp_path_factory.mktemp("app"))
-
-
-@pytest.fixture(scope="module")
-def address(parts: SimpleNamespace) -> Iterator[str]:
-    with page(parts) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
