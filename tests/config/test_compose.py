@@ -204,7 +204,8 @@ def test_difference() -> None:
 def test_a_missing_plugin_is_named() -> None:
     error = MissingConfigException(missing_cfg_file="hydra/launcher/joblib", message="", options=["basic"])
     assert no_such_choice(error, ["hydra/launcher=joblib"]) == (
-        "hydra/launcher=joblib needs a package that is not installed: pip install hydra-joblib-launcher")
+        "hydra/launcher=joblib needs a package that is not installed: pip install hydra-joblib-launcher"
+        " (in t2i's extra sweeps)")
 
 
 @pytest.mark.parametrize(("words", "left"), [(["~logger"], "logger"), (["~callbacks"], "callbacks")])

@@ -116,7 +116,7 @@ def test_pictures_alone_are_for_tokenizers(tmp_path) -> None:
 def test_which_captions_are_read_and_which_texts_lie_there_unread(tmp_path) -> None:
     root = write(tmp_path / "pictures", captions=False)
     (root / "000.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"Prior needs captions; captions are read from metadata\.jsonl or .*; unread"
+    with pytest.raises(ValueError, match=r"Prior needs captions; captions are read from metadata\.jsonl, .*; unread"
                                          r" lie there 000\.json$"):
         datasets.data_module(config(root), prior(False))
 

@@ -196,6 +196,14 @@ def test_names_on_the_hub_are_looked_up_offline(tmp_path) -> None:
     assert sum(map(len, both)) == 40 and both[0][0, 0].captions == ("caption 0",)
 
 
+def test_each_table_has_a_cache_of_its_own(tmp_path) -> None:
+    for name in ("one", "two"):
+        write(tmp_path / f"set/{name}.parquet", [png(i) for i in range(30)])
+    found = {packed.cache_folder(opened(tmp_path / f"set/{name}.parquet", streaming=streaming), tmp_path)
+             for name in ("one", "two") for streaming in (False, True)}
+    assert len(found) == 4
+
+
 def test_without_the_library_one_line_says_what_to_install(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"^data=huggingface needs the package datasets .*: pip install datasets$"):

@@ -272,7 +272,7 @@ def test_folders_of_others(place: Path, tmp_path: Path, capsys: Any) -> None:
 
 
 @pytest.mark.parametrize("words, message", [
-    (["metrics=[fed]"], r"fed unknown; allowed are composition, nearest_render, paraphrase, fid"),
+    (["metrics=[fed]"], r"fed unknown; allowed are composition, nearest_render, paraphrase, editing, fid"),
     (["metrics=[]"], "metrics is empty"),
     (["metrics=[fid]"], r"(?s)weights-inception-2015-12-05-6726825d\.pth.*6726825d0af5f729"),
     (["protocol=coco"], "protocol=coco: allowed are shapes, coco30k"),

@@ -208,11 +208,14 @@ def test_masks_of_the_same_aspect_up_to_a_pixel(tmp_path) -> None:
     assert found is not None and found.new.shape == (12, 16) and found.new[:4].all() and not found.new[6:].any()
 
 
-def test_models_that_cannot_and_pictures_too_small(tmp_path, model) -> None:
+def test_models_that_cannot_and_pictures_too_small_or_large(tmp_path, model, monkeypatch) -> None:
     with pytest.raises(ValueError, match=r"edit\.image=.*picture\.png: a prior draws pictures as a whole; a prior_any"):
         text_to_image.run(sample_config(tmp_path, edit=node(tmp_path, vary=0.4)), Noise())
     with pytest.raises(ValueError, match=r"has 7 x 8 pixels; at least 8 x 8 are needed"):
         text_to_image.run(sample_config(tmp_path, edit=node(tmp_path, image=picture(8, 7), vary=0.4)), model)
+    monkeypatch.setattr(editing, "LARGEST", 100)
+    with pytest.raises(ValueError, match=r"image\.png has 11 x 10 pixels; at most 100 in all can be edited"):
+        text_to_image.run(sample_config(tmp_path, edit=node(tmp_path, image=picture(10, 11), vary=0.4)), model)
     small = node(tmp_path, vary=0.4)
     with pytest.raises(ValueError, match=r"completion\.image= does not go with edit\.image="):
         text_to_image.run(sample_config(tmp_path, edit=small, completion={"image": small["image"], "rows": 1}), model)

@@ -103,7 +103,7 @@ def test_what_cannot_be_drawn_is_one_line(prior: Path, dfgan: Path, vqgan: Path)
         ({"prompts": "a", "seeds": 1, "n": 2}, "seed= and n= go without it"),
         ({"prompts": "a", "n": 0}, "n=0: allowed are whole numbers from 1"),
         ({"prompts": "a", "batch_size": 0}, "batch_size=0: allowed"),
-        ({"prompts": "a", "stages": 3}, "stages=3: draw.. has no such option; it has temperature"),
+        ({"prompts": "a", "stages": 3}, "stages=3: there is no such option; there are temperature"),
         ({"prompts": "a", "steps": 3}, "steps=3: a prior has no such option; it has temperature"),
         ({"prompts": "a", "truncation": 1.0}, "a prior has no such option"),
         ({"prompts": "a", "temperature": "hot"}, "temperature='hot': allowed are numbers"),

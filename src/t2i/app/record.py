@@ -20,13 +20,13 @@ from PIL import Image
 from t2i.checkpoint.plain_files import parse_json
 from t2i.config.messages import quoted, shown
 from t2i.data.decode import read_pixels
+from t2i.generation.editing import LARGEST
 from t2i.version import version
 
 FORMAT = "t2i picture 1"
 WAYS = ("draw", "edit", "guided")
 MOST = 16  # pictures of one request, a batch of sample.py
 LONGEST = 2000  # letters of a prompt
-LARGEST = 16_000_000  # pixels of a picture that is edited
 
 
 @dataclass(frozen=True)

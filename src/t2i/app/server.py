@@ -24,8 +24,8 @@ def serving(settings: AppSettings) -> Iterator[str]:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         from PIL import Image
 
-        from t2i.app.record import LARGEST as PIXELS
         from t2i.app.studio import Studio
+        from t2i.generation.editing import LARGEST as PIXELS
 
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, PIXELS  # Pillow refuses twice as much
         studio = Studio(settings)
@@ -33,6 +33,7 @@ def serving(settings: AppSettings) -> Iterator[str]:
 
         built = page.build(studio, None if settings.runs is None else Path(settings.runs).expanduser())
         built.queue(default_concurrency_limit=1, max_size=WAITING)
+        check_place(settings)  # once more: loading takes a while
         _, local, shared = built.launch(
             server_name=settings.host, server_port=settings.port, share=settings.share, prevent_thread_lock=True,
             quiet=True, show_error=False, max_file_size=LARGEST, ssr_mode=False, footer_links=["api", "settings"],

@@ -50,10 +50,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--image-size", type=int, help="of the pictures that another project's tokenizer is for")
     one = commands.add_parser("export", help="the same as a folder for the hub: model.safetensors, config.json and"
                               " README.md, a model card with the scores of evaluation.json; of a CLIP hf")
-    one.add_argument("file", metavar="[ckpt=]FILE", type=lambda word: word.removeprefix("ckpt="))
-    one.add_argument("folder", metavar="[out=]FOLDER", type=lambda word: word.removeprefix("out="))
-    one.add_argument("format", nargs="?", metavar="[format=]t2i|diffusers", default="t2i",
-                     choices=["t2i", "diffusers"], type=lambda word: word.removeprefix("format="),
+    one.add_argument("file", metavar="[ckpt=]FILE")
+    one.add_argument("folder", metavar="[out=]FOLDER")
+    one.add_argument("format", nargs="?", metavar="[format=]t2i|diffusers", default="t2i", choices=["t2i", "diffusers"],
                      help="diffusers: a tokenizer as a VQModel, without a card")
     one.add_argument("--license", help="the card's: a key of the hub's, such as mit; other where it is not given")
     one.add_argument("--language", action="append", default=[], help="of the captions, such as en; may be given several"
@@ -101,9 +100,21 @@ def app(words: list[str]) -> None:
 WORDS: dict[str, Callable[[list[str]], None]] = {"app": app, "compare": compare, "plot": plot}
 
 
+def in_order(words: list[str]) -> list[str]:
+    """`ckpt=`, `out=` and `format=` of `t2i export`, in whatever order, as the places that they stand for."""
+    keys = ("ckpt=", "out=", "format=")
+    if words[:1] != ["export"] or not any(word.startswith(keys) for word in words):
+        return words
+    given = sorted((word for word in words if word.startswith(keys)),
+                   key=lambda word: next(i for i, key in enumerate(keys) if word.startswith(key)))
+    places = iter(given)
+    return [next(places).partition("=")[2] if word.startswith(keys) else word for word in words]
+
+
 def files(words: list[str]) -> None:
     from t2i.checkpoint.registry import trust
 
+    words = in_order(words)
     asked, rest = parser().parse_known_args(words)
     if asked.command in (*APPS, *WORDS):  # these read their words themselves
         raise ValueError(f"{asked.command} comes first: t2i {asked.command} …")

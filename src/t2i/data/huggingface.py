@@ -63,6 +63,7 @@ class HuggingFace(ImageDataset):
         self.where, self.streaming = f"data.path={quoted(path, 200)}", streaming
         self.cache = (Path("cache") if cache is None else Path(cache)).absolute() / "huggingface"
         local = Path(path).expanduser()
+        self.source = [local.name if local.exists() else path, config_name, revision, streaming]
         with self._library(allow_download, path) as library:
             if local.exists():
                 for key, value in (("config_name", config_name), ("revision", revision)):
@@ -246,7 +247,7 @@ class HuggingFace(ImageDataset):
                     yield error
 
     def settings(self) -> dict[str, Any]:
-        return super().settings() | {"table": self.table_split, "image": self.image_column,
+        return super().settings() | {"source": self.source, "table": self.table_split, "image": self.image_column,
                                      "caption": self.caption_column, "held out": self.held_out}
 
     def facts(self) -> dict[str, Any]:

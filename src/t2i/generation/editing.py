@@ -31,6 +31,7 @@ from t2i.models.prior_any import PriorAny
 from t2i.types import Tokenizer
 
 MOST = 8192  # pixels on a side that `extend` adds
+LARGEST = 16_000_000  # pixels of a picture that is edited
 WAYS = ("mask", "box", "vary", "extend")
 
 
@@ -55,6 +56,7 @@ class Edit:
         if not isinstance(model, PriorAny):
             raise ValueError(f"{self.name}: a {model.kind} draws pictures as a whole; a prior_any edits"
                              " (model=prior_any)")
+        check_pixels(self.image, self.name)
         (height, width), side = self.image.shape[1:], model.image_size
         if min(height, width) < side:
             raise ValueError(f"{self.name} has {width} x {height} pixels; at least {side} x {side} are needed, the"
@@ -82,6 +84,7 @@ def read(node: Mapping[str, Any]) -> Edit | None:
     if way == "extend":
         check_extend(value)
     image = pixels_of(node["image"], "edit.image")
+    check_pixels(image, name)
     found = Edit(image, composite=node["composite"], name=name)
     if way == "mask":
         found.new = read_mask(value, *image.shape[1:])
@@ -95,6 +98,13 @@ def read(node: Mapping[str, Any]) -> Edit | None:
         what, why = ("all", "there is nothing to keep: draw without edit.*") if some else ("nothing", "white is drawn")
         raise ValueError(f"edit.{way}={called(value)} covers {what} of the picture; {why}")
     return found
+
+
+def check_pixels(image: UInt8[Tensor, "3 h w"], name: str) -> None:
+    height, width = image.shape[1:]
+    if height * width > LARGEST:
+        raise ValueError(f"{name} has {width} x {height} pixels; at most {LARGEST:,} in all can be edited: make it"
+                         " smaller, or cut out the part")
 
 
 def check_box(box: Any) -> None:

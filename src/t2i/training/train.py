@@ -175,7 +175,8 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
               "metrics": metrics}
     if config["init"] is not None and before.is_file() and trainer.is_global_zero:
         result["before"] = first = read_table(before)
-        print(compared(first, metrics))
+        if first.keys() & metrics.keys():  # none where training ended before its first validation
+            print(compared(first, metrics))
     if trainer.is_global_zero:
         with errors_for_people(trainer, checkpoint, None):
             atomic.write_text(run_dir / "finished.json", json.dumps(result, indent=1))
