@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -133,7 +133,7 @@ class Studio:
         options = options_of({**dict.fromkeys(OPTIONS), **request.options}, model)
         if request.negative is not None:
             check_negative(f"negative={shown(request.negative)}", model, options.get("guidance"), False)
-        encoder: Any = pipeline.model.text_encoder
+        encoder = cast(Any, pipeline.model).text_encoder
         told = [f"'{shown(text, 60)}': {line}" for text in texts if (line := encoder.not_seen(text)) is not None]
         return model, options, tuple(told)
 
