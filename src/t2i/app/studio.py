@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -133,8 +133,8 @@ class Studio:
         options = options_of({**dict.fromkeys(OPTIONS), **request.options}, model)
         if request.negative is not None:
             check_negative(f"negative={shown(request.negative)}", model, options.get("guidance"), False)
-        encoder = cast(Any, pipeline.model).text_encoder
-        told = [f"'{shown(text, 60)}': {line}" for text in texts if (line := encoder.not_seen(text)) is not None]
+        told = [f"'{shown(text, 60)}': {line}" for text in texts
+                if (line := model.text_encoder.not_seen(text)) is not None]
         return model, options, tuple(told)
 
     def draw(self, checkpoint: str | None, request: Request) -> Iterator[Update]:
