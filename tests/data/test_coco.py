@@ -59,7 +59,7 @@ def test_a_year_can_be_asked_for(tmp_path) -> None:
 )  # fmt: skip
 def test_faults_are_named_or_left_out(tmp_path, changes, message: str, left: int) -> None:
     root = write(tmp_path, **changes)
-    with pytest.raises(ValueError, match=rf"(?s)1 faults in the listing.*{message}"):
+    with pytest.raises(ValueError, match=rf"(?s)1 fault in the listing.*{message}"):
         COCO("train", str(root), image_size=8)
     kept = COCO("train", str(root), image_size=8, on_error="skip")
     assert len(kept) == left and len(kept.faults) == 1

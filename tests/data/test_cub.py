@@ -186,5 +186,5 @@ def test_a_missing_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / f"CUB_200_2011/images/{KEYS[0]}.jpg").unlink()
     with pytest.raises(ValueError, match=r"images/001\.Auk/Auk_1\.jpg cannot be read: No such file"):
         data[0, 0]
-    with pytest.raises(ValueError, match=r"1 faults.*\n.*001\.Auk/Auk_1 has no picture: .*Auk_1\.jpg is not there"):
+    with pytest.raises(ValueError, match=r"1 fault.*\n.*001\.Auk/Auk_1 has no picture: .*Auk_1\.jpg is not there"):
         CUB("train", str(tmp_path), 8)

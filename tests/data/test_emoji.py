@@ -113,7 +113,7 @@ def test_near_duplicates_are_looked_for_once(tmp_path: Path, monkeypatch: pytest
 
 def test_what_does_not_render_is_a_fault(tmp_path: Path) -> None:
     folder = icons(tmp_path / "icons", broken=KEYS[5])
-    with pytest.raises(ValueError, match=rf"1 faults in .*\n  the SVG of {KEYS[5]} in .* cannot be rendered"):
+    with pytest.raises(ValueError, match=rf"1 fault in .*\n  the SVG of {KEYS[5]} in .* cannot be rendered"):
         Emoji("train", STYLES, folder)
     both = [Emoji(split, STYLES, folder, on_error="skip") for split in ("train", "val")]
     assert sum(map(len, both)) == 58 and len(both[0].faults) == 1

@@ -101,7 +101,7 @@ def test_missing_folders_lists_and_pictures(root) -> None:
         Folder("train", str(root))
     where = write(root, item("gone"), item("here"), item("here"), pictures=False)
     Image.new("RGB", (12, 12)).save(root / "here.png")
-    with pytest.raises(ValueError, match=r"1 faults .*\n  metadata.jsonl, line 1: .*gone.png is not there"):
+    with pytest.raises(ValueError, match=r"1 fault .*\n  metadata.jsonl, line 1: .*gone.png is not there"):
         Folder("train", where)
     kept = Folder("train", where, on_error="skip")
     assert len(kept) == 1 and len(kept.faults) == 1 and kept.captions(0) == ("a thing", "a thing")

@@ -102,7 +102,7 @@ def test_without_a_shard_for_validation_a_hash_decides(tmp_path: Path, name: str
 def test_faults_name_shard_and_member(tmp_path: Path, member: tuple[str, bytes | str], message: str) -> None:
     shard(tmp_path / "train/0.tar", ("a.png", picture()), member, ("whole.png", picture()))
     shard(tmp_path / "val/0.tar", ("a.png", picture()))
-    with pytest.raises(ValueError, match=rf"1 faults in the listing.*\n.*train/{message}"):
+    with pytest.raises(ValueError, match=rf"1 fault in the listing.*\n.*train/{message}"):
         WebDataset("train", str(tmp_path), 8)
     data = WebDataset("train", str(tmp_path), 8, on_error="skip")
     assert keys(data)[-1] == "train/0/whole" and len(data.faults) == 1
@@ -178,7 +178,7 @@ def test_shards_behind_links_are_read_once_and_dead_links_told(tmp_path: Path) -
     shard(root / "train-0.tar", ("a.png", picture()))
     for link, to in (("more", "../far"), ("again", "."), ("train-1.tar", "gone")):
         (root / link).symlink_to(to)
-    with pytest.raises(ValueError, match=r"1 faults .*\n.*train-1\.tar is a link to gone, which is not there"):
+    with pytest.raises(ValueError, match=r"1 fault .*\n.*train-1\.tar is a link to gone, which is not there"):
         WebDataset("train", str(root), 8)
     train, val = (WebDataset(split, str(root), 8, on_error="skip") for split in ("train", "val"))
     assert keys(train) == ["train-0/a"] and keys(val) == ["more/sub/dev-0/a"]

@@ -242,6 +242,11 @@ def test_pictures_of_any_size_are_drawn_in_a_window_that_slides(tmp_path, model)
     drawn = [np.array(Image.open(file)) for file in found["files"]]
     assert all(one.shape == (10, 14, 3) for one in drawn) and not np.array_equal(drawn[0], drawn[1])
     assert found["request"]["size"] == [14, 10]
+    pipeline = TextToImagePipeline(model, {}, "it", "cpu")
+    python = pipeline.draw("green", size="14x10", n=3, temperature=1.0, guidance=2.0)
+    assert all(np.array_equal(np.array(one), other) for one, other in zip(python, drawn, strict=True))
+    with pytest.raises(ValueError, match=r"size=14x9: allowed are multiples of 2"):
+        pipeline.draw("green", size="14x9")
     options = {"steps": 3, "guidance": 2.0}
     own = next(editing.draw_sized(model, (8, 8), ["green", "red"], [3, 4], **options))
     assert torch.allclose(own, model.sample(["green", "red"], seeds=[3, 4], **options).cpu(), atol=1e-5)

@@ -84,11 +84,12 @@ class ImageDataset:
         self.side = load_size if load_size is not None and training else image_size
         self.rows = rows if isinstance(rows, JsonLines) else JsonLines.of(rows)
         self.faults, self.notes, self.caption_hint = list(faults), list(notes), caption_hint
+        found = f"{len(self.faults)} fault{'s' * (len(self.faults) != 1)}"
         if not len(self.rows):
-            why = f"; {len(self.faults)} faults in the listing:" if self.faults else has
+            why = f"; {found} in the listing:" if self.faults else has
             raise ListingError(f"{self.root} has no pictures for split={split!r}{why}", self.faults)
         if self.faults and on_error == "raise":
-            raise ListingError(f"{self.root}: {len(self.faults)} faults in the listing (data.on_error=skip leaves them"
+            raise ListingError(f"{self.root}: {found} in the listing (data.on_error=skip leaves them"
                                " out):", self.faults)
         self.damaged: list[str] = []  # pictures that were read although something in them is wrong
         self.store: ImageStore | None = None

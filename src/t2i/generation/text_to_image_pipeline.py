@@ -108,7 +108,7 @@ class TextToImagePipeline:
     def draw(
         self, prompts: str | Sequence[str] | None = None, seeds: int | Sequence[int] | None = None, *,
         seed: int | None = None, n: int | None = None, negative: str | None = None, batch_size: int = 16,
-        **options: Any,
+        size: str | None = None, **options: Any,
     ) -> list[Image.Image]:
         """Pictures for captions; none depends on what else is drawn.
 
@@ -117,6 +117,7 @@ class TextToImagePipeline:
             seeds: one a caption, as drawing.json lists them, or several for one caption. By itself those that
                 `sample.py seed=… n=…` takes: `seed` (0), and `n` (1) pictures a caption, one caption after the other.
             negative: a caption that guidance leads away from.
+            size: "512x256", width x height, of a prior_any; None: the model's own size.
             options: temperature, top_k, top_p, guidance and unconditional of a prior, truncation of a GAN; those that
                 are not given, or None, are as in sample.py.
 
@@ -137,7 +138,12 @@ class TextToImagePipeline:
         else:
             numbers = [_check("seeds", one, 0) for one in ([seeds] if isinstance(seeds, int) else seeds)]
             texts = texts * len(numbers) if len(texts) == 1 else texts
-        pictures = draw(self.model, texts, numbers, batch_size, negative=negative, **found)
+        if size is None:
+            pictures = draw(self.model, texts, numbers, batch_size, negative=negative, **found)
+        else:
+            sides = editing.check_size(size, self.model)
+            pictures = editing.draw_sized(cast(PriorAny, self.model), sides, texts, numbers, batch_size, negative,
+                                          **found)
         with warnings.catch_warnings():
             if free:
                 warnings.simplefilter("ignore", CaptionWarning)  # of the caption that is not there
