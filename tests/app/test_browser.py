@@ -118,6 +118,11 @@ def test_a_phone_needs_no_scrolling_sideways(served, dark) -> None:
             one = tab.locator(".overflow-dropdown button", has_text=name)
         one.click()
         assert tab.evaluate("document.documentElement.scrollWidth") <= 360, name
+    tab.get_by_role("tab", name="Draw").click()
+    draw(tab, PROMPT)
+    tab.locator(".status span", has_text="4 pictures in").first.wait_for()
+    edges = tab.locator(".pictures img").evaluate_all("all => all.map(one => one.getBoundingClientRect().right)")
+    assert len(edges) == 4 and max(edges) <= 360
     ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, ground[4:-1].split(","))) < 200) is dark
     tab.close()

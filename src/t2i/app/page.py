@@ -22,7 +22,10 @@ STYLE = """
 .status progress::-moz-progress-bar { background: var(--primary-500); }
 .status span { font-size: 0.9rem; }
 footer { opacity: 0.7; }
-@media (max-width: 640px) { .gradio-container { padding: 0.5rem !important; } }
+@media (max-width: 640px) {
+  .gradio-container { padding: 0.5rem !important; }
+  .pictures .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
+}
 """
 KEEP = (600, 7200)  # seconds: how often files that were shown or uploaded are looked through, and how old they get
 WITHOUT = "Drawing needs a checkpoint: start the page with `ckpt=FILE`."
