@@ -36,7 +36,7 @@ def drawn(client: Client, parts: SimpleNamespace, prompt: str = PROMPT, seed: An
 def asked(parts: SimpleNamespace, prompt: Any, seed: Any, n: Any, **more: Any) -> dict[str, Any]:
     values = {**FIELDS, **more}
     return {"checkpoint": parts.any, "prompt": prompt, "seed": seed, "n": n,
-            **{f"param_{4 + k}": value for k, value in enumerate([*values.values(), 0.7, 1.5, 0, 0, ""])}}
+            **values, **{f"{name}_2": value for name, value in FIELDS.items() if name != "steps"}}
 
 
 def pixels(path: str | Path) -> np.ndarray:
@@ -52,7 +52,7 @@ def painted(client: Client, folder: Path, picture: Path, mask: Path | None) -> d
 
 def edited(client: Client, parts: SimpleNamespace, value: Any, way: str = "Draw the painted part anew", **more: Any
            ) -> Any:
-    values = {**SIDES, "prompt": PROMPT, "seed": 1, "n": 2, "param_14": 0, **more}
+    values = {**SIDES, "prompt": PROMPT, "seed": 1, "n": 2, "steps": 0, **more}
     return client.predict(checkpoint=parts.any, painted=value, way=way, **values, api_name="/edit")
 
 
@@ -79,6 +79,8 @@ def test_the_page_draws_what_sample_py_draws(client, parts, tmp_path) -> None:
     held = json.loads(Path(files[3]).read_text())
     assert (held["hash"], held["request"]["seed"], held["number"]) == (made["request"]["hash"], 3, 1)
     assert held["picture_seed"] == picture_seed(3, 0, 1) and "2 pictures" in status
+    files = client.predict(prompt=PROMPT, guidance=2, api_name="/draw")[2]  # the others as the page has them
+    assert len(files) == 8 and json.loads(Path(files[1]).read_text())["request"]["options"]["guidance"] == 2
 
 
 def test_pictures_appear_while_they_are_drawn(client, parts) -> None:

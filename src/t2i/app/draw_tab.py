@@ -100,7 +100,9 @@ def build(studio: Studio) -> Drawn:
 
     fields = [component for found, negative, _ in groups.values() for component in (*found.components, negative)]
     shared: dict[str, Any] = {"outputs": [pictures, line, files], "concurrency_id": MODEL, "show_progress_on": line}
-    event = gr.on([button.click, prompt.submit], draw, [checkpoint, prompt, seed, n, *fields], api_name="draw",
+    names = [f"{name}{f'_{k}' if k > 1 else ''}" for k, (found, _, _) in enumerate(groups.values(), 1)
+             for name in (*found.names, "negative")]
+    event = gr.on([button.click, prompt.submit], outputs.named(draw, names), [checkpoint, prompt, seed, n, *fields], api_name="draw",
                   **shared)
     second = again.upload(draw_again, again, api_name="draw_again", **shared)
     with stops:

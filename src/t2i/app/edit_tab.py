@@ -125,7 +125,7 @@ def build(studio: Studio, drawn: Drawn, tabs: gr.Tabs, own: str) -> None:
                      show_progress="hidden")
     way.change(lambda word: [gr.update(visible=WAYS[word] == "vary"), gr.update(visible=WAYS[word] == "extend")], way,
                [share, around], api_visibility="private", show_progress="hidden")
-    event = gr.on([button.click, prompt.submit], edit,
+    event = gr.on([button.click, prompt.submit], outputs.named(edit, found.names),
                   [checkpoint, source, editor, way, share, *sides, prompt, seed, n, *found.components],
                   [pictures, line, files], api_name="edit", concurrency_id=MODEL, show_progress_on=line)
     with stops:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import html
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -46,6 +47,14 @@ def guarded(call: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
             raise told(error) from error
 
     return wrapped
+
+
+def named(call: Callable[..., Any], names: Iterable[str]) -> Callable[..., Any]:
+    """The function, whose further arguments have these names in the page's API."""
+    own = [one for one in inspect.signature(call).parameters.values() if one.kind is one.POSITIONAL_OR_KEYWORD]
+    others = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    call.__signature__ = inspect.Signature([*own, *others])  # type: ignore[attr-defined]
+    return call
 
 
 def status(share: float, note: str) -> str:
