@@ -102,8 +102,8 @@ def build(studio: Studio) -> Drawn:
     shared: dict[str, Any] = {"outputs": [pictures, line, files], "concurrency_id": MODEL, "show_progress_on": line}
     names = [f"{name}{f'_{k}' if k > 1 else ''}" for k, (found, _, _) in enumerate(groups.values(), 1)
              for name in (*found.names, "negative")]
-    event = gr.on([button.click, prompt.submit], outputs.named(draw, names), [checkpoint, prompt, seed, n, *fields], api_name="draw",
-                  **shared)
+    event = gr.on([button.click, prompt.submit], outputs.named(draw, names),
+                  [checkpoint, prompt, seed, n, *fields], api_name="draw", **shared)
     second = again.upload(draw_again, again, api_name="draw_again", **shared)
     with stops:
         outputs.stop_button([event, second], line)
@@ -123,7 +123,7 @@ def sampling_group(model: Any, visible: bool) -> tuple[Sampling, gr.Textbox, gr.
         first = sampling(model, ("temperature", "guidance", "steps", "truncation"))
         with gr.Accordion("More", open=False, visible="top_k" in model.options):
             second = sampling(model, ("top_k", "top_p"))
-            negative = gr.Textbox(label="Negative", info="a caption to lead away from",
+            negative = gr.Textbox("", label="Negative", info="a caption to lead away from",
                                   visible="guidance" in model.options)
     return Sampling(first.names + second.names, first.components + second.components), negative, group
 
