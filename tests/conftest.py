@@ -16,11 +16,16 @@ import random
 import signal
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from omegaconf._utils import get_yaml_loader
 
 from t2i.checkpoint import registry
 
@@ -39,6 +44,21 @@ def _seed() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
     torch.manual_seed(0)
+
+
+def _read_once() -> None:
+    """Configs are composed two thousand times: what their files hold is parsed once."""
+    load, read = yaml.load, cache(lambda text: load(text, get_yaml_loader()))
+
+    def remembered(stream: Any, Loader: type) -> Any:
+        if Loader.__name__ != "OmegaConfLoader":
+            return load(stream, Loader)
+        return deepcopy(read(stream if isinstance(stream, str) else stream.read()))
+
+    yaml.load = remembered
+
+
+_read_once()
 
 
 @pytest.hookimpl(tryfirst=True)
