@@ -51,7 +51,7 @@ def _seed() -> None:
 
 
 def _read_once() -> None:
-    """Configs are composed two thousand times: what their files hold is parsed once."""
+    """Configs are composed again and again: what their files hold is parsed once."""
     load, read = yaml.load, cache(lambda text: load(text, get_yaml_loader()))
 
     def remembered(stream: Any, Loader: type) -> Any:
