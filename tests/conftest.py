@@ -16,29 +16,53 @@ import random
 import signal
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-import torch
+import yaml
+from omegaconf._utils import get_yaml_loader
 
-from t2i.checkpoint import registry
-
-torch.set_num_threads(1)
+from t2i.checkpoint import registry  # torch comes later: xdist's first process, which runs no test, needs none
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a fixture of their module stay on one worker, which makes it once."""
+    import torch
+
+    torch.set_num_threads(1)
     for item in items:
         made = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]
         if any(each[-1].scope == "module" for each in made) and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    # Long ones first, so that none is left to one worker at the end; groups begin before what stands alone.
+    items.sort(key=lambda item: bool(item.get_closest_marker("xdist_group")) or not item.get_closest_marker("slow"))
 
 
 def _seed() -> None:
+    import numpy as np
+    import torch
+
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
     torch.manual_seed(0)
+
+
+def _read_once() -> None:
+    """Configs are composed again and again: what their files hold is parsed once."""
+    load, read = yaml.load, cache(lambda text: load(text, get_yaml_loader()))
+
+    def remembered(stream: Any, Loader: type) -> Any:
+        if Loader.__name__ != "OmegaConfLoader":
+            return load(stream, Loader)
+        return deepcopy(read(stream if isinstance(stream, str) else stream.read()))
+
+    yaml.load = remembered
+
+
+_read_once()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -50,6 +74,8 @@ def pytest_runtest_setup() -> None:
 @pytest.fixture(autouse=True)
 def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What a test changes of the whole process is put back; each begins with the same random numbers."""
+    import torch
+
     environment, words, path, folder, modules = dict(os.environ), sys.argv[:], sys.path[:], Path.cwd(), set(sys.modules)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     root, level, logged = logging.getLogger(), logging.getLogger().level, logging.getLogger().handlers[:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import runpy
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import torch
 
 from t2i.checkpoint import file_format
 from t2i.cli.app import is_for_people, message
-from t2i.config.compose import compose
+from t2i.config.compose import ROOT, compose
 from tests import tiny
 
 SETTINGS = [*tiny.VQGAN, "model.discriminator_start=0.25", "data.image_size=32", "data.size=40", "data.val_size=16",
@@ -71,6 +72,17 @@ def start(run: Callable[[], object], log: Path) -> int:
             sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+def app(name: str, words: Sequence[str], folder: Path, log: Path) -> int:
+    """`python NAME.py WORDS` in a folder, without the start of Python; the number of the process that runs it."""
+
+    def run() -> None:
+        os.chdir(folder)
+        sys.argv = [str(ROOT / f"{name}.py"), *words]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+    return start(run, log)
 
 
 def result(run_dir: Path) -> dict[str, Any]:

@@ -1,21 +1,26 @@
 """docs/notebooks run from top to bottom, in a folder outside of the clone, with tiny nets; nobody's paths are in them.
 
-One kernel runs all, as importing what they need takes longer than what they do; what one trained the next finds.
+One kernel runs all, and what one trained the next finds.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import nbformat
 import pytest
-from jupyter_client.manager import start_new_kernel
+from ipykernel.kernelapp import IPKernelApp
+from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 
+from campaign import forked
 from t2i.config.places import ROOT
 from tests import tiny
+from tests.in_child import start, wait
 
 FOLDER = ROOT / "docs/notebooks"
 NAMES = ("first_picture", "guided_live", "your_pictures", "compare_priors")
@@ -35,12 +40,30 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
+class Connected(KernelManager):
+    """Of a kernel that another started."""
+
+    has_kernel = True
+
+
 @pytest.fixture(scope="module")
 def execute(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
     """Runs a notebook with its parameters replaced; returns it with its outputs."""
     place = tmp_path_factory.mktemp("notebooks")
-    manager, client = start_new_kernel(kernel_name="python3", cwd=str(place), env={
-        **os.environ, "PYTHONPATH": str(ROOT / "src"), "IPYTHONDIR": str(place / "ipython")})
+    manager = Connected(connection_file=str(place / "kernel.json"), owns_kernel=False)
+    manager.write_connection_file()
+
+    def kernel() -> None:  # in a fork of this process, which has imported everything
+        os.chdir(place)
+        os.environ["IPYTHONDIR"] = str(place / "ipython")
+        asyncio.set_event_loop(asyncio.new_event_loop())
+        IPKernelApp.launch_instance(["-f", manager.connection_file])
+
+    forked.warm()
+    number = start(kernel, place / "log")
+    client = manager.blocking_client()
+    client.start_channels()
+    client.wait_for_ready(timeout=60)
 
     def run(name: str) -> Any:
         notebook = nbformat.read(FOLDER / f"{name}.ipynb", 4)
@@ -57,7 +80,8 @@ def execute(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
 
     yield run
     client.stop_channels()
-    manager.shutdown_kernel(now=True)
+    os.kill(number, signal.SIGKILL)
+    wait(number)
 
 
 @pytest.mark.parametrize("name", NAMES)

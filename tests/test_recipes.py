@@ -61,6 +61,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.fixture(autouse=True)
+def unfilled(monkeypatch: pytest.MonkeyPatch, clip_folder: str) -> None:
+    """Nets are built and not run: random numbers for hundreds of millions of weights are left out."""
+    for name in ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"):
+        monkeypatch.setattr(torch.nn.init, name, lambda weight, *given, **named: weight)
+
+
 def stage1(image_size: int, clip_folder: str) -> Any:
     encoder = building.build({"_target_": "t2i.text_encoders.clip.CLIPText", "path": clip_folder})
     generator = {"_target_": "t2i.nets.stackgan.StageOne", "image_size": image_size, "channels": 4}

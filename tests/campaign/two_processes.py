@@ -60,8 +60,8 @@ def command(folder: Path, model: str, ranks: int, trainer: str, *more: str) -> l
             f"paths.runs={folder}", f"paths.cache={folder}/cache", f"name={model}", *more]
 
 
-def _one_of(rank: int, ranks: int, port: int, words: list[str], log: str, torchrun: bool) -> None:
-    """One process of a run, as Lightning's launcher or torchrun starts it: `train.py`, its rank in the environment."""
+def _one_of(rank: int, ranks: int, port: int, words: list[str], log: str, torchrun: bool, app: str) -> None:
+    """One process of a run, as Lightning's launcher or torchrun starts it: `app`.py, its rank in the environment."""
     with open(log, "a") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
@@ -73,7 +73,7 @@ def _one_of(rank: int, ranks: int, port: int, words: list[str], log: str, torchr
                        "LOCAL_WORLD_SIZE": str(ranks)}
     rank_zero_only.rank = rank  # was set when it was imported, for the environment of then
     torch.set_num_threads(1)
-    sys.argv = [str(ROOT / "train.py"), *words]
+    sys.argv = [str(ROOT / f"{app}.py"), *words]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
@@ -86,10 +86,10 @@ def free_port() -> int:
             return port
 
 
-def start(ranks: int, words: Sequence[str], log: Path, torchrun: bool = False) -> list[Any]:
+def start(ranks: int, words: Sequence[str], log: Path, torchrun: bool = False, app: str = "train") -> list[Any]:
     forked.warm()
     port = free_port()
-    processes = [FORK.Process(target=_one_of, args=(rank, ranks, port, list(words), str(log), torchrun))
+    processes = [FORK.Process(target=_one_of, args=(rank, ranks, port, list(words), str(log), torchrun, app))
                  for rank in range(ranks)]
     for process in processes:
         process.start()
@@ -107,8 +107,8 @@ def wait(processes: Sequence[Any], log: Path, seconds: float = 240) -> None:
     assert codes == [0] * len(codes), f"exit codes {codes}\n{log.read_text()}"
 
 
-def run(ranks: int, words: Sequence[str], log: Path, torchrun: bool = False) -> None:
-    wait(start(ranks, words, log, torchrun), log)
+def run(ranks: int, words: Sequence[str], log: Path, torchrun: bool = False, app: str = "train") -> None:
+    wait(start(ranks, words, log, torchrun, app), log)
 
 
 def run_broken(ranks: int, words: Sequence[str], run_dir: Path, log: Path, torchrun: bool = False) -> None:

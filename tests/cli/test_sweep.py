@@ -106,11 +106,11 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def swept(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+def swept(monkeypatch: pytest.MonkeyPatch, *words: str, run: app.Run | None = scored) -> int:
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", *words])
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
     with pytest.raises(SystemExit) as end:
-        main("train", scored)
+        main("train", run)
     return int(end.value.code or 0)
 
 
@@ -159,6 +159,7 @@ def test_what_ended_is_kept_when_a_sweep_is_broken_off(alone: Path, monkeypatch:
     assert [row["settings"] for row in held["jobs"]] == [{"seed": "1"}]
 
 
+@pytest.mark.xdist_group("optuna")  # importing it takes seven seconds
 def test_optuna_searches_through_a_file(alone: Path, monkeypatch: Any, capsys: Any) -> None:
     words = ["model=vqgan", "hparams_search=vqgan_optuna", "hydra.sweeper.n_trials=3", "seed=4"]
     assert swept(monkeypatch, *words) == 0
@@ -182,20 +183,28 @@ def test_the_other_apps_have_a_table_too(alone: Path, monkeypatch: Any, capsys: 
 TINY = [*CLIP, *DATA, *TRAINER, *QUIET, "trainer.max_steps=4"]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.xdist_group("sweeps")
-@pytest.mark.parametrize(("words", "jobs"), [
-    (["seed=0,1", "hydra/launcher=joblib"], 2), (["seed=0", "hydra/launcher=submitit_local"], 1),
-    (["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "model.learning_rate=interval(0.0001,0.01)"], 3)],
-    ids=["joblib", "submitit_local", "optuna"])
-def test_each_launcher_and_sweeper_trains(tmp_path: Path, words: list[str], jobs: int) -> None:
-    done = subprocess.run([sys.executable, str(ROOT / "train.py"), "-m", *TINY, *words], cwd=tmp_path,
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = json.loads((tmp_path / "runs/clip-shapes-sweep/sweep.json").read_text())["jobs"]
-    assert len(rows) == jobs and all(row["steps"] == 4 and row["objective"] is not None for row in rows)
-    assert "best: " in done.stdout
+@pytest.mark.xdist_group("optuna")
+def test_optuna_trains(alone: Path, monkeypatch: Any, capsys: Any) -> None:
+    words = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "model.learning_rate=interval(0.0001,0.01)"]
+    assert swept(monkeypatch, *TINY, *words, run=None) == 0
+    rows = json.loads((alone / "runs/clip-shapes-sweep/sweep.json").read_text())["jobs"]
+    assert len(rows) == 2 and all(row["steps"] == 4 and row["objective"] is not None for row in rows)
+    assert "best: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("launcher", [["joblib", "hydra.launcher.n_jobs=2"], ["submitit_local"]], ids=" ".join)
+def test_launchers_run_jobs_in_processes_of_their_own(
+    alone: Path, monkeypatch: Any, capfd: Any, launcher: list[str]
+) -> None:
+    def seen(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:  # sent to them as it is
+        folder = Path(config["paths"]["runs"]) / config["name"]
+        return {"run_dir": str(folder), "steps": os.getpid(), "metrics": {"val/loss": float(config["seed"])}}
+
+    words = [f"hydra/launcher={launcher[0]}", *launcher[1:]]
+    assert swept(monkeypatch, "model=clip", "seed=0,1", *words, run=seen) == 0
+    rows = json.loads((alone / "runs/clip-shapes-sweep/sweep.json").read_text())["jobs"]
+    assert [row["objective"] for row in rows] == [0, 1] and os.getpid() not in {row["steps"] for row in rows}
+    assert "best: seed=0 (objective 0: val/loss, min)" in capfd.readouterr().out
 
 
 def test_slurm_that_is_not_here_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

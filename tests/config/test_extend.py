@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tests.in_child import app, wait
 
 from tiny import TRAINER, VQGAN
 
@@ -26,19 +25,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def train(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(ROOT / "train.py"), *words], cwd=folder, capture_output=True, text=True,
-                          timeout=200)
+def train(folder: Path, *words: str) -> tuple[int, str]:
+    """Its exit code, and what it printed."""
+    log = folder / "log"
+    return wait(app("train", words, folder, log)), log.read_text()
 
 
-@pytest.mark.slow
 def test_the_examples_train(folder: Path) -> None:
     (command,) = re.findall(r"python …/train\.py (.*?)\n```", TEXT, re.DOTALL)
     words = command.replace("\\\n", " ").split()
     small = [word for word in VQGAN if not word.startswith(("model=", "model.quantizer"))]
-    done = train(folder, *words, *small, *TRAINER, "trainer.max_steps=4", "callbacks.plots=null")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "The slowest step was" in done.stdout
+    code, told = train(folder, *words, *small, *TRAINER, "trainer.max_steps=4", "callbacks.plots=null")
+    assert code == 0, told
+    assert "The slowest step was" in told
     assert "val/loss" in (folder / "lines.txt").read_text()
     run_dir = folder / "runs/vqgan-stripes"
     assert json.loads((run_dir / "config.json").read_text())["model"]["quantizer"]["_target_"] == "mine.Signs"
@@ -46,11 +45,11 @@ def test_the_examples_train(folder: Path) -> None:
 
 
 def test_their_mistakes_are_told_in_a_line(folder: Path) -> None:
-    done = train(folder, "--config-dir", "conf", "model=vqgan", "model/quantizer=signs", "data=stripes",
-                 "+model.quantizer.depth=2", "data.size=much", "+callbacks.a._target_=mine.Nothing",
-                 "+callbacks.b._target_=yours.Callback")
-    assert done.returncode == 2
-    assert sorted(done.stderr.removeprefix("error: ").splitlines()) == [
+    code, told = train(folder, "--config-dir", "conf", "model=vqgan", "model/quantizer=signs", "data=stripes",
+                       "+model.quantizer.depth=2", "data.size=much", "+callbacks.a._target_=mine.Nothing",
+                       "+callbacks.b._target_=yours.Callback")
+    assert code == 2
+    assert sorted(told.removeprefix("error: ").splitlines()) == [
         "callbacks.a._target_=mine.Nothing: mine has no such class",
         "callbacks.b._target_=yours.Callback: there is no module yours (a module of your own is found in the current"
         " folder, or by PYTHONPATH)",

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pytest
 import torch
 
 from t2i.data.scenes import TASKS, render
@@ -51,7 +50,8 @@ def test_nothing_right_has_no_share():
     assert "–" in scene_paraphrase.table(found.described())
 
 
-@pytest.mark.parametrize("wording", list(WORDINGS))
-def test_examples_are_one_a_task(wording):
-    pictures, captions, right = scene_paraphrase.judged(truth, 64, N, 0, WORLD).examples[wording]
-    assert len(pictures) == len(captions) == len(TASKS) and len(right) == N * len(TASKS)
+def test_examples_are_one_a_task():
+    found = scene_paraphrase.judged(truth, 64, N, 0, WORLD)
+    for wording in WORDINGS:
+        pictures, captions, right = found.examples[wording]
+        assert len(pictures) == len(captions) == len(TASKS) and len(right) == N * len(TASKS)

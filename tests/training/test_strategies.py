@@ -32,7 +32,8 @@ from t2i.models.base import NonFiniteLoss, NonFiniteLossOnOtherRank, check_finit
 from t2i.models.prior import Prior
 from t2i.training.strategies import Launcher, Replicated, lost, strategy
 
-SHORTER = ["trainer.max_steps=45", "callbacks.pictures=null"]
+SHORTER = ["trainer.max_steps=18", "trainer.val_every_steps=10", "trainer.checkpoint_every_steps=6",
+           "trainer.log_every_steps=8", "callbacks.pictures=null"]
 
 
 @pytest.fixture(scope="module")

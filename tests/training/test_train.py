@@ -7,7 +7,6 @@ import math
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,10 +17,11 @@ import pytest
 import torch
 from PIL import Image
 from tests import tiny
+from tests.in_child import app, wait
 
 from hydra_app import main
 from t2i.checkpoint import file_format
-from t2i.config.compose import ROOT, Stage, compose, plan
+from t2i.config.compose import Stage, compose, plan
 from t2i.data.shapes import HELDOUT_TASKS
 from t2i.models.vqgan import VQGAN
 from t2i.training import pipeline, resume, train
@@ -240,22 +240,19 @@ def test_settings_of_what_follows_the_stages_stay_with_the_pipeline() -> None:
     assert all("seed=4" in stage.overrides and "comparison" not in stage.command for stage in plan(words))
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)  # two starts of Python with torch, on a machine that may be busy
 def test_kill_9_then_the_same_command_gives_the_unbroken_weights(tmp_path: Path) -> None:
     words = [*VQ, *DATA, *TRAINER, "trainer.max_steps=60", *recipe(tmp_path)]
-    command = [sys.executable, str(ROOT / "train.py"), *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     train.run(compose([*words, "name=whole"]))
-    process = subprocess.Popen([*command, "name=broken"], env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    command = ("train", [*words, "name=broken"], tmp_path, tmp_path / "log")
+    process = app(*command)
     killed = tmp_path / "runs/broken/previous.ckpt"
     while not killed.is_file():
-        assert process.poll() is None
+        assert os.waitpid(process, os.WNOHANG) == (0, 0), (tmp_path / "log").read_text()
         time.sleep(0.02)
-    process.kill()
-    process.wait()
+    os.kill(process, signal.SIGKILL)
+    assert wait(process) == -signal.SIGKILL
     assert not (tmp_path / "runs/broken/finished.json").exists()
-    subprocess.run([*command, "name=broken"], check=True, env=environment, cwd=tmp_path, capture_output=True)
+    assert wait(app(*command)) == 0, (tmp_path / "log").read_text()
     assert json.loads((tmp_path / "runs/broken/finished.json").read_text())["steps"] == 60
     assert same(weights(tmp_path / "runs/whole"), weights(tmp_path / "runs/broken"))
 

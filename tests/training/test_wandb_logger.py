@@ -9,7 +9,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ import torch
 import yaml
 from PIL import Image
 from tests import tiny
+from tests.in_child import in_child
 from wandb.proto import wandb_internal_pb2
 from wandb.sdk.launch.sweeps import utils as sweeps
 
@@ -334,15 +334,19 @@ def test_the_environments_run_id_is_used_by_one_run(tmp_path: Path, monkeypatch:
         third.log_metrics({"loss": 1.0}, 0)
 
 
-@pytest.mark.slow
 def test_inside_a_sweep_the_agents_id_is_kept_when_the_server_is_gone(tmp_path: Path) -> None:
     """In a process of its own, as an agent starts one: wandb reads the sweep's variables once."""
-    environment = {**os.environ, "WANDB_RUN_ID": "agents", "WANDB_SWEEP_ID": "sweep", "WANDB_API_KEY": KEY,
-                   "WANDB_BASE_URL": "http://127.0.0.1:9", "PYTHONPATH": str(ROOT / "src")}
-    code = ("from pathlib import Path; from t2i.training import wandb_logger as w; w.PATIENCE = 2\n"
-            f"log = w.WandbLogger(); log.begin(Path({str(tmp_path)!r}), {{'name': 'run', 'group': None}})\n"
-            "log.log_metrics({'a': 1.0}, 0); log.finish()")
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, timeout=120)
+
+    def job() -> None:
+        os.environ |= {"WANDB_RUN_ID": "agents", "WANDB_SWEEP_ID": "sweep", "WANDB_API_KEY": KEY,
+                       "WANDB_BASE_URL": "http://127.0.0.1:9"}
+        wandb_logger.PATIENCE = 2
+        log = WandbLogger()
+        log.begin(tmp_path, {"name": "run", "group": None})
+        log.log_metrics({"a": 1.0}, 0)
+        log.finish()
+
+    assert in_child(job, tmp_path / "log") == 0, (tmp_path / "log").read_text()
     (segment,) = segments(tmp_path)
     assert segment.run.run_id == "agents" and segment.column("a") == [(1, 1.0)]
 

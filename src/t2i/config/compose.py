@@ -196,6 +196,7 @@ def imply_model(overrides: list[str]) -> list[str]:
     return [f"model={fitting[0]}", *overrides] if len(fitting) == 1 else overrides
 
 
+@cache  # a command line is composed three times
 def parsed(override: str) -> Override:
     """ConfigError where it cannot be read."""
     try:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,7 @@ class Meter(pl.Callback):
             trainer.should_stop = not self.waiting
 
 
+@cache  # once for all stages
 def matrix_product(device: torch.device, precision: str) -> tuple[int, float]:
     """The side of a big matrix product in the run's precision, and its operations a second at best."""
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision, torch.float32)

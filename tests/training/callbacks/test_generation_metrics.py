@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +12,11 @@ import torch
 from tests import tiny
 from tests.evaluation.test_evaluate import MODEL as TINY
 from tests.evaluation.test_evaluate import clip_folder
+from tests.in_child import app, wait
 
+from campaign.two_processes import run
 from t2i.checkpoint import file_format
-from t2i.config.compose import ROOT, compose
+from t2i.config.compose import compose
 from t2i.evaluation import evaluate
 from t2i.training import train
 from t2i.training.callbacks.generation_metrics import GenerationMetrics
@@ -97,11 +96,13 @@ def test_what_is_refused(tmp_path: Path, clips: tuple[str, str], capsys: Any) ->
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_ranks_score_as_one(tmp_path: Path, clips: tuple[str, str]) -> None:
-    """With rates of 0 both train to the same weights; then evaluate.py under torchrun. About 50 s."""
+    """With rates of 0 both train to the same weights; then evaluate.py as torchrun starts it."""
     still = ["model.learning_rate=0", "model.discriminator_learning_rate=0", "callbacks.ema=null"]
     alone, both = (words(tmp_path / name, clips, clips[1], *still) for name in ("one", "two"))
     train.run(compose(alone))
-    apart(str(ROOT / "train.py"), *both, "trainer.devices=2", "trainer.strategy=ddp")
+    # Lightning's launcher starts the second process: `python train.py …`.
+    launched, log = [*both, "trainer.devices=2", "trainer.strategy=ddp"], tmp_path / "log"
+    assert wait(app("train", launched, tmp_path, log)) == 0, log.read_text()
     for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
         for name in ("val/fd_clip", "val/clip_score", "val/r_precision"):
             assert float(one[name]) == pytest.approx(float(two[name]), rel=1e-5, abs=1e-6), name
@@ -109,17 +110,10 @@ def test_two_ranks_score_as_one(tmp_path: Path, clips: tuple[str, str]) -> None:
               "metrics=[fd_clip,clip_score]", f"paths.cache={tmp_path / 'cache'}",
               "batch_size=1"]  # one who begins late must not count what is drawn
     single = evaluate.run(compose([*scored, f"out={tmp_path / 'alone'}"], "evaluate"))["scores"]
-    apart("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "evaluate.py"), *scored,
-          f"out={tmp_path / 'both'}")
+    run(2, [*scored, f"out={tmp_path / 'both'}"], log, torchrun=True, app="evaluate")
     shared = json.loads((tmp_path / "both/evaluation.json").read_text())["scores"]
     for name in ("fd_clip", "clip_score"):
         assert single[name]["value"] == pytest.approx(shared[name]["value"], rel=1e-5, abs=1e-6)
     last = rows(tmp_path / "one")[-1]
     assert single["clip_score"]["value"] == pytest.approx(float(last["val/clip_score"]), abs=1e-6)
 
-
-def apart(*command: str) -> None:
-    """Runs Python with a command line to its end."""
-    done = subprocess.run([sys.executable, *command], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
-                          text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
