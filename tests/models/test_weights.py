@@ -46,7 +46,7 @@ def test_what_cannot_be_is_refused_in_a_line(made, monkeypatch) -> None:  # noqa
     with pytest.raises(ValueError, match=r"^weights=int4: allowed are bf16, int8, or null \(as trained\)$"):
         model.set_weights("int4")
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    with pytest.raises(ValueError, match="^weights=int8: this CPU has no VNNI.*; null draws with the weights as trained$"):
+    with pytest.raises(ValueError, match="^weights=int8: this CPU has no VNNI.*; null draws with the weights as"):
         model.set_weights("int8")
     monkeypatch.setattr(type(model), "device", torch.device("cuda"))
     with pytest.raises(ValueError, match="^weights=int8: its kernels are the CPU's, and this draws on cuda"):

@@ -103,8 +103,8 @@ class Prior(BaseModule):
         return self.tokenizer.image_size
 
     def set_weights(self, weights: str | None) -> None:
-        """From now on this prior draws only: with its net's weights in `weights`, "bf16" or "int8" (`t2i.nets.cpu_linear`;
-        on a GPU "bf16" alone), None: as trained. ValueError for what there is not, or not on this device."""
+        """From now on this prior draws only, its net's weights in "bf16" or "int8" (`t2i.nets.cpu_linear`; on a GPU
+        "bf16" alone), None: as trained. ValueError for what there is not, or not on this device."""
         if weights is None:
             return
         if weights not in cpu_linear.KINDS:

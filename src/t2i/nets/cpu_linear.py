@@ -2,8 +2,8 @@
 
 `PackedLinear`: the weight laid out beforehand in blocks, which the plain layer does anew in each product. `Int8Linear`:
 integers with a scale a row of the weight, and one a row of the input, found as it comes (dynamic quantization as in
-LLM.int8(), arXiv 2208.07339, without its outliers). The sums are of integers, thus exact: a row's result does not depend
-on what else is in the batch.
+LLM.int8(), arXiv 2208.07339, without its outliers). The sums are of integers, thus exact: a row's result does not
+depend on what else is in the batch.
 
 torch's kernel for int8 weights alone (`_weight_int8pack_mm`) is slower than `PackedLinear` but at two rows, and reads
 beyond its input where the columns are no multiple of 16 (docs/decisions.md).

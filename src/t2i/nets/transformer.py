@@ -176,7 +176,7 @@ class CrossBlock(Block):
     """A block whose queries are of one sequence, and whose keys and values are of another (`memory`) and of a caption;
     the queries do not see each other."""
 
-    halves: tuple[nn.Module, nn.Module] | None = None  # of queries and of memory, where they were converted (cpu_linear)
+    halves: tuple[nn.Module, nn.Module] | None = None  # of queries and of memory (nets/cpu_linear.py)
 
     def of_queries(self, x: Float[Tensor, "b s width"], turns: Tensor) -> Tensor:
         """q (b, heads, s, head_dim), normalised and turned."""
