@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from datetime import date
 from itertools import pairwise
@@ -64,6 +64,10 @@ class Bench:
         self.dtype = torch.bfloat16 if self.cuda else torch.float32
         self.name = "bf16" if self.cuda else "fp32"
         self.backend = "inductor" if self.cuda else "eager"  # on a CPU only that it runs is shown
+        self.precisions = {"fp32": "32-true", **({"fp16": "16-mixed", "bf16": "bf16-mixed"} if self.cuda else {})}
+        self.of_peer: dict[str, torch.dtype | None] = {"fp32": None, **({"fp16": torch.float16} if self.cuda else {})}
+        self.picture = (32, 2, 8) if tiny else (256, 8, 128)  # side, batch and channels of `vqgan`
+        self.vectors = (64, 32) if tiny else (16384, 16384)  # and codes, of `quantizer`
 
     def now(self) -> float:
         if self.cuda:
@@ -207,16 +211,15 @@ def vqgan(bench: Bench) -> Iterator[Row]:
     from t2i.config.quiet import quiet
 
     quiet()
-    size, batch = (32, 2) if bench.tiny else (256, 8)
+    size, batch, channels = bench.picture
     image = torch.rand(batch, 3, size, size) * 2 - 1
     net: dict[str, Any] = ({"channels": 8, "multipliers": [1, 2], "num_res_blocks": 1, "attention_levels": [],
                             "z_channels": 8, "num_groups": 4} if bench.tiny else
-                           {"channels": 128, "multipliers": [1, 1, 2, 2, 4], "num_res_blocks": 2,
+                           {"channels": channels, "multipliers": [1, 1, 2, 2, 4], "num_res_blocks": 2,
                             "attention_levels": [4], "z_channels": 256})
     codes = (64, 8) if bench.tiny else (1024, 256)
     found: dict[str, float] = {}
-    kinds = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"} if bench.cuda else {"fp32": "32-true"}
-    for name, dtype in (("fp32", None), ("fp16", torch.float16)) if bench.cuda else (("fp32", None),):
+    for name, dtype in bench.of_peer.items():
         torch.manual_seed(0)
         step = TamingStep(Autoencoder(**net), codes, PatchGAN(channels=8 if bench.tiny else 64), RandomLPIPS(), dtype)
         step.to(bench.device)
@@ -235,18 +238,18 @@ def vqgan(bench: Bench) -> Iterator[Row]:
         def on_train_batch_end(self, *_: Any) -> None:
             self.times.append(bench.now())
 
-    for name, precision in kinds.items():
+    for name, precision in bench.precisions.items():
         torch.manual_seed(0)
         model = VQGAN(Autoencoder(**net), VQ(*codes), size, max_steps=1000, discriminator_start=0.0,
                       discriminator=PatchGAN(channels=8 if bench.tiny else 64), perceptual=RandomLPIPS())
-        clock, steps = Clock(), 3 if bench.tiny else 15
+        clock, steps = Clock(), 3 if bench.tiny else 15 if bench.cuda else 6
         trainer = pl.Trainer(accelerator="gpu" if bench.cuda else "cpu", devices=1, precision=precision,  # type: ignore[arg-type]
                              max_steps=steps, callbacks=[clock], logger=False, enable_checkpointing=False,
                              enable_progress_bar=False, enable_model_summary=False)
         data = [Batch(image, ["x"] * batch, ["x"] * batch)] * steps
         memory = bench.peak(lambda: trainer.fit(model, DataLoader(data, batch_size=None)))  # type: ignore[arg-type]
         taken = sorted(b - a for a, b in pairwise(clock.times[-1 - steps * 2 // 3 :]))
-        seconds, held = taken[len(taken) // 2], "fp16" if name == "fp16" else "fp32"
+        seconds, held = taken[len(taken) // 2], name if name in found else "fp32"
         against = f"taming's in {held}: {found[held]:.3f} s{megabytes(found[held + ' MB'] or None)}"
         yield row("VQGAN: step", f"{size} px, batch {batch}, {name}", f"{seconds:.3f} s{megabytes(memory)}", against,
                   found[held] / seconds, seconds=seconds, mb=memory)
@@ -273,7 +276,7 @@ def quickstart(bench: Bench) -> Iterator[Row]:
 
 
 def quantizer(bench: Bench) -> Iterator[Row]:
-    vectors, codes = (64, 32) if bench.tiny else (16384, 16384)
+    vectors, codes = bench.vectors
     for dim in (256, 8):
         torch.manual_seed(0)
         x, codebook = (torch.randn(n, dim, device=bench.device) for n in (vectors, codes))
@@ -288,24 +291,25 @@ def quantizer(bench: Bench) -> Iterator[Row]:
 
 
 # With the seconds that each may take: nine minutes together.
-PARTS: dict[str, tuple[Callable[[Bench], Iterator[Row]], int]] = {
+Parts = dict[str, tuple[Callable[..., Iterator[Row]], int]]
+PARTS: Parts = {
     "decoding": (decoding, 150), "prior": (prior, 50), "compile": (compile, 100), "vqgan": (vqgan, 110),
     "quickstart": (quickstart, 90), "quantizer": (quantizer, 40),
 }
 
 
-def measured(name: str, bench: Bench) -> Iterator[Row]:
+def measured(name: str, bench: Bench, parts: Parts = PARTS) -> Iterator[Row]:
     """A part's rows; what ends it is the last one."""
     try:
-        yield from PARTS[name][0](bench)
+        yield from parts[name][0](bench)
     except Exception as error:  # reported with its name, so that the other parts' rows are not lost
         traceback.print_exc()
         yield row(name, "", f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
 
 
-def apart(name: str, device: str, tiny: bool, limit: int) -> list[Row]:
+def apart(name: str, limit: int, *words: str, file: str = __file__) -> list[Row]:
     """The rows of a part that runs in a process of its own, within its time."""
-    command = [sys.executable, __file__, "--child", name, "--device", device, *(["--tiny"] if tiny else [])]
+    command = [sys.executable, file, "--child", name, *words]
     with tempfile.TemporaryFile("w+") as out:
         try:
             code = subprocess.run(command, stdout=out, timeout=limit).returncode
@@ -322,6 +326,19 @@ def line(found: Row) -> str:
     return f"| {found['part']} | {found['setting']} | {found['measured']} | {found['against']} | {ratio} |"
 
 
+def report(rows: Iterable[list[Row]], head: str, held: dict[str, Any], path: str | None) -> int:
+    """Prints the rows as they come, and keeps them in a file; 1 if a part failed or was stopped."""
+    print(f"{head}\n\n| part | setting | measured | against | ratio |\n| --- | --- | --- | --- | --- |", flush=True)
+    seen: list[Row] = []
+    for found in rows:
+        seen += found
+        print("\n".join(map(line, found)), flush=True)
+        if path:
+            Path(path).write_text(json.dumps({"date": str(date.today()), "torch": torch.__version__, **held,
+                                              "rows": seen}, indent=1) + "\n")
+    return int(any(str(found["measured"]).startswith(("failed", "stopped")) for found in seen))
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="name", help=f"{', '.join(PARTS)}; none means all")
@@ -335,26 +352,18 @@ def main(arguments: list[str] | None = None) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU that torch can use; --device cpu --tiny shows that the benchmark runs")
     if args.device == "cpu" and not args.tiny:
-        parser.error("--device cpu goes with --tiny; benchmarks/run.py measures a CPU")
+        parser.error("--device cpu goes with --tiny; benchmarks/cpu.py measures a CPU")
     if args.child:
         for found in measured(args.child, Bench(args.device, args.tiny)):
             print(json.dumps(found), flush=True)
         return 0
     card = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
     note = " `--tiny`: the figures mean nothing." if args.tiny else ""
-    print(f"{date.today()}, torch {torch.__version__}, {card}.{note}\n")
-    print("| part | setting | measured | against | ratio |\n| --- | --- | --- | --- | --- |", flush=True)
-    rows: list[Row] = []
-    for name in args.names or PARTS:
-        found = (apart(name, args.device, args.tiny, PARTS[name][1]) if args.device == "cuda" else
-                 list(measured(name, Bench(args.device, args.tiny))))  # one import of torch, not six
-        rows += found
-        print("\n".join(map(line, found)), flush=True)
-        if args.json:
-            held = {"date": str(date.today()), "torch": torch.__version__, "device": card, "tiny": args.tiny,
-                    "rows": rows}
-            Path(args.json).write_text(json.dumps(held, indent=1) + "\n")
-    return int(any(str(found["measured"]).startswith(("failed", "stopped")) for found in rows))
+    rows = (apart(name, PARTS[name][1], *(["--tiny"] if args.tiny else [])) if args.device == "cuda" else
+            list(measured(name, Bench(args.device, args.tiny)))  # one import of torch, not six
+            for name in args.names or PARTS)
+    return report(rows, f"{date.today()}, torch {torch.__version__}, {card}.{note}",
+                  {"device": card, "tiny": args.tiny}, args.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Small reimplementations of published steps, for `gpu.py` to compare with: same shapes, random weights.
+"""Small reimplementations of published steps, for `gpu.py` and `cpu.py` to compare with: same shapes, random weights.
 
 `Llama`: the net and loop of LlamaGen (arXiv 2406.06525). `TamingStep`: the training step of taming-transformers (arXiv
 2012.09841). They follow how those are written, not their weights; figures against them say "like".
@@ -73,17 +73,20 @@ class Llama(nn.Module):
     def compile_step(self, mode: str | None, backend: str) -> None:
         self.step = torch.compile(self.forward, mode=mode, fullgraph=True, backend=backend)
 
+    @staticmethod
+    def chosen(logits: Tensor, top_k: int, guidance: float) -> Tensor:
+        conditional, without = logits.chunk(2)
+        mixed = without + guidance * (conditional - without)
+        mixed = mixed.masked_fill(mixed < mixed.topk(top_k).values[:, -1:], -torch.inf)
+        return torch.multinomial(mixed.softmax(-1), 1)
+
     @torch.inference_mode()
     def draw(self, prefix: Tensor, top_k: int, guidance: float) -> Tensor:
         t, ids = prefix.shape[1], []
         logits = self.forward(prefix, torch.arange(t, device=prefix.device))
         at = torch.tensor([t], device=prefix.device)
         for i in range(self.num_codes):
-            conditional, without = logits.chunk(2)
-            mixed = without + guidance * (conditional - without)
-            mixed = mixed.masked_fill(mixed < mixed.topk(top_k).values[:, -1:], -torch.inf)
-            chosen = torch.multinomial(mixed.softmax(-1), 1)
-            ids.append(chosen)
+            ids.append(chosen := self.chosen(logits, top_k, guidance))
             if i + 1 < self.num_codes:
                 logits = self.step(self.codes(torch.cat([chosen, chosen])), at).clone()
                 at = at + 1

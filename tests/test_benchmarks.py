@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import gan, gpu, guided, quantizer, run
+from benchmarks import cpu, gan, gpu, guided, quantizer, run
 
 from t2i.generation.clip_guided.cutouts import Cutouts
 
@@ -104,6 +104,23 @@ def test_the_benchmark_of_a_gpu_runs_on_a_cpu(tmp_path: Path, capsys: pytest.Cap
     assert len(capsys.readouterr().out.splitlines()) == 4 + len(rows)
 
 
+def test_the_benchmark_against_peers_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held, threads = tmp_path / "cpu.json", torch.get_num_threads()
+    try:
+        assert cpu.main(["--tiny", "--threads", "1", "--json", str(held)]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    found = json.loads(held.read_text())
+    assert found["tiny"]
+    assert {row["part"].partition(":")[0] for row in found["rows"]} == {"decoding", "VQGAN", "quantizer"}
+    names = {row["part"].removeprefix("decoding: ") for row in found["rows"]}
+    assert {"as trained, fp32", "weights read, as trained, fp32"} <= names
+    assert len(capsys.readouterr().out.splitlines()) == 4 + len(found["rows"])
+    with pytest.raises(SystemExit):
+        cpu.main(["quantiser"])
+    assert "there are decoding, vqgan, quantizer" in capsys.readouterr().err
+
+
 def test_a_part_of_the_gpus_benchmark_that_fails_or_runs_over_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(bench: gpu.Bench):
         yield gpu.row("quantizer", "", "1 ms")
@@ -112,5 +129,6 @@ def test_a_part_of_the_gpus_benchmark_that_fails_or_runs_over_says_so(monkeypatc
     monkeypatch.setitem(gpu.PARTS, "quantizer", (failing, 1))
     rows = list(gpu.measured("quantizer", gpu.Bench("cpu", True)))
     assert [row["measured"] for row in rows] == ["1 ms", "failed: MemoryError: no room"]
-    assert [row["measured"] for row in gpu.apart("quantizer", "cpu", True, 0)] == ["stopped after its 0 s"]
+    stopped = gpu.apart("quantizer", 0, "--device", "cpu", "--tiny")
+    assert [row["measured"] for row in stopped] == ["stopped after its 0 s"]
     assert sum(limit for _, limit in gpu.PARTS.values()) <= 540

@@ -48,33 +48,37 @@ def prepare(*settings: str) -> dict[str, Any]:
     return dict(_run("prepare", settings))
 
 
-def load(path: str | Path, *, device: str = "auto", trust: Iterable[str] = ()) -> TextToImagePipeline:
+def load(
+    path: str | Path, *, device: str = "auto", trust: Iterable[str] = (), weights: str | None = None
+) -> TextToImagePipeline:
     """The model of a checkpoint (`runs/…/last.ckpt`), an exported folder or its safetensors file.
 
     Args:
         device: auto, cpu, cuda or mps.
         trust: packages whose classes the file may build, and files, folders or hub names that it may open.
+        weights: bf16 or int8, a prior's while it draws: as in sample.py; None: as trained.
 
     ValueError says what the file is instead, or what is wrong with it.
     """
     from t2i.generation.text_to_image_pipeline import TextToImagePipeline
 
-    return TextToImagePipeline.load(path, device, trust)
+    return TextToImagePipeline.load(path, device, trust, weights)
 
 
 def from_pretrained(
-    name: str | Path, *, revision: str | None = None, device: str = "auto", trust: Iterable[str] = ()
+    name: str | Path, *, revision: str | None = None, device: str = "auto", trust: Iterable[str] = (),
+    weights: str | None = None,
 ) -> TextToImagePipeline:
     """The model of an exported folder (`t2i export`), here or on the Hugging Face hub (`owner/name`). Its weights, a
     safetensors file, and its config are read; nothing of it is run.
 
     Args:
         revision: a branch, tag or commit on the hub.
-        device, trust: as of `load`.
+        device, trust, weights: as of `load`.
     """
     from t2i.generation.text_to_image_pipeline import TextToImagePipeline
 
-    return TextToImagePipeline.from_pretrained(name, revision, device, trust)
+    return TextToImagePipeline.from_pretrained(name, revision, device, trust, weights)
 
 
 def guided(

@@ -73,6 +73,7 @@ def config(tmp_path, **changes):
            "negative": None, "truncation": None, "batch_size": 2, "steps": None, "schedule": None, "order": None,
            "edit": {"image": None, "mask": None, "box": None, "vary": None, "extend": None, "composite": True},
            "completion": {"image": None, "rows": None}, "best_of": 1, "scorer": None, "nearest": False, "device": "cpu",
+           "weights": None,
            "size": None, "trust": [], "paths": {"cache": str(tmp_path / "cache")}}
     assert set(changes) <= set(cfg)
     return {**cfg, **changes}

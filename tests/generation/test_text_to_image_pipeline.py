@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from tests.convert.test_convert import dfgan, hf, prior, same, vqgan  # noqa: F4
 from tests.convert.test_taming import Hostile
 
 import t2i
+from t2i.checkpoint.file_format import file_hash
 from t2i.config.compose import compose
 from t2i.convert import hub
 from t2i.convert.convert import export
 from t2i.generation import text_to_image
+from t2i.nets import cpu_linear
 from t2i.viz.grids import to_uint8
 
 
@@ -145,3 +148,21 @@ def test_from_the_hub_two_files_are_asked_for(vqgan: Path, tmp_path: Path, monke
     monkeypatch.setattr(hub, "snapshot_download", stand_in)
     assert same(t2i.from_pretrained("owner/name", revision="v1").model, t2i.load(vqgan).model)
     assert asked == {"name": "owner/name", "revision": "v1", "allow_patterns": ["model.safetensors", "config.json"]}
+
+
+@pytest.mark.skipif(cpu_linear.obstacle("int8", torch.device("cpu")) is not None, reason="no VNNI here")
+def test_weights_are_those_of_sample_py_and_change_no_checkpoint(
+    prior: Path, dfgan: Path, tmp_path: Path  # noqa: F811
+) -> None:
+    before = file_hash(prior)
+    wanted, _ = sampled(prior, tmp_path / "drawn", "weights=int8", "device=cpu")
+    assert json.loads((tmp_path / "drawn" / "drawing.json").read_text())["request"]["weights"] == "int8"
+    model = t2i.load(prior, device="cpu", weights="int8")
+    assert isinstance(model.model.gpt.blocks[0].qkv, cpu_linear.Int8Linear)
+    assert np.array_equal(pixels(model.draw("a red circle", n=3)), pixels(wanted))
+    assert file_hash(prior) == before
+    assert isinstance(t2i.load(prior, device="cpu").model.gpt.blocks[0].qkv, torch.nn.Linear)
+    with pytest.raises(ValueError, match="^weights=int8: a dfgan has no such option; a prior has$"):
+        t2i.load(dfgan, device="cpu", weights="int8")
+    with pytest.raises(ValueError, match="weights=int4"):
+        sampled(prior, tmp_path / "not", "weights=int4")

@@ -37,6 +37,7 @@ VALUES: dict[str, tuple[str, float | None, float | None]] = {
     "pack": ("bool", None, None),
     "split": ("Literal['train', 'val']", None, None),
     "sheet": ("int", 0, None),
+    "weights": ("Literal['bf16', 'int8'] | None", None, None),
     "device": ("Literal['auto', 'cpu', 'cuda', 'mps']", None, None),
     "completion.rows": ("int | None", 1, None),
     "edit.box": ("list[float] | None", None, None),

@@ -38,7 +38,7 @@ from t2i.evaluation.generated_images import GeneratedImages, largest_batch
 from t2i.evaluation.protocols import BACK, DRAWN, NEEDS_EFFICIENTNET, OF_OWN_CAPTIONS, settle
 from t2i.evaluation.reference_images import Reference
 from t2i.generation.editing import Edit, edited, of_box
-from t2i.generation.text_to_image import KINDS, PRIORS, check_negative, device_of, options_of
+from t2i.generation.text_to_image import KINDS, PRIORS, check_negative, device_of, options_of, set_weights
 from t2i.losses.perceptual import LPIPS, EfficientNetDistance
 from t2i.metrics.composition import READER
 from t2i.metrics.efficientnet import EfficientNetFeatures
@@ -122,6 +122,8 @@ class Evaluation:
         if config["ckpt"] is not None:
             self._open_model()
         elif config["images"] is not None:
+            if config["weights"] is not None:
+                raise ValueError(f"weights={config['weights']}: of a prior's checkpoint, and images= draws nothing")
             if back := [name for name in metrics if name in BACK]:
                 raise ValueError(f"metrics=[{', '.join(back)}] are of a tokenizer: give ckpt=, not images=")
             self.images = GeneratedImages.read(config["images"], config["size"])  # theirs, unless asked
@@ -157,6 +159,7 @@ class Evaluation:
         self.model = building.load(config["ckpt"], kind=kinds).to(self.device)
         if hasattr(self.model, "place"):
             self.model.place()
+        set_weights(self.model, config["weights"])
         self.generator = self.model
         if drawing or ("nearest_render" in self.metrics and self.model.kind != "vqgan"):
             wanted = self.protocol.truncation
@@ -220,6 +223,7 @@ class Evaluation:
     ) -> GeneratedImages:
         """Pictures for these captions, drawn now or before."""
         request = {"what": what, "hash": self.hash, "sampler": self.options, "seed": self.seed,
+                   **({} if self.config["weights"] is None else {"weights": self.config["weights"]}),
                    **({} if negative is None else {"style_guidance": True}),
                    **({"clip_guided": self.config["clip_guided"]} if guided else {})}
         images = GeneratedImages.for_captions(self.out / "drawn", request, text)
@@ -343,7 +347,8 @@ class Evaluation:
     def base(self) -> dict[str, Any]:
         """What goes into every score's protocol."""
         return {"protocol": self.protocol.name, "changed": self.changed, "seed": self.seed, "t2i": version(),
-                "sampler": {**self.options, **({"style_guidance": True} if self.config["style_guidance"] else {})},
+                "sampler": {**self.options, **({"style_guidance": True} if self.config["style_guidance"] else {}),
+                            **({} if self.config["weights"] is None else {"weights": self.config["weights"]})},
                 **({"clip_guided": self.config["clip_guided"]} if "clip_guided" in self.config else {})}
 
     def measure(self) -> None:

@@ -227,6 +227,14 @@ def first_codes(model: Any, image: str | Path, rows: Any) -> Tensor:
     return model.tokenizer.encode(pixels.to(model.device))[:, : rows * width].clone()
 
 
+def set_weights(model: Any, weights: str | None) -> None:
+    """See `Prior.set_weights`; of other models only None is allowed."""
+    if isinstance(model, Prior):
+        model.set_weights(weights)
+    elif weights is not None:
+        raise ValueError(f"weights={weights}: a {getattr(model, 'kind', 'tokenizer')} has no such option; a prior has")
+
+
 def device_of(wanted: str) -> torch.device:
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -243,7 +251,7 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
     """Draws what `conf/sample.yaml` describes and returns what it writes to `drawing.json`, with `files` and `out`.
 
     Writes `<out>/<000>-<caption>-<i>.png`, `grid.png` and `drawing.json`. `model` and `scorer` stand in for what
-    `ckpt` and `scorer` name, for use from Python.
+    `ckpt` and `scorer` name, for use from Python; with `weights` the model is changed.
     """
     cfg = {**cfg, "n": PICTURES if cfg["n"] is None else cfg["n"]}
     n, best_of, seed = cfg["n"], cfg["best_of"], cfg["seed"]
@@ -267,6 +275,7 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
     model.to(device).eval()
     if isinstance(model, Prior):
         model.place()
+    set_weights(model, cfg["weights"])
     options, completion, negative = options_of(cfg, model), cfg["completion"], cfg["negative"]
     if negative is not None:
         negative = str(negative).strip()
@@ -281,6 +290,7 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
         **({} if negative is None else {"negative": negative}),
         "scorer": str(cfg["scorer"]) if best_of > 1 else None,
         "completion": {key: None if value is None else str(value) for key, value in completion.items()},
+        **({} if cfg["weights"] is None else {"weights": cfg["weights"]}),
         **({} if edit is None else {"edit": dict(cfg["edit"])}), **({} if size is None else {"size": list(size)}),
         "checkpoint": str(cfg["ckpt"]), "hash": file_format.file_hash(cfg["ckpt"]) if cfg["ckpt"] else None,
         **({"text_encoder": hashes} if hashes else {}),

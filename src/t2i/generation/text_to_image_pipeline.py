@@ -35,6 +35,7 @@ from t2i.generation.text_to_image import (
     options_of,
     picture_seed,
     read_prompts,
+    set_weights,
 )
 from t2i.generation.tiling import decode_tiled
 from t2i.models.base import BaseModule
@@ -69,23 +70,31 @@ class TextToImagePipeline:
         config: that of the model's training.
         source: where it is from, for messages.
         device: auto, cpu, cuda or mps.
+        weights: bf16 or int8, as in sample.py; None: as trained.
     """
 
-    def __init__(self, model: Any, config: Mapping[str, Any], source: str | Path, device: str = "auto") -> None:
+    def __init__(
+        self, model: Any, config: Mapping[str, Any], source: str | Path, device: str = "auto",
+        weights: str | None = None,
+    ) -> None:
         self.model, self.config, self.source = model.to(device_of(device)).eval(), config, source
         if isinstance(model, BaseModule):
             model.place()
+        set_weights(model, weights)
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "auto", trust: Iterable[str] = ()) -> TextToImagePipeline:
+    def load(
+        cls, path: str | Path, device: str = "auto", trust: Iterable[str] = (), weights: str | None = None
+    ) -> TextToImagePipeline:
         """See `t2i.load`."""
         set_trust(trust)
         model = building.load(path, (*KINDS, "vqgan", "tokenizer"))
-        return cls(model, file_format.read(path)["t2i"]["config"], path, device)
+        return cls(model, file_format.read(path)["t2i"]["config"], path, device, weights)
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, revision: str | None = None, device: str = "auto", trust: Iterable[str] = ()
+        cls, name: str | Path, revision: str | None = None, device: str = "auto", trust: Iterable[str] = (),
+        weights: str | None = None,
     ) -> TextToImagePipeline:
         """See `t2i.from_pretrained`."""
         folder = Path(name).expanduser()
@@ -96,7 +105,7 @@ class TextToImagePipeline:
         if not (folder / WEIGHTS).is_file():
             raise ValueError(f"{name} has no {WEIGHTS}: a folder is wanted that `t2i export` wrote; t2i.load opens a"
                              " checkpoint")
-        return cls.load(folder, device, trust)
+        return cls.load(folder, device, trust, weights)
 
     @property
     def tokenizer(self) -> ImageTokenizer | None:

@@ -22,6 +22,7 @@ from t2i.models.base import BaseModule, check_finite
 from t2i.models.distributed import LocalRandom, StepRandom, log_step, step_random
 from t2i.models.sampling import CodeStep, check_options, drawn, generate_steps, uniforms
 from t2i.models.static_decoding import StaticDecoding
+from t2i.nets import cpu_linear
 from t2i.nets.gpt import GPT, CodeTransformer
 from t2i.nets.recompute import set_checkpointing
 from t2i.types import Batch, CodeBatch, TextEncoder, Tokenizer, unravel_index
@@ -100,6 +101,22 @@ class Prior(BaseModule):
     @property
     def image_size(self) -> int:
         return self.tokenizer.image_size
+
+    def set_weights(self, weights: str | None) -> None:
+        """From now on this prior draws only, its net's weights in "bf16" or "int8" (`t2i.nets.cpu_linear`; on a GPU
+        "bf16" alone), None: as trained. ValueError for what there is not, or not on this device."""
+        if weights is None:
+            return
+        if weights not in cpu_linear.KINDS:
+            raise ValueError(f"weights={weights}: allowed are {', '.join(cpu_linear.KINDS)}, or null (as trained)")
+        of_cpu = self.device.type == "cpu" or weights == "int8"
+        if of_cpu and (reason := cpu_linear.obstacle(weights, self.device)) is not None:
+            raise ValueError(f"weights={weights}: {reason}; null draws with the weights as trained")
+        if weights == "bf16":
+            self.gpt.bfloat16()
+        if of_cpu:
+            for part in (self.gpt.blocks, self.gpt.predict):
+                cpu_linear.convert(cast(nn.Module, part), weights)
 
     def check_options(
         self, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, guidance: float = 1.0,

@@ -176,16 +176,22 @@ class CrossBlock(Block):
     """A block whose queries are of one sequence, and whose keys and values are of another (`memory`) and of a caption;
     the queries do not see each other."""
 
+    halves: tuple[nn.Module, nn.Module] | None = None  # of queries and of memory (nets/cpu_linear.py)
+
     def of_queries(self, x: Float[Tensor, "b s width"], turns: Tensor) -> Tensor:
         """q (b, heads, s, head_dim), normalised and turned."""
         b, s, width = x.shape
-        q = F.linear(self.norm_attention(x), self.qkv.weight[:width]).view(b, s, self.num_heads, -1)
+        x = self.norm_attention(x)
+        q = F.linear(x, self.qkv.weight[:width]) if self.halves is None else self.halves[0](x)
+        q = q.view(b, s, self.num_heads, -1)
         return turned(self.norm_q(q).transpose(1, 2), turns).to(q.dtype)
 
     def of_memory(self, x: Float[Tensor, "b s width"], turns: Tensor) -> tuple[Tensor, Tensor]:
         """k and v, each (b, heads, s, head_dim); k normalised and turned."""
         b, s, width = x.shape
-        k, v = F.linear(self.norm_attention(x), self.qkv.weight[width:]).view(b, s, 2, self.num_heads, -1).unbind(2)
+        x = self.norm_attention(x)
+        both = F.linear(x, self.qkv.weight[width:]) if self.halves is None else self.halves[1](x)
+        k, v = both.view(b, s, 2, self.num_heads, -1).unbind(2)
         return turned(self.norm_k(k).transpose(1, 2), turns).to(v.dtype), v.transpose(1, 2)
 
     def forward(  # type: ignore[override]

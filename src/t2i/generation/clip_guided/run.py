@@ -210,6 +210,7 @@ def faults_of(cfg: Mapping[str, Any], settings: Settings) -> list[str]:
     given = {"completion.image": cfg["completion"]["image"], "unconditional": cfg["unconditional"] or None,
              "nearest": cfg["nearest"] or None, "best_of": None if cfg["best_of"] == 1 else cfg["best_of"],
              "text_encoder.path": cfg["text_encoder"]["path"], "size": cfg["size"],
+             "weights": cfg["weights"],
              **{f"edit.{key}": value for key, value in cfg["edit"].items() if key != "composite"}}
     faults += [f"{key}={value}: clip-guided drawing has no such option" for key, value in given.items()
                if value is not None]
