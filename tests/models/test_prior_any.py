@@ -14,6 +14,7 @@ from tests.models.test_prior import SIZES, TEXT, config, fit, made, toy  # noqa:
 
 from t2i.checkpoint import atomic, building, file_format
 from t2i.config.compose import compose
+from t2i.models.any_order import halton_order
 from t2i.models.distributed import step_random
 from t2i.models.prior import Prior
 from t2i.models.prior_any import PriorAny
@@ -54,6 +55,16 @@ def test_orders_are_of_the_step_and_shared_out_between_ranks(made, toy, monkeypa
     for rank in range(2):
         monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
         assert torch.equal(model.shown(toy.ids[rank::2], step_random(model, 2))[2], order[rank::2])
+
+
+def test_half_of_training_is_in_the_order_of_drawing_and_a_quarter_as_in_edits(made) -> None:  # noqa: F811
+    model, halton = prior(made), halton_order((4, 4))
+    numbers = torch.rand(3, 16, generator=torch.Generator().manual_seed(1))
+    drawing, edit, free = model.orders(torch.tensor([[0.49], [0.74], [0.75]]), torch.full((3, 1), 0.4), numbers)
+    assert torch.equal(drawing, halton)
+    known = numbers[1, halton] < 0.4  # in Halton's order, and so is what is drawn after it
+    assert torch.equal(edit, torch.cat([halton[known], halton[~known]])) and 0 < known.sum() < 16
+    assert torch.equal(free, numbers[2].argsort())
 
 
 def test_validation_is_the_same_every_time(made, toy) -> None:  # noqa: F811

@@ -1,6 +1,8 @@
-"""How the prior that draws in any order trains and draws: as `models/prior.py`, each picture in a random order.
+"""How the prior that draws in any order trains and draws: as `models/prior.py`, half of the pictures in the order that
+drawing takes.
 
-ARPG, arXiv 2503.10568: see `nets/arpg.py` for the net and `models/any_order.py` for the token loop.
+ARPG, arXiv 2503.10568: see `nets/arpg.py` for the net and `models/any_order.py` for the token loop. The paper
+trains in random orders alone; RAR (arXiv 2411.00776) goes from random orders to the one that it draws in.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from t2i.checkpoint.registry import register
-from t2i.models.any_order import faults_of, generate_steps, uniforms_needed
+from t2i.models.any_order import faults_of, generate_steps, halton_order, uniforms_needed
 from t2i.models.distributed import LocalRandom, StepRandom
 from t2i.models.prior import Prior
 from t2i.models.sampling import CodeStep, Sampler, uniforms
@@ -32,10 +34,10 @@ class PriorAny(Prior):
 
     kind = "prior_any"
     net: ClassVar[type[CodeTransformer]] = ARPG
-    options: ClassVar[dict[str, Any]] = {**Prior.options, "steps": None, "schedule": "arccos", "order": "halton"}
+    options: ClassVar[dict[str, Any]] = {**Prior.options, "steps": None, "schedule": "cosine", "order": "halton"}
 
     def check_options(  # type: ignore[override]
-        self, *, steps: int | None = None, schedule: str = "arccos", order: str = "halton", **options: Any
+        self, *, steps: int | None = None, schedule: str = "cosine", order: str = "halton", **options: Any
     ) -> None:
         """ValueError for options of `sample` that are outside what is allowed."""
         faults = faults_of(self.gpt.num_codes, steps, schedule, order)
@@ -47,7 +49,17 @@ class PriorAny(Prior):
             raise ValueError("; ".join(faults))
 
     def shown(self, ids: Int[Tensor, "b n"], random: StepRandom | LocalRandom) -> tuple[Tensor | None, ...]:
-        return *super().shown(ids, random), random.uniform(ids.shape[1]).argsort(1)
+        codes = super().shown(ids, random)
+        return *codes, self.orders(random.uniform(1), random.uniform(1), random.uniform(ids.shape[1]))
+
+    def orders(
+        self, which: Float[Tensor, "b 1"], share: Float[Tensor, "b 1"], numbers: Float[Tensor, "b n"]
+    ) -> Int[Tensor, "b n"]:
+        """The order of each picture's cells in training, of numbers drawn from U(0, 1): of one half Halton's, in which
+        pictures are drawn; of a quarter Halton's after any `share` of the cells, as in edits; of a quarter any."""
+        rank = halton_order(self.gpt.grid).argsort().to(numbers)
+        edit = rank + len(rank) * (numbers >= share)
+        return torch.where(which < 0.5, rank, torch.where(which < 0.75, edit, numbers)).argsort(1)
 
     def loss(self, batch: CodeBatch, null: Tensor, *shown: Tensor | None) -> Float[Tensor, ""]:
         """As of `Prior`; in validation each row has an order of its own, always the same."""
@@ -69,7 +81,7 @@ class PriorAny(Prior):
         given: Int[Tensor, "b m"] | None = None,
         negative: list[str] | None = None,
         steps: int | None = None,
-        schedule: str = "arccos",
+        schedule: str = "cosine",
         order: str = "halton",
         known: Bool[Tensor, " n"] | None = None,
         **unknown: object,
