@@ -112,7 +112,8 @@ class Largest(TorchDispatchMode):
 def test_without_a_mask_nothing_grows_by_the_square_of_the_places(kind, caption: str) -> None:
     torch.manual_seed(0)
     net = kind(WHOLE, (9, 9), TEXT, LENGTH, width=16, num_layers=2, num_heads=2, caption=caption)
-    batch = torch.randint(12, (3, 81)), torch.randn(3, LENGTH, TEXT), torch.ones(3, LENGTH).bool(), torch.zeros(3).bool()
+    ids, states = torch.randint(12, (3, 81)), torch.randn(3, LENGTH, TEXT)
+    batch = ids, states, torch.ones(3, LENGTH).bool(), torch.zeros(3).bool()
     found = {}
     for net.dense_mask in (True, False):
         with Largest(81) as mode:

@@ -46,7 +46,7 @@ class ARPG(CodeTransformer):
 
     def turns(self, device: torch.device) -> Float[Tensor, "2 n half"]:
         """Cosines and sines: first of what has no place, then of every cell."""
-        return rotary(1, self.grid, self.start.shape[0] // self.blocks[0].num_heads).to(device)
+        return rotary(1, self.grid, self.start.shape[0] // self.blocks[0].num_heads).to(device, non_blocking=True)
 
     def items(
         self, each: Int[Tensor, "b m f"], cells: Int[Tensor, "b m"], inputs: Float[Tensor, "_ n width"],

@@ -200,7 +200,7 @@ class GPT(CodeTransformer):
     def turns(self, text_length: int, device: torch.device) -> Float[Tensor, "2 s half"]:
         """Cosines and sines for the prefix, which is not turned, and all codes."""
         head_dim = self.start.shape[0] // self.blocks[0].num_heads
-        return rotary(0 if self.keys else text_length, self.grid, head_dim).to(device)
+        return rotary(0 if self.keys else text_length, self.grid, head_dim).to(device, non_blocking=True)
 
     def embed(
         self, each: Int[Tensor, "b m f"], inputs: Float[Tensor, "b n width"], masked: Bool[Tensor, "b m"] | None = None
