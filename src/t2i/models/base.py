@@ -3,6 +3,9 @@ non-finite guard; and how a generator and a discriminator train in one step a ba
 
 from __future__ import annotations
 
+import os
+import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
@@ -341,6 +344,11 @@ class GANModule(BaseModule):
         self.configure_gradient_clipping(optimizer, self.gradient_clip)
 
 
+def compilers() -> list[str]:
+    """The C and C++ compilers of which torch.compile needs one, as it looks for them."""
+    return [name for name in (os.environ.get("CC"), os.environ.get("CXX"), "gcc", "g++", "clang", "cl") if name]
+
+
 def set_accumulation_and_compile(model: Any, accumulate: int, compile: bool | str, batch_size: int) -> None:
     """Sets what the trainer's keys ask of a model, or says why it cannot.
 
@@ -357,7 +365,10 @@ def set_accumulation_and_compile(model: Any, accumulate: int, compile: bool | st
             raise ValueError(f"trainer.accumulate_grad_batches={accumulate} is more than data.batch_size={batch_size}:"
                              " a piece has at least one picture")
         model.num_micro_batches = accumulate
-    if compile:
+    if compile is True and not any(shutil.which(name) for name in compilers()):
+        warnings.warn("trainer.compile=true: nothing is compiled, for want of a C compiler (gcc or clang, or one named"
+                      " by CC and CXX); the run goes on without, slower, with the same results", stacklevel=2)
+    elif compile:
         from torch._dynamo import config as dynamo
         from torch._functorch import config as functorch
 
@@ -372,8 +383,11 @@ def precision(wanted: Literal["auto"] | Precision, accelerator: str) -> Precisio
     on_gpu = torch.cuda.is_available() and accelerator != "cpu"
     if wanted == "16-mixed" and not on_gpu:
         raise ValueError("trainer.precision=16-mixed needs a GPU; here bf16-mixed and 32-true are allowed")
-    if wanted != "auto":
-        return wanted
     fast = (torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu
             else torch.cpu._is_avx512_bf16_supported())
+    if wanted == "bf16-mixed" and on_gpu and not fast:
+        raise ValueError(f"trainer.precision=bf16-mixed: {torch.cuda.get_device_name()} has no bf16; 16-mixed and"
+                         " 32-true are allowed, or auto")
+    if wanted != "auto":
+        return wanted
     return "bf16-mixed" if fast else "32-true"
