@@ -377,6 +377,7 @@ def learnable(bench: Bench, name: str) -> tuple[Callable[[], Any], list[Any], st
     given = {}
     if name == "prior":
         net, codes = vqgan_net(bench)
+        torch.manual_seed(0)
         given["tokenizer"] = ImageTokenizer(Autoencoder(**net), VQ(*codes), side if tiny else 256).eval()
         n, k = given["tokenizer"].grid[0] ** 2, given["tokenizer"].codebook_size
         first = torch.arange(count * size).view(count, size, 1)

@@ -161,6 +161,15 @@ def test_gans_skip_later_what_they_skip_at_once(
         train.run(config(tmp_path, *words, "name=stops", "model.max_skipped=0"))
 
 
+def test_weights_in_shares_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = BaseModule()
+    assert not model.reads_later  # on a CPU
+    model.checks_later = True
+    assert model.reads_later
+    monkeypatch.setattr(BaseModule, "device_mesh", object())
+    assert not model.reads_later
+
+
 def test_muon_skips_a_step_it_is_told_to() -> None:
     net = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.LayerNorm(16))
     optimizer = optimizers.make(net, "muon", 0.1, (0.9, 0.9))

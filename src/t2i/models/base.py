@@ -137,13 +137,19 @@ class BaseModule(pl.LightningModule):
             for net in self.convolutional():
                 net.to(memory_format=torch.channels_last)
 
+    @property
+    def reads_later(self) -> bool:
+        """See `check_finite`; optimisers of weights in shares take no such order."""
+        wanted = self.on_gpu if self.checks_later is None else self.checks_later
+        return wanted and self.device_mesh is None
+
     def check_finite(self, terms: dict[str, Tensor], keys: list[str]) -> None:
         """NonFiniteLoss, before any optimiser has stepped, if a term is not finite on any rank.
 
         On a GPU reading would make the host wait for it in every step. There the optimisers skip the batch on the
         device, and it is told in the next step that is logged, at a validation or before a checkpoint is written.
         """
-        if not (self.on_gpu if self.checks_later is None else self.checks_later):
+        if not self.reads_later:
             check_finite(terms, self.global_step, keys)
             return
         rank = rank_without(are_finite(terms))
@@ -153,7 +159,7 @@ class BaseModule(pl.LightningModule):
 
     def skip_on_device(self, rank: Tensor) -> None:
         """Lets the optimisers' next steps change nothing where `rank` is one; fp16's loss scale does that by itself."""
-        for optimizer in self.trainer.optimizers:
+        for optimizer in cast(list[Any], self.trainer.optimizers):
             optimizer.found_inf = (rank < self.trainer.world_size).float()  # as a loss scale tells fused optimisers
 
     def told_later(self, step: int, terms: dict[str, Tensor], keys: list[str], rank: Tensor) -> None:

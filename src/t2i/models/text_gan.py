@@ -228,7 +228,7 @@ class TextGAN(GANModule):
     @property
     def later(self) -> bool:
         """Whether a step is skipped on the device, as in `check_finite`; fp16's loss scale is in the way of it."""
-        return self.fused and (self.on_gpu if self.checks_later is None else self.checks_later)
+        return self.fused and self.reads_later
 
     def step_if_finite(
         self, optimizer: Any, terms: dict[str, Tensor], fine: Bool[Tensor, ""] | None = None

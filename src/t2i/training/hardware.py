@@ -71,4 +71,5 @@ def too_little_memory(config: dict[str, Any], trainer: Any, model: Any, error: B
     else:
         ways.append("a smaller data.batch_size")
     known = "" if fits is None else f": about {fits} pictures at once fit" if fits else ": not even 4 pictures fit"
-    return f"{name} has not enough memory ({total / 1e9:.1f} GB) for data.batch_size={size}{cut}{known}. Try {'; or '.join(ways)}."
+    return (f"{name} has not enough memory ({total / 1e9:.1f} GB) for data.batch_size={size}{cut}{known}. Try"
+            f" {'; or '.join(ways)}.")
