@@ -161,6 +161,24 @@ def test_gans_skip_later_what_they_skip_at_once(
         train.run(config(tmp_path, *words, "name=stops", "model.max_skipped=0"))
 
 
+@pytest.mark.parametrize("name", ["vqgan", "dfgan"])
+def test_channels_last_change_the_layout_alone(
+    tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    ends = []
+    for last in (False, True):
+        monkeypatch.setattr(BaseModule, "channels_last", last)
+        train.run(config(tmp_path, *words_of(name, made), f"name={last}", steps=3))
+        ends.append(file_format.read(tmp_path / f"runs/{last}/last.ckpt")["state_dict"])
+    kernels = [key for key, value in ends[0].items() if key.startswith("discriminator.") and value.ndim == 4
+               and min(value.shape[1:]) > 1]
+    assert len(kernels) > 2
+    for key, value in ends[0].items():
+        torch.testing.assert_close(ends[1][key], value, atol=1e-3, rtol=1e-2)
+        if key in kernels:
+            assert [end[key].is_contiguous(memory_format=torch.channels_last) for end in ends] == [False, True]
+
+
 def test_weights_in_shares_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = BaseModule()
     assert not model.reads_later  # on a CPU

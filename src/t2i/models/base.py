@@ -131,11 +131,14 @@ class BaseModule(pl.LightningModule):
         """The nets whose weights may lie with channels last."""
         return []
 
-    def on_fit_start(self) -> None:
-        self.place()
-        if self.on_gpu if self.channels_last is None else self.channels_last:
+    def setup(self, stage: str) -> None:  # before data-parallel training lays out gradients
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        if stage == "fit" and (on_gpu if self.channels_last is None else self.channels_last):
             for net in self.convolutional():
                 net.to(memory_format=torch.channels_last)
+
+    def on_fit_start(self) -> None:
+        self.place()
 
     @property
     def reads_later(self) -> bool:
