@@ -1,13 +1,19 @@
 """What a GPU is there for, in one command of at most nine minutes: Markdown on the screen, the same as JSON in a file.
 
-    python benchmarks/gpu.py [decoding] [prior] [compile] [vqgan] [quickstart] [quantizer] [--json gpu.json]
+    python benchmarks/gpu.py [--json gpu.json] [PART …]        of: decoding prior compile vqgan quickstart quantizer
+                                                               amp_vqgan amp_prior amp_dfgan trace
     python benchmarks/gpu.py --device cpu --tiny         shows that all of it runs; its figures mean nothing
 
 `decoding`: 256 codes, eagerly and as a CUDA graph, against a net and loop like LlamaGen's.
-`prior`: training steps of 306 M, their share of a matrix product's rate, and memory; `compile`: what it gains there.
-`vqgan`: the step of 256 pixels through Lightning, against a step like taming-transformers'.
+`prior`: training steps of 306 M, their share of a matrix product's rate, memory, and the same with a mask of places x
+places; `compile`: what it gains there.
+`vqgan`: the step of 256 pixels through Lightning, against a step like taming-transformers'; with channels last in the
+discriminator, or not.
 `quickstart`: images a second of its three stages.
 `quantizer`: the nearest code and its memory, against taming's distance matrix.
+`amp_…`: 300 steps in fp32, TF32, fp16, bf16 and compiled: images a second, memory, and the loss against fp32's.
+`trace`: kernels and waits of the host a step of the VQGAN, losses read in every step or in those that are logged, and a
+code drawn.
 
 On a GPU each part runs in a process of its own under a limit of its own; one that fails or runs over says so in its
 row, and keeps the rows that it had. Peers are small reimplementations of the published steps, random weights, in
@@ -26,6 +32,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from datetime import date
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -47,7 +54,7 @@ from t2i.nets.gpt import GPT
 from t2i.nets.patchgan import PatchGAN
 from t2i.quantizers.nearest import nearest
 from t2i.quantizers.vq import VQ
-from t2i.types import Batch
+from t2i.types import Batch, CodeBatch
 
 Row = dict[str, Any]  # part, setting, measured, against, ratio; and `seconds`, for machines
 
@@ -185,7 +192,12 @@ class PriorStep:
 
 def prior(bench: Bench) -> Iterator[Row]:
     step, peak = PriorStep(bench), bench.flops()
+    step.gpt.dense_mask = True
+    dense, dense_memory = bench.seconds(step), bench.peak(step)
+    step.gpt.dense_mask = False
     seconds, memory = bench.seconds(step), bench.peak(step)
+    yield row("prior: without a mask", step.setting, f"{step.batch / seconds:,.0f} images/s{megabytes(memory)}",
+              f"with one: {step.batch / dense:,.0f} images/s{megabytes(dense_memory)}", dense / seconds)
     yield row("prior: training step", step.setting,
               f"{step.batch / seconds:,.0f} images/s, {step.work / seconds / 1e12:.3g} TFLOP/s{megabytes(memory)}",
               f"matrix product: {peak / 1e12:.3g} TFLOP/s", step.work / seconds / peak, seconds=seconds, mb=memory)
@@ -204,20 +216,69 @@ def compile(bench: Bench) -> Iterator[Row]:
               f"eager: {step.batch / eager:,.0f} images/s", eager / seconds, seconds=seconds, mb=memory)
 
 
+class Steps:
+    """Training steps through Lightning: their seconds, losses, and what `torch.profiler` saw of the last few."""
+
+    def __init__(self, bench: Bench, model: Any, data: list[Any], steps: int, precision: str, loss: str = "",
+                 traced: int = 0, timed: bool = True) -> None:
+        import pytorch_lightning as pl
+        from torch.utils.data import DataLoader
+
+        from t2i.config.quiet import quiet
+
+        quiet()
+        self.bench, self.loss, self.traced, self.steps, self.timed = bench, loss, traced, steps, timed
+        self.losses: list[Tensor] = []
+        self.times = [bench.now()]
+        watch = pl.Callback()
+        watch.on_train_batch_start, watch.on_train_batch_end = self.before, self.after  # type: ignore[method-assign]
+        trainer = pl.Trainer(accelerator="gpu" if bench.cuda else "cpu", devices=1, precision=precision,  # type: ignore[arg-type]
+                             max_steps=steps, callbacks=[watch], logger=False, enable_checkpointing=False,
+                             enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=10 * steps)
+        loader: Any = DataLoader([data[i % len(data)] for i in range(steps)], batch_size=None)  # type: ignore[arg-type]
+        self.memory = bench.peak(lambda: trainer.fit(model, loader))
+        taken = sorted(b - a for a, b in pairwise(self.times[-1 - steps * 2 // 3 :]))
+        self.seconds = taken[len(taken) // 2] if taken else 0.0
+
+    def before(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+        if index == 0:
+            self.began = self.bench.now()
+        if self.traced and index == self.steps - self.traced:
+            self.profiler = torch.profiler.profile()
+            self.profiler.__enter__()
+
+    def after(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        if self.timed:
+            self.times.append(self.bench.now())
+        if self.loss:
+            self.losses.append(trainer.callback_metrics[self.loss].detach())
+        if index == self.steps - 1:
+            self.whole = self.bench.now() - self.began
+            if self.traced:
+                self.profiler.__exit__(None, None, None)
+
+
+def vqgan_net(bench: Bench) -> tuple[dict[str, Any], tuple[int, int]]:
+    """The autoencoder of 72 M, and how many codes of how many dimensions."""
+    if bench.tiny:
+        return {"channels": 8, "multipliers": [1, 2], "num_res_blocks": 1, "attention_levels": [], "z_channels": 8,
+                "num_groups": 4}, (64, 8)
+    return {"channels": bench.picture[2], "multipliers": [1, 1, 2, 2, 4], "num_res_blocks": 2, "attention_levels": [4],
+            "z_channels": 256}, (1024, 256)
+
+
+def vqgan_of(bench: Bench, size: int) -> VQGAN:
+    torch.manual_seed(0)
+    net, codes = vqgan_net(bench)
+    return VQGAN(Autoencoder(**net), VQ(*codes), size, max_steps=1000, discriminator_start=0.0,
+                 discriminator=PatchGAN(channels=8 if bench.tiny else 64), perceptual=RandomLPIPS())
+
+
 def vqgan(bench: Bench) -> Iterator[Row]:
-    import pytorch_lightning as pl
-    from torch.utils.data import DataLoader
-
-    from t2i.config.quiet import quiet
-
-    quiet()
-    size, batch, channels = bench.picture
+    size, batch, _ = bench.picture
     image = torch.rand(batch, 3, size, size) * 2 - 1
-    net: dict[str, Any] = ({"channels": 8, "multipliers": [1, 2], "num_res_blocks": 1, "attention_levels": [],
-                            "z_channels": 8, "num_groups": 4} if bench.tiny else
-                           {"channels": channels, "multipliers": [1, 1, 2, 2, 4], "num_res_blocks": 2,
-                            "attention_levels": [4], "z_channels": 256})
-    codes = (64, 8) if bench.tiny else (1024, 256)
+    net, codes = vqgan_net(bench)
+    data = [Batch(image, ["x"] * batch, ["x"] * batch)]
     found: dict[str, float] = {}
     for name, dtype in bench.of_peer.items():
         torch.manual_seed(0)
@@ -231,29 +292,26 @@ def vqgan(bench: Bench) -> Iterator[Row]:
                   f"{found[name]:.3f} s{megabytes(memory)}", seconds=found[name], mb=memory)
         del step
 
-    class Clock(pl.Callback):
-        def __init__(self) -> None:
-            self.times = [bench.now()]
-
-        def on_train_batch_end(self, *_: Any) -> None:
-            self.times.append(bench.now())
-
+    count = 3 if bench.tiny else 15 if bench.cuda else 6
     for name, precision in bench.precisions.items():
-        torch.manual_seed(0)
-        model = VQGAN(Autoencoder(**net), VQ(*codes), size, max_steps=1000, discriminator_start=0.0,
-                      discriminator=PatchGAN(channels=8 if bench.tiny else 64), perceptual=RandomLPIPS())
-        clock, steps = Clock(), 3 if bench.tiny else 15 if bench.cuda else 6
-        trainer = pl.Trainer(accelerator="gpu" if bench.cuda else "cpu", devices=1, precision=precision,  # type: ignore[arg-type]
-                             max_steps=steps, callbacks=[clock], logger=False, enable_checkpointing=False,
-                             enable_progress_bar=False, enable_model_summary=False)
-        data = [Batch(image, ["x"] * batch, ["x"] * batch)] * steps
-        memory = bench.peak(lambda: trainer.fit(model, DataLoader(data, batch_size=None)))  # type: ignore[arg-type]
-        taken = sorted(b - a for a, b in pairwise(clock.times[-1 - steps * 2 // 3 :]))
-        seconds, held = taken[len(taken) // 2], name if name in found else "fp32"
+        steps = Steps(bench, vqgan_of(bench, size), data, count, precision)
+        seconds, memory, held = steps.seconds, steps.memory, name if name in found else "fp32"
         against = f"taming's in {held}: {found[held]:.3f} s{megabytes(found[held + ' MB'] or None)}"
         yield row("VQGAN: step", f"{size} px, batch {batch}, {name}", f"{seconds:.3f} s{megabytes(memory)}", against,
                   found[held] / seconds, seconds=seconds, mb=memory)
-        del model, trainer
+
+
+def vqgan_and_layout(bench: Bench) -> Iterator[Row]:
+    """`vqgan`, and what channels last in the discriminator gain."""
+    yield from vqgan(bench)
+    (name, precision), (size, batch, _) = list(bench.precisions.items())[-1], bench.picture
+    data, taken = [Batch(torch.rand(batch, 3, size, size) * 2 - 1, ["x"] * batch, ["x"] * batch)], []
+    for last in (False, True):
+        model = vqgan_of(bench, size)
+        model.channels_last = last
+        taken.append(Steps(bench, model, data, 3 if bench.tiny else 15, precision).seconds)
+    yield row("VQGAN: channels last in the discriminator", f"{size} px, batch {batch}, {name}", f"{taken[1]:.3f} s",
+              f"not so: {taken[0]:.3f} s", taken[0] / taken[1])
 
 
 def quickstart(bench: Bench) -> Iterator[Row]:
@@ -290,11 +348,132 @@ def quantizer(bench: Bench) -> Iterator[Row]:
                   seconds=times[0], mb=peaks[0])
 
 
+def learnable(bench: Bench, name: str) -> tuple[Callable[[], Any], list[Any], str]:
+    """A model of its YAML, made anew by each call, batches that it can learn, and the name of the loss that falls."""
+    from t2i.checkpoint import building
+    from t2i.config.compose import compose as composed
+    from t2i.data.data_module import CaptionedDataset, collate_images, to_float
+    from t2i.data.datasets import dataset
+    from t2i.nets.tokenizer import ImageTokenizer
+
+    tiny = bench.tiny
+    side, size, count = (16, 2, 2) if tiny else (64, 32, 16)
+    small = {
+        "vqgan": ["model.autoencoder.channels=8", "model.autoencoder.multipliers=[1,2]", "model.quantizer.dim=4",
+                  "model.autoencoder.z_channels=8", "model.autoencoder.num_groups=4",
+                  "model.autoencoder.num_res_blocks=1", "model.quantizer.codebook_size=16",
+                  "model.discriminator.channels=4", "model.discriminator.num_layers=1"],
+        "dfgan": ["model.generator.channels=2", "model.discriminator.channels=2", "model.text_dim=8"],
+        "prior": ["model.width=32", "model.num_layers=2", "model.num_heads=2"],
+    } if tiny else {
+        "vqgan": ["model.autoencoder.channels=64", "model.autoencoder.multipliers=[1,2,4]"], "dfgan": [],
+        "prior": ["model.width=512", "model.num_layers=8", "model.num_heads=8"],
+    }
+    words = [f"model={name}", f"data.image_size={side}", "data.size=512", "trainer.max_steps=300", *small[name]]
+    words += {"vqgan": ["model.discriminator_start=0", "model.autoencoder.attention_levels=[]",
+                        "model.learning_rate=2e-4"],
+              "dfgan": ["text_encoder=sentence"], "prior": ["text_encoder=sentence", "model.tokenizer.path=none"]}[name]
+    config = composed(words, files=False)
+    given = {}
+    if name == "prior":
+        net, codes = vqgan_net(bench)
+        torch.manual_seed(0)
+        given["tokenizer"] = ImageTokenizer(Autoencoder(**net), VQ(*codes), side if tiny else 256).eval()
+        n, k = given["tokenizer"].grid[0] ** 2, given["tokenizer"].codebook_size
+        first = torch.arange(count * size).view(count, size, 1)
+        ids = (first * 37 + torch.arange(n) * (1 + first % 7)) % k  # each code is the one before it and some more
+        text = [f"{number} steps" for number in ("one", "two", "three", "four", "five", "six", "seven")]
+        data: list[Any] = [CodeBatch(part, [text[int(i) % 7] for i in at[:, 0]], ["x"] * size)
+                           for part, at in zip(ids, first, strict=True)]
+    else:
+        scenes = CaptionedDataset(dataset(config, "train"), 0)
+        data = [to_float(collate_images([scenes[b * size + i, 0] for i in range(size)])) for b in range(count)]
+
+    def make() -> Any:
+        torch.manual_seed(0)
+        return building.build(config["model"], at="model", **given)
+
+    return make, data, {"vqgan": "train/loss/pixel", "prior": "train/loss", "dfgan": "train/loss/discriminator"}[name]
+
+
+def amp(name: str, bench: Bench) -> Iterator[Row]:
+    """300 steps in each precision, from equal weights over equal batches."""
+    make, data, loss = learnable(bench, name)
+    steps, size = 4 if bench.tiny else 300, len(data[0].text)
+    kinds = {"fp32": ("32-true", False), "TF32": ("32-true", False), "fp16": ("16-mixed", False),
+             "bf16": ("bf16-mixed", False), "bf16, compiled": ("bf16-mixed", True)}
+    if not bench.cuda:
+        kinds = {"fp32": ("32-true", False), "bf16": ("bf16-mixed", False)}
+    plain: Tensor | None = None
+    for kind, (precision, compiled) in kinds.items():
+        if bench.cuda:
+            torch.set_float32_matmul_precision("highest" if kind == "fp32" else "high")
+            torch.backends.cudnn.allow_tf32 = kind != "fp32"
+        model = make()
+        set_accumulation_and_compile(model, 1, bench.backend if compiled else False, size)
+        found = Steps(bench, model, data, steps, precision, loss, timed=compiled)  # unless it waits for kernels' making
+        seconds = found.seconds if compiled else found.whole / steps
+        losses = torch.stack(found.losses).float().cpu()
+        last = losses[-max(2, steps // 10) :]
+        end, wrong = float(last.mean()), int((~losses.isfinite()).sum())
+        plain = losses if plain is None else plain
+        held = plain[-len(last) :]
+        off = (losses - plain).unfold(0, len(last), 1).mean(1).abs().max()  # of running means
+        yield row(f"AMP: {name}", f"batch {size}, {steps} steps, {kind}",
+                  f"{size / seconds:,.0f} images/s{megabytes(found.memory)}, {loss} {end:.4g} at the end,"
+                  f" {wrong} not finite", f"fp32: {held.mean():.4g} ± {held.std():.2g}, at most {off:.2g} apart",
+                  seconds=seconds, mb=found.memory, not_finite=wrong,
+                  losses=[float(f"{value:.5g}") for value in losses[:: max(1, steps // 60)]])
+
+
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "aten::_local_scalar_dense")
+
+
+def counted(profiler: Any, cuda: bool) -> tuple[int, int]:
+    """Kernels (on a CPU: operations) and waits of the host that a profiler saw."""
+    events = profiler.events()
+    on_device = [one for one in events if one.device_type == torch.autograd.DeviceType.CUDA]
+    waits = [one for one in events if one.name in (WAITS[:3] if cuda else WAITS[3:])]
+    return len(on_device if cuda else [one for one in events if one.name.startswith("aten::")]), len(waits)
+
+
+def trace(bench: Bench) -> Iterator[Row]:
+    size, batch, steps = (32, 2, 2) if bench.tiny else (256, 8, 3)
+    data = [Batch(torch.rand(batch, 3, size, size) * 2 - 1, ["x"] * batch, ["x"] * batch)]
+    found: dict[bool, tuple[int, int]] = {}
+    for later in (False, True):
+        model = vqgan_of(bench, size)
+        model.checks_later = later
+        run = Steps(bench, model, data, 3 + steps, "bf16-mixed" if bench.cuda else "32-true", traced=steps, timed=False)
+        found[later] = counted(run.profiler, bench.cuda)
+    (kernels, waits), (before, waited) = found[True], found[False]
+    what = "kernels" if bench.cuda else "operations"
+    yield row("trace: VQGAN's step", f"{size} px, batch {batch}, {bench.name}, a step of {steps}",
+              f"{kernels / steps:,.0f} {what}, {waits / steps:.2g} waits",
+              f"losses read in every step: {before / steps:,.0f} {what}, {waited / steps:.2g} waits",
+              kernels=kernels / steps, waits=waits / steps)
+    side, shape = (3, (32, 2, 2)) if bench.tiny else (16, (768, 12, 12))
+    gpt = GPT((1024,), (side, side), 512, 20, *shape).to(bench.device, bench.dtype).eval()
+    text = (torch.randn(4, 20, 512, device=bench.device, dtype=bench.dtype),
+            torch.ones(4, 20, dtype=torch.bool, device=bench.device))
+    uniform = uniforms(range(4), gpt.num_codes).to(bench.device)
+    static, drawn = StaticDecoding(capture=bench.cuda), {}
+    for name, used in (("static", static), ("eager", None)):
+        generate(gpt, *text, uniform, top_k=100, guidance=2.0, static=used)
+        with torch.profiler.profile() as profiler:
+            generate(gpt, *text, uniform, top_k=100, guidance=2.0, static=used)
+        drawn[name] = [value / gpt.num_codes for value in counted(profiler, bench.cuda)]
+    yield row("trace: a code drawn", f"{shape[1]} x {shape[0]}, batch 4, guided, {bench.name}",
+              f"{drawn['static'][0]:,.0f} {what}, {drawn['static'][1]:.2g} waits", f"eager: {drawn['eager'][0]:,.0f}"
+              f" {what}, {drawn['eager'][1]:.2g} waits", kernels=drawn["static"][0], waits=drawn["static"][1])
+
+
 # With the seconds that each may take: nine minutes together.
 Parts = dict[str, tuple[Callable[..., Iterator[Row]], int]]
 PARTS: Parts = {
-    "decoding": (decoding, 150), "prior": (prior, 50), "compile": (compile, 100), "vqgan": (vqgan, 110),
-    "quickstart": (quickstart, 90), "quantizer": (quantizer, 40),
+    "decoding": (decoding, 110), "prior": (prior, 45), "compile": (compile, 70), "vqgan": (vqgan_and_layout, 75),
+    "quickstart": (quickstart, 60), "quantizer": (quantizer, 20), "amp_vqgan": (partial(amp, "vqgan"), 60),
+    "amp_prior": (partial(amp, "prior"), 40), "amp_dfgan": (partial(amp, "dfgan"), 40), "trace": (trace, 20),
 }
 
 
@@ -360,7 +539,7 @@ def main(arguments: list[str] | None = None) -> int:
     card = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
     note = " `--tiny`: the figures mean nothing." if args.tiny else ""
     rows = (apart(name, PARTS[name][1], *(["--tiny"] if args.tiny else [])) if args.device == "cuda" else
-            list(measured(name, Bench(args.device, args.tiny)))  # one import of torch, not six
+            list(measured(name, Bench(args.device, args.tiny)))  # one import of torch
             for name in args.names or PARTS)
     return report(rows, f"{date.today()}, torch {torch.__version__}, {card}.{note}",
                   {"device": card, "tiny": args.tiny}, args.json)

@@ -99,7 +99,9 @@ def test_the_benchmark_of_a_gpu_runs_on_a_cpu(tmp_path: Path, capsys: pytest.Cap
     assert gpu.main(["--device", "cpu", "--tiny", "--json", str(held)]) == 0
     rows = json.loads(held.read_text())["rows"]
     parts = {row["part"].partition(":")[0] for row in rows}
-    assert parts == {"decoding", "prior", "VQGAN", "quickstart", "quantizer"}
+    assert parts == {"decoding", "prior", "VQGAN", "quickstart", "quantizer", "AMP", "trace"}
+    curves = [row for row in rows if row["part"].startswith("AMP")]
+    assert len(curves) == 6 and all(row["not_finite"] == 0 and len(row["losses"]) == 4 for row in curves)
     assert all(row.get("same_codes", 1.0) == 1.0 for row in rows)
     assert len(capsys.readouterr().out.splitlines()) == 4 + len(rows)
 

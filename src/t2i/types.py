@@ -6,7 +6,7 @@ Images travel as float32 in [-1, 1], shape (b, 3, h, w); data sets yield uint8, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -70,6 +70,10 @@ class Batch:
     text: list[str]
     key: list[str]
 
+    def pin_memory(self) -> Batch:
+        """The same where a GPU fetches it from by itself; torch's loaders ask for it."""
+        return replace(self, image=self.image.pin_memory())
+
 
 @dataclass
 class CodeBatch:
@@ -82,6 +86,11 @@ class CodeBatch:
     key: list[str]
     states: Float[Tensor, "b t d"] | None = None
     mask: Bool[Tensor, "b t"] | None = None
+
+    def pin_memory(self) -> CodeBatch:
+        """As of `Batch`."""
+        states, mask = (None if one is None else one.pin_memory() for one in (self.states, self.mask))
+        return replace(self, ids=self.ids.pin_memory(), states=states, mask=mask)
 
 
 @dataclass

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from t2i.config import quiet
+from t2i.data import data_module
 from t2i.data.data_module import CaptionedDataset, DataModule, ExactSampler, StatefulLoader, collate_images, to_float
 from t2i.data.seeds import derive_seed
-from t2i.types import Batch, Example
+from t2i.types import Batch, CodeBatch, Example
 
 
 class Pictures:
@@ -214,3 +218,41 @@ def test_a_resumed_run_sees_what_an_unbroken_one_sees(tmp_path) -> None:
 @pytest.mark.slow
 def test_a_resumed_run_sees_the_same_with_workers(tmp_path) -> None:
     check_resume(tmp_path, 2, ("at2", "at3"))
+
+
+class Slow(Pictures):
+    def __getitem__(self, at: tuple[int, int]) -> Example:
+        time.sleep(0.01)
+        return super().__getitem__(at)
+
+
+def test_waiting_for_data_is_counted_and_the_steps_between_are_not() -> None:
+    for data, least in ((Slow(8), 0.08), (Pictures(8), 0.0)):
+        loader = StatefulLoader(CaptionedDataset(data, 0), ExactSampler(8, 2, 0, True), collate_images, 0)
+        began = time.monotonic()
+        for _ in loader:
+            time.sleep(0.05)
+        assert least < loader.waited < time.monotonic() - began - 4 * 0.05
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_batches_for_a_gpu_are_pinned(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    """Without one: what torch's loader and a tensor are asked for."""
+    asked: list[bool] = []
+    original = data_module.DataLoader
+    monkeypatch.setattr(data_module, "DataLoader", lambda *a, pin_memory, **more: (asked.append(pin_memory),
+                                                                                   original(*a, **more))[1])
+    module = DataModule(Pictures(4), Pictures(4), batch_size=2)
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    module.trainer = SimpleNamespace(global_rank=0, world_size=1, strategy=strategy)
+    for loader in (module.train_dataloader(), module.val_dataloader()):
+        next(iter(loader))
+    assert asked == [device == "cuda"] * 2
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *_: self + 1)
+    images, ids = torch.zeros(1, 3, 2, 2), torch.zeros(1, 4).long()
+    pinned = pin_memory(Batch(images, ["a"], ["k"]))
+    assert isinstance(pinned, Batch) and pinned.image.min() == 1 and (pinned.text, pinned.key) == (["a"], ["k"])
+    states = torch.zeros(1, 2, 3), torch.zeros(1, 2)
+    found = pin_memory(CodeBatch(ids, ["a"], ["k"], *states))
+    assert [int(part.min()) for part in (found.ids, found.states, found.mask)] == [1, 1, 1]
+    assert pin_memory(CodeBatch(ids, ["a"], ["k"])).states is None

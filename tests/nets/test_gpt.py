@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from t2i.nets.arpg import ARPG
 from t2i.nets.gpt import GPT
 from t2i.nets.transformer import rotary, squared_relu, turned
 from t2i.types import ravel_index, unravel_index
@@ -16,10 +18,10 @@ CODES, GRID, TEXT, LENGTH = 12, (2, 3), 5, 4
 WHOLE, PARTS = (12,), (2, 3, 2)  # codes of one part, and of three
 
 
-def tiny(factors=WHOLE, **changes) -> GPT:
+def tiny(factors=WHOLE, kind=GPT, **changes) -> GPT:
     """Two layers; what starts at zero is drawn too, so that every path is heard."""
     torch.manual_seed(0)
-    net = GPT(factors, GRID, TEXT, LENGTH, **{"width": 16, "num_layers": 2, "num_heads": 2, **changes})
+    net = kind(factors, GRID, TEXT, LENGTH, **{"width": 16, "num_layers": 2, "num_heads": 2, **changes})
     for name, parameter in net.named_parameters():
         if name.endswith(("attention_out.weight", "mlp_out.weight")) or name.startswith("part_codes"):
             torch.nn.init.normal_(parameter, std=0.3)
@@ -42,8 +44,10 @@ KEYS = {**PLAIN, "caption": "keys"}
 @pytest.mark.parametrize("options", [{}, PLAIN, KEYS, {"caption": "keys"}], ids=["default", "plain", "keys", "both"])
 @pytest.mark.parametrize("factors", [WHOLE, PARTS])
 @pytest.mark.parametrize("given", [0, 1, 3, 5])
-def test_cached_logits_are_the_uncached_ones(inputs, given: int, factors, options) -> None:
+@pytest.mark.parametrize("dense", [True, False])
+def test_cached_logits_are_the_uncached_ones(inputs, dense: bool, given: int, factors, options) -> None:
     net, (ids, states, mask, null) = tiny(factors, **options), inputs
+    net.dense_mask = dense
     each = unravel_index(ids, factors)
     with torch.no_grad():
         expected = net(ids, states, mask, null)
@@ -65,6 +69,57 @@ def test_a_code_sees_only_those_before_it(inputs) -> None:
     (before,), (after,) = net(ids, states, mask, null), net(changed, states, mask, null)
     assert torch.equal(before[:, :4], after[:, :4])
     assert all((before[:, i] - after[:, i]).abs().max() > 1e-3 for i in (4, 5))
+
+
+@pytest.mark.parametrize("kind", [GPT, ARPG])
+@pytest.mark.parametrize("caption", ["prefix", "keys"])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+def test_training_without_a_mask_of_places_is_that_with_one(inputs, kind, caption: str, dtype) -> None:
+    """Logits and gradients, with padded captions, one of them in the middle, and a dropped one."""
+    (ids, states, mask, null), found = inputs, []
+    mask = mask | torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]]).bool()
+    for dense in (True, False):
+        net = tiny(caption=caption, kind=kind)
+        net.dense_mask = dense
+        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+            (logits,) = net(ids, states, mask, null)
+        logits.float().logsumexp(-1).sum().backward()
+        found.append([logits.float(), *(p.grad for p in net.parameters() if p.grad is not None)])
+    close = {None: {"atol": 1e-5, "rtol": 1e-4}, torch.bfloat16: {"atol": 0.15, "rtol": 0.1},
+             torch.float16: {"atol": 0.02, "rtol": 0.02}}[dtype]
+    assert len(found[0]) == len(found[1]) > 20
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, **close)
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers of a tensor whose last two sides are both at least `side` long."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side, self.found = side, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple) else (out,):
+            if isinstance(x, torch.Tensor) and x.ndim > 2 and min(x.shape[-2:]) >= self.side:
+                self.found = max(self.found, x.untyped_storage().nbytes() // x.element_size())
+        return out
+
+
+@pytest.mark.parametrize("kind", [GPT, ARPG])
+@pytest.mark.parametrize("caption", ["prefix", "keys"])
+def test_without_a_mask_nothing_grows_by_the_square_of_the_places(kind, caption: str) -> None:
+    torch.manual_seed(0)
+    net = kind(WHOLE, (9, 9), TEXT, LENGTH, width=16, num_layers=2, num_heads=2, caption=caption)
+    ids, states = torch.randint(12, (3, 81)), torch.randn(3, LENGTH, TEXT)
+    batch = ids, states, torch.ones(3, LENGTH).bool(), torch.zeros(3).bool()
+    found = {}
+    for net.dense_mask in (True, False):
+        with Largest(81) as mode:
+            net(*batch)[0].sum().backward()
+        found[net.dense_mask] = mode.found
+    assert found[True] >= 3 * 81 * 81 and found[False] == 0
 
 
 @pytest.mark.parametrize("caption", ["prefix", "keys"])

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from tests.device_reads import DeviceReads
 from tests.in_child import in_child, in_children
 from torch import nn
 
@@ -86,6 +87,32 @@ def test_latents_that_are_not_finite_move_nothing_and_stop_the_training(name: st
                    if not key.endswith("step"))
         with pytest.raises(NonFiniteLoss, match="loss=nan|loss=inf"):
             check_finite({"loss": out.loss}, 0, ["a"])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_forward_after_the_first_waits_for_no_gpu(name: str) -> None:
+    torch.manual_seed(0)
+    quantizer = ALL[name]().train()
+    quantizer(torch.randn(2, 4, 8, 8))  # k-means may start from it
+    z = torch.randn(2, 4, 8, 8, requires_grad=True)
+    with DeviceReads():
+        out = quantizer(z)
+        (out.z_q.square().sum() + out.loss).backward()
+    assert z.grad is not None and z.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("latents", [30, 60])
+def test_restarts_are_drawn_as_multinomial_draws(latents: int) -> None:
+    """Without it, since it makes the host wait for a GPU; with more and with fewer latents than codes."""
+    quantizer = EMA(codebook_size=40, dim=4, seed=3)
+    x, weights = torch.randn(latents, 4), torch.rand(latents)
+    generator = torch.Generator().manual_seed(3 * 1_000_003 * 1_000_003 % 2**63)
+    share = weights.double()
+    share = share + 1e-12 + 1e-6 * share.mean()
+    expected = x[torch.multinomial(share, 40, replacement=latents < 40, generator=generator)]
+    if latents < 40:
+        expected = expected + 0.01 * x.std() * torch.randn(expected.shape, generator=generator)
+    assert torch.equal(quantizer._candidates(x, weights), expected)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from t2i.checkpoint import atomic, building, file_format
 from t2i.config import quiet
-from t2i.config.compose import ConfigError, compose
+from t2i.config.compose import ConfigError, choices, compose
 from t2i.models.base import set_accumulation_and_compile, slice_batch
 from t2i.models.clip import CLIP
 from t2i.models.prior import Prior
@@ -349,6 +350,79 @@ def test_compiled_nets_train_validate_and_draw(tmp_path: Path, monkeypatch: Any)
             torch.testing.assert_close(a[key], b[key], atol=2e-2, rtol=1e-1, msg=lambda text, k=key: f"{k} {text}")
     model = building.load(runs / "prior-aot_eager/last.ckpt")
     assert model.sample(["a red circle"], seeds=[1]).shape == (1, 3, 32, 32)
+
+
+SMALL_VQGAN = ["model.autoencoder.channels=8", "model.autoencoder.multipliers=[1,1]", "model.autoencoder.num_groups=4",
+               "model.autoencoder.z_channels=8", "model.autoencoder.num_res_blocks=1", "model.quantizer.dim=4",
+               "model.autoencoder.attention_levels=[]", "model.quantizer.codebook_size=16",
+               "model.discriminator.channels=4", "model.discriminator.num_layers=2", "model.discriminator_start=0"]
+SMALL_PRIOR = ["model.width=16", "model.num_layers=2", "model.num_heads=2", "model.tokenizer.path=x"]
+SMALL = {"clip": tiny.CLIP[1:], "dfgan": tiny.DFGAN[1:], "stackgan1": tiny.STACKGAN1[1:],
+         "stackgan2": ["model.stage1.path=x", "model.generator.channels=4", "model.discriminator.channels=4",
+                       "model.generator.condition_dim=8", "model.generator.text_dim=8", "data.image_size=32",
+                       "model.generator.num_res_blocks=1"],
+         **{name: SMALL_VQGAN for name in choices("model") if name.startswith("vqgan")},
+         **{name: SMALL_PRIOR for name in choices("model") if name.startswith("prior")}}
+COMPILED = {"clip": {"CLIPVisionModel": 1, "CLIPTextModel": 1}, "dfgan": {"DFGenerator": 1},
+            "stackgan1": {"StageOne": 1}, "stackgan2": {"StageTwo": 1},
+            **{name: {"Level": 4, "Middle": 2, "PatchGAN": 1} for name in SMALL if name.startswith("vqgan")},
+            **{name: {"Block": 2} for name in SMALL if name.startswith("prior")},
+            "prior_any": {"Block": 1, "CrossBlock": 1}}
+LIKE = {"prior_92m": "prior", "prior_305m": "prior", "vqgan_f16_1024": "vqgan", "vqgan_f16_16384": "vqgan"}
+
+
+def of_yaml(name: str) -> tuple[Any, Any]:
+    """The model of a YAML, small, with fresh frozen parts; and a batch."""
+    pl.seed_everything(0, verbose=False)
+    node = compose([f"model={name}", "data.image_size=16", "text_encoder.path=x", *SMALL[name]], files=False)["model"]
+    given: dict[str, Any] = {} if node.get("text_encoder") is None else {"text_encoder": Letters()}
+    if "tokenizer" in node:
+        given["tokenizer"] = prior().tokenizer
+    if "stage1" in node:
+        words = ["model=stackgan1", "data.image_size=8", "text_encoder.path=x", *tiny.STACKGAN1[1:]]
+        made = compose(words, files=False)["model"]
+        given["stage1"] = building.build(
+            {"_target_": "t2i.models.stackgan.Coarse", "generator": made["generator"], "pooled_dim": 6,
+             "projection": "linear"}, text_encoder=Letters()).eval().requires_grad_(False)
+    model = building.build(node, at="model", **given)
+    if hasattr(model, "prepare"):
+        model.prepare(["a", "red", "blue"])
+    if model.batch == "codes":
+        return model, codes(1)[0]
+    size = node["image_size"] if "image_size" in node else node["generator"]["image_size"]
+    return model, Batch(torch.rand(4, 3, size, size) * 2 - 1, ["a", "red", "two", "blue"], ["1", "2", "3", "4"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", choices("model"))
+def test_every_models_nets_are_compiled_and_step_and_are_saved_as_before(tmp_path: Path, name: str) -> None:
+    """With a backend that counts what was traced of each net, and runs it as it stands; every net is traced whole."""
+    traced = 0
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        nonlocal traced
+        traced += 1
+        return graph.forward
+
+    plain, batch = of_yaml(name)
+    assert Counter(type(net).__name__ for net in plain.nets()) == COMPILED[name]
+    if name in LIKE:  # at these sizes the same nets, of which the other's test tells
+        assert str(plain.nets()) == str(of_yaml(LIKE[name])[0].nets())
+        return
+    compiled, _ = of_yaml(name)
+    torch.compiler.reset()
+    set_accumulation_and_compile(compiled, 1, backend, len(batch.text))
+    for model, on in ((plain, False), (compiled, True)):
+        assert [net._compiled_call_impl is not None for net in model.nets()] == [on] * len(model.nets())
+        if model.batch == "codes":
+            model.gpt.dense_mask = False  # as on a GPU
+        fit(model, tmp_path, [batch])
+        assert (traced >= len(COMPILED[name])) if on else (traced == 0)
+    before, after = plain.state_dict(), compiled.state_dict()
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        torch.testing.assert_close(after[key], value, atol=1e-5, rtol=1e-4, msg=lambda text, key=key: f"{key} {text}")
+    plain.load_state_dict(after)
 
 
 def test_what_is_compiled() -> None:

@@ -7,6 +7,7 @@ the same global batches.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -53,11 +54,17 @@ class StatefulLoader:
 
     It counts training's epochs itself: Lightning's own count moves on when a run ends in mid-epoch, and its
     `set_epoch` would then skip one. Evaluation is epoch 0 always, so that every validation sees the same captions.
+
+    Args:
+        pin_memory: whether batches lie in memory that a GPU fetches them from by itself.
+
+    `waited` are the seconds that were spent in waiting for batches so far.
     """
 
     def __init__(self, dataset: Dataset, sampler: ExactSampler, collate: Callable[[list[Any]], Any],
-                 workers: int) -> None:
+                 workers: int, pin_memory: bool = False) -> None:
         self.dataset, self.sampler, self.collate, self.workers = dataset, sampler, collate, workers
+        self.pin_memory, self.waited = pin_memory, 0.0
         self.batch_size = sampler.batch_size // sampler.world
         self.batch_sampler = None  # Lightning asks every loader for one
         self.epoch, self.delivered, self.started = 0, 0, False
@@ -75,11 +82,14 @@ class StatefulLoader:
         self.started = True
         self.sampler.set_epoch(self.epoch)
         self.delivered = start
+        began = time.monotonic()
         batches = DataLoader(self.dataset, batch_sampler=self.sampler.batches(start), collate_fn=self.collate,
-                             num_workers=self.workers)
+                             num_workers=self.workers, pin_memory=self.pin_memory)
         for batch in batches:
+            self.waited += time.monotonic() - began
             self.delivered += 1
             yield batch
+            began = time.monotonic()
 
     def _identity(self) -> dict[str, int]:
         """What must not change when a run goes on."""
@@ -150,7 +160,8 @@ class DataModule(pl.LightningDataModule):
         if collate is None:
             dataset, collate = CaptionedDataset(dataset, self.seed), collate_images
         sampler = ExactSampler(len(dataset), self.batch_size, self.seed, shuffle, rank, world)
-        return StatefulLoader(dataset, sampler, collate, self.workers)
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return StatefulLoader(dataset, sampler, collate, self.workers, pin_memory=on_gpu)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return to_float(batch)

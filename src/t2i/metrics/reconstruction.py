@@ -52,8 +52,9 @@ class CodebookUsage:
 
     def update(self, ids: Int[Tensor, "..."]) -> None:
         each = unravel_index(ids.detach().reshape(-1), self.factors)
-        for i, factor in enumerate(self.factors):
-            self.counts[i] = self.counts[i].to(ids.device) + torch.bincount(each[:, i], minlength=factor)
+        for i in range(len(self.factors)):
+            here = self.counts[i].to(ids.device)
+            self.counts[i] = here.scatter_add(0, each[:, i], torch.ones_like(each[:, i]))  # bincount waits for a GPU
 
     def compute(self) -> dict[str, float]:
         """`usage` and `perplexity` over all ranks (every rank must call it); zeros if nothing was counted."""

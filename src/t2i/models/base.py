@@ -3,17 +3,20 @@ non-finite guard; and how a generator and a discriminator train in one step a ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import fields
-from typing import Any, ClassVar, Literal, TypeVar, cast
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from t2i.models.distributed import first_rank_without, is_distributed
+from t2i.models.distributed import first_rank_without, is_distributed, rank_without
 from t2i.models.optimizers import warmup_cosine
 
 B = TypeVar("B")
@@ -35,15 +38,34 @@ def format_losses(terms: dict[str, Tensor], keys: list[str]) -> str:
     return f"{values}. The batch: {', '.join(keys[:8])}{more}"
 
 
-def check_finite(terms: dict[str, Tensor], step: int, keys: list[str]) -> None:
-    """Raises NonFiniteLoss, before any optimiser has stepped, if a term is not finite on any rank."""
-    rank = first_rank_without(torch.stack([torch.isfinite(value.detach()).all() for value in terms.values()]).all())
-    if rank is None:
-        return
+def are_finite(terms: dict[str, Tensor]) -> Tensor:
+    """Whether all are, as a tensor."""
+    return torch.stack([torch.isfinite(value.detach()).all() for value in terms.values()]).all()
+
+
+def raise_non_finite(terms: dict[str, Tensor], step: int, keys: list[str], rank: int, more: str = "") -> NoReturn:
+    """What the rank that has such a loss tells; the others say nothing."""
     if is_distributed() and rank != dist.get_rank():
         raise NonFiniteLossOnOtherRank
     raise NonFiniteLoss(f"a loss is not finite at step {step}: {format_losses(terms, keys)}. No optimiser stepped on"
-                        " this batch. Try a smaller learning rate (model.learning_rate) or trainer.precision=32-true.")
+                        f" this batch. {more}Try a smaller learning rate (model.learning_rate) or"
+                        " trainer.precision=32-true.")
+
+
+def check_finite(terms: dict[str, Tensor], step: int, keys: list[str]) -> None:
+    """Raises NonFiniteLoss, before any optimiser has stepped, if a term is not finite on any rank."""
+    if (rank := first_rank_without(are_finite(terms))) is not None:
+        raise_non_finite(terms, step, keys, rank)
+
+
+@dataclass
+class Unread:
+    """The losses of a step, whether they are finite not read yet: `rank` as `distributed.rank_without` has it."""
+
+    step: int
+    terms: dict[str, Tensor]
+    keys: list[str]
+    rank: Tensor
 
 
 def frozen_call(module: nn.Module, *inputs: Tensor) -> Tensor:
@@ -75,6 +97,9 @@ class BaseModule(pl.LightningModule):
     training_only: ClassVar[tuple[str, ...]] = ()  # constructor arguments not needed to use a checkpoint
     options: ClassVar[dict[str, Any]] = {}  # of `sample`, as sample.py and evaluate.py have them unless asked otherwise
 
+    checks_later: bool | None = None  # whether non-finite losses are read in the logging steps alone; None: on a GPU
+    unread: Sequence[Unread] = ()
+    channels_last: bool | None = None  # whether convolutions' weights lie with channels last; None: on a GPU
     num_micro_batches = 1
     micro_batch, micro_batch_share = 0, 1.0  # the one at work, and how much of the batch it is
     shared_seed = 0  # of this step, the same on every rank; set by `t2i.training.callbacks.seeding.StepSeed`
@@ -98,8 +123,76 @@ class BaseModule(pl.LightningModule):
             if part is not None:
                 part.to(self.device)
 
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    def convolutional(self) -> list[nn.Module]:
+        """The nets whose weights may lie with channels last."""
+        return []
+
+    def setup(self, stage: str) -> None:  # before data-parallel training lays out gradients
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        if stage == "fit" and (on_gpu if self.channels_last is None else self.channels_last):
+            for net in self.convolutional():
+                net.to(memory_format=torch.channels_last)
+
     def on_fit_start(self) -> None:
         self.place()
+
+    @property
+    def reads_later(self) -> bool:
+        """See `check_finite`; optimisers of weights in shares take no such order."""
+        wanted = self.on_gpu if self.checks_later is None else self.checks_later
+        return wanted and self.device_mesh is None
+
+    def check_finite(self, terms: dict[str, Tensor], keys: list[str]) -> None:
+        """NonFiniteLoss, before any optimiser has stepped, if a term is not finite on any rank.
+
+        On a GPU reading would make the host wait for it in every step. There the optimisers skip the batch on the
+        device, and it is told in the next step that is logged, at a validation or before a checkpoint is written.
+        """
+        if not self.reads_later:
+            check_finite(terms, self.global_step, keys)
+            return
+        rank = rank_without(are_finite(terms))
+        same = self.unread[-1].rank if self.unread and self.unread[-1].step == self.global_step else rank
+        self.skip_on_device(torch.minimum(rank, same))  # whatever of a batch is not finite, all of it is skipped
+        self.told_later(self.global_step, terms, keys, torch.minimum(rank, same))
+
+    def skip_on_device(self, rank: Tensor) -> None:
+        """Lets the optimisers' next steps change nothing where `rank` is one; fp16's loss scale does that by itself."""
+        for optimizer in cast(list[Any], self.trainer.optimizers):
+            optimizer.found_inf = (rank < self.trainer.world_size).float()  # as a loss scale tells fused optimisers
+
+    def told_later(self, step: int, terms: dict[str, Tensor], keys: list[str], rank: Tensor) -> None:
+        held = Unread(step, {name: value.detach() for name, value in terms.items()}, keys, rank)
+        self.unread = [*self.unread, held]
+        if self.trainer._logger_connector.should_update_logs:
+            self.read_checks()
+
+    def read_checks(self) -> None:
+        """What is to be told of losses since the last reading, which waits for the device."""
+        unread, self.unread = self.unread, ()
+        ranks = torch.stack([one.rank for one in unread]).tolist() if unread else []
+        wrong = [(one, rank) for one, rank in zip(unread, ranks, strict=True) if rank < self.trainer.world_size]
+        if wrong:
+            self.stop_for(wrong)
+
+    def stop_for(self, wrong: list[tuple[Unread, int]]) -> None:
+        """Ends the training for the first step whose losses were not finite."""
+        (first, rank), now = wrong[0], self.global_step
+        more = f"It was skipped, and read at step {now}. " if now > first.step else ""
+        raise_non_finite(first.terms, first.step, first.keys, rank, more)
+
+    def on_validation_start(self) -> None:
+        self.read_checks()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.read_checks()
+
+    def on_train_end(self) -> None:
+        self.read_checks()
 
     @contextmanager
     def sampling(self, text: list[str], seeds: list[int]) -> Iterator[None]:
@@ -237,7 +330,7 @@ class GANModule(BaseModule):
         d_loss, total = None, generator_loss
         if discriminator_loss is not None:
             d_loss = discriminator_loss()
-            check_finite({"loss/discriminator": d_loss}, self.global_step, keys)
+            self.check_finite({"loss/discriminator": d_loss}, keys)
             if self.fused:
                 total = generator_loss + d_loss
             else:
@@ -260,6 +353,11 @@ class GANModule(BaseModule):
         self.configure_gradient_clipping(optimizer, self.gradient_clip)
 
 
+def compilers() -> list[str]:
+    """The C and C++ compilers of which torch.compile needs one, as it looks for them."""
+    return [name for name in (os.environ.get("CC"), os.environ.get("CXX"), "gcc", "g++", "clang", "cl") if name]
+
+
 def set_accumulation_and_compile(model: Any, accumulate: int, compile: bool | str, batch_size: int) -> None:
     """Sets what the trainer's keys ask of a model, or says why it cannot.
 
@@ -276,7 +374,10 @@ def set_accumulation_and_compile(model: Any, accumulate: int, compile: bool | st
             raise ValueError(f"trainer.accumulate_grad_batches={accumulate} is more than data.batch_size={batch_size}:"
                              " a piece has at least one picture")
         model.num_micro_batches = accumulate
-    if compile:
+    if compile is True and not any(shutil.which(name) for name in compilers()):
+        warnings.warn("trainer.compile=true: nothing is compiled, for want of a C compiler (gcc or clang, or one named"
+                      " by CC and CXX); the run goes on without, slower, with the same results", stacklevel=2)
+    elif compile:
         from torch._dynamo import config as dynamo
         from torch._functorch import config as functorch
 
@@ -291,8 +392,11 @@ def precision(wanted: Literal["auto"] | Precision, accelerator: str) -> Precisio
     on_gpu = torch.cuda.is_available() and accelerator != "cpu"
     if wanted == "16-mixed" and not on_gpu:
         raise ValueError("trainer.precision=16-mixed needs a GPU; here bf16-mixed and 32-true are allowed")
-    if wanted != "auto":
-        return wanted
     fast = (torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu
             else torch.cpu._is_avx512_bf16_supported())
+    if wanted == "bf16-mixed" and on_gpu and not fast:
+        raise ValueError(f"trainer.precision=bf16-mixed: {torch.cuda.get_device_name()} has no bf16; 16-mixed and"
+                         " 32-true are allowed, or auto")
+    if wanted != "auto":
+        return wanted
     return "bf16-mixed" if fast else "32-true"

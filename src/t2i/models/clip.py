@@ -35,7 +35,7 @@ from t2i.checkpoint.registry import register
 from t2i.losses.contrastive import caption_groups, contrastive, retrieval
 from t2i.losses.perceptual import EfficientNetLite0
 from t2i.models import optimizers
-from t2i.models.base import BaseModule, check_finite
+from t2i.models.base import BaseModule
 from t2i.models.distributed import all_gather_objects, all_gather_rows
 from t2i.text_encoders import bilstm_folder
 from t2i.text_encoders.bilstm_folder import BiLSTM, WordTokenizer
@@ -308,8 +308,9 @@ class CLIP(BaseModule):
         # Of the global batch: the negatives do not depend on the number of ranks.
         image, text = all_gather_rows(self.encode_image(batch.image)), all_gather_rows(self.encode_text(batch.text))
         loss = self._loss(image, text, all_gather_objects(batch.text))
-        check_finite({"loss": loss}, self.global_step, batch.key)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.text))
+        self.check_finite({"loss": loss}, batch.key)
+        # Without prog_bar, for which Lightning reads a value whenever a callback looks at any.
+        self.log("train/loss", loss.detach(), batch_size=len(batch.text))
         self.log("train/scale", self.clip.logit_scale.detach().exp(), batch_size=len(batch.text))
         return loss
 
@@ -349,6 +350,7 @@ class CLIP(BaseModule):
         return optimizers.with_warmup_cosine(optimizer, self.warmup_steps, self.max_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         if not self.by_sentences:  # whose tokenizer is the encoder's own
             checkpoint[CHECKPOINT_KEY] = self._trained_tokenizer().to_json()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 
@@ -62,13 +63,19 @@ def average_gradients(parameters: list[Tensor]) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
-def first_rank_without(condition: Tensor) -> int | None:
+def rank_without(condition: Bool[Tensor, ""]) -> Int[Tensor, ""]:
+    """The first rank on which a condition does not hold; where it holds on all, their number. Nothing is read."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
+    found = condition.long() * (world - rank) + rank
+    if world > 1:
+        dist.all_reduce(found, dist.ReduceOp.MIN)
+    return found
+
+
+def first_rank_without(condition: Bool[Tensor, ""]) -> int | None:
     """The first rank on which a condition does not hold; None where it holds on all. One look at the device."""
-    if not is_distributed():
-        return None if bool(condition) else 0
-    rank = torch.where(condition, dist.get_world_size(), dist.get_rank())
-    dist.all_reduce(rank, dist.ReduceOp.MIN)
-    return None if int(rank) == dist.get_world_size() else int(rank)
+    rank = int(rank_without(condition))
+    return rank if rank < (dist.get_world_size() if is_distributed() else 1) else None
 
 
 def shared_rand(module: Any, count: int, *size: int) -> Tensor:
@@ -93,16 +100,19 @@ class StepRandom:
 
     def normal(self, size: int) -> Tensor:
         """(b, size), standard normal."""
-        return torch.randn(self.count, size, generator=self.generator)[self.rank :: self.world].to(self.device)
+        return self.share(torch.randn(self.count, size, generator=self.generator))
 
     def uniform(self, size: int) -> Tensor:
         """(b, size) in [0, 1)."""
-        return torch.rand(self.count, size, generator=self.generator)[self.rank :: self.world].to(self.device)
+        return self.share(torch.rand(self.count, size, generator=self.generator))
 
     def integers(self, most: int, size: int) -> Tensor:
         """(b, size), whole numbers from 0 to most - 1."""
-        drawn = torch.randint(most, (self.count, size), generator=self.generator)
-        return drawn[self.rank :: self.world].to(self.device)
+        return self.share(torch.randint(most, (self.count, size), generator=self.generator))
+
+    def share(self, drawn: Tensor) -> Tensor:
+        """This rank's rows, where they are used."""
+        return drawn[self.rank :: self.world].to(self.device, non_blocking=True)
 
     def shared(self) -> float:
         """A number in [0, 1) that all ranks share."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -54,19 +54,23 @@ class Muon(torch.optim.Optimizer):
                     "muon": False}
         super().__init__(groups, defaults)
 
+    found_inf: Tensor | None = None  # 1: the next step changes nothing; to know, the host waits for the device
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self.found_inf is not None and bool(self.found_inf):
+            return loss
         for group in self.param_groups:
             moved = [parameter for parameter in group["params"] if parameter.grad is not None]
-            for parameter in moved:
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            if not moved:
+                continue
+            torch._foreach_mul_(moved, 1 - group["lr"] * group["weight_decay"])
             if not group["muon"]:
-                for parameter in moved:
-                    self.adam(parameter, group)
+                self.adam(moved, group)
                 continue
             alike: dict[tuple[int, int], list[Tensor]] = {}
             for parameter in moved:  # matrices of one shape go together: many small products are slow one by one
@@ -76,27 +80,33 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def muon(self, parameters: list[Tensor], shape: tuple[int, int], group: dict[str, Any]) -> None:
-        wanted = []
         for parameter in parameters:
-            state, gradient = self.state[parameter], parameter.grad
-            assert gradient is not None  # `step` leaves out those without
-            if not state:
-                state["momentum"] = torch.zeros_like(parameter)
-            momentum = state["momentum"].lerp_(gradient, 1 - group["momentum"])
-            wanted.append(gradient.lerp(momentum, group["momentum"]).reshape(shape))
-        scale = max(1.0, shape[0] / shape[1]) ** 0.5
-        for parameter, update in zip(parameters, orthogonalised(torch.stack(wanted)), strict=True):
-            parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        gradients = cast(list[Tensor], [parameter.grad for parameter in parameters])  # `step` leaves out those without
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        wanted = torch._foreach_lerp(gradients, momenta, group["momentum"])
+        updates = orthogonalised(torch.stack([one.reshape(shape) for one in wanted]))
+        shaped = [update.view_as(parameter) for update, parameter in zip(updates, parameters, strict=True)]
+        torch._foreach_add_(parameters, shaped, alpha=-group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5)
 
-    def adam(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        state, gradient, (beta_1, beta_2) = self.state[parameter], parameter.grad, group["betas"]
-        if not state:
-            state.update(step=0, mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
-        state["step"] += 1
-        mean = state["mean"].lerp_(gradient, 1 - beta_1)
-        square = state["square"].mul_(beta_2).addcmul_(gradient, gradient, value=1 - beta_2)
-        root = (square / (1 - beta_2 ** state["step"])).sqrt_().add_(group["eps"])
-        parameter.addcdiv_(mean, root, value=-group["lr"] / (1 - beta_1 ** state["step"]))
+    def adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        (beta_1, beta_2), states = group["betas"], [self.state[parameter] for parameter in parameters]
+        for parameter, state in zip(parameters, states, strict=True):
+            if not state:
+                state.update(step=0, mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
+            state["step"] += 1
+        gradients = cast(list[Tensor], [parameter.grad for parameter in parameters])
+        means, squares = [state["mean"] for state in states], [state["square"] for state in states]
+        torch._foreach_lerp_(means, gradients, 1 - beta_1)
+        torch._foreach_mul_(squares, beta_2)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta_2)
+        roots = torch._foreach_div(squares, [1 - beta_2 ** state["step"] for state in states])
+        torch._foreach_sqrt_(roots)
+        torch._foreach_add_(roots, group["eps"])
+        rates = [-group["lr"] / (1 - beta_1 ** state["step"]) for state in states]
+        torch._foreach_addcdiv_(parameters, means, roots, rates)
 
 
 OUTSIDE = ("stem", "head", "codes", "codebook", "embedding", "text_in", "cell", "position", "start", "part_codes",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from t2i.checkpoint.registry import register
 from t2i.losses.cross_entropy import cross_entropy
 from t2i.models import optimizers
-from t2i.models.base import BaseModule, check_finite
+from t2i.models.base import BaseModule
 from t2i.models.distributed import LocalRandom, StepRandom, log_step, step_random
 from t2i.models.sampling import CodeStep, check_options, drawn, generate_steps, uniforms
 from t2i.models.static_decoding import StaticDecoding
@@ -193,7 +193,7 @@ class Prior(BaseModule):
         micro_batch, where = self.slice_micro_batch(batch, size)
         shown = [None if part is None else part[where] for part in self._shown]
         loss = self.loss(micro_batch, self._null[where], *shown)
-        check_finite({"train/loss": loss}, self.global_step, micro_batch.key)
+        self.check_finite({"train/loss": loss}, micro_batch.key)
         self._mean = self._mean + self.micro_batch_share * loss.detach()
         if self.is_last_micro_batch:
             log_step(self, {"train/loss": self._mean}, size)

@@ -13,13 +13,13 @@ from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from t2i.losses.cutmix import consistency, cutmix_masks, mix, pixel_loss_by_mask, ramp
 from t2i.losses.text_gan import Kind, discriminator_loss, fake_loss, generator_loss, gradient_penalty
 from t2i.models import optimizers
-from t2i.models.base import GANModule, NonFiniteLoss, NonFiniteLossOnOtherRank, format_losses
+from t2i.models.base import GANModule, NonFiniteLoss, NonFiniteLossOnOtherRank, Unread, format_losses
 from t2i.models.distributed import (
     StepRandom,
     all_gather_objects,
@@ -27,6 +27,7 @@ from t2i.models.distributed import (
     first_rank_without,
     log_step,
     next_rows,
+    rank_without,
 )
 from t2i.models.sampling import check_truncation, normals
 from t2i.nets.gan_blocks import text_projection
@@ -123,6 +124,9 @@ class TextGAN(GANModule):
     def nets(self) -> list[nn.Module]:
         return [self.generator]  # not the discriminator, whose gradient penalty is differentiated twice
 
+    def convolutional(self) -> list[nn.Module]:
+        return [self.generator, self.discriminator]
+
     def parts(self) -> dict[str, dict[str, Any]]:
         return {"text_encoder": self.text_encoder.part()}
 
@@ -146,21 +150,25 @@ class TextGAN(GANModule):
         self.set_learning_rates()
         random = StepRandom(self, size)
         generator, discriminator = self.gan_optimizers()
+        later, step = self.later, self.global_step
         # Running statistics are no parameters: a skipped step must not leave what it made of them.
         before = {name: value.clone() for name, value in self.named_buffers()}
         with torch.no_grad():
             pooled = self.text_encoder(batch.text).pooled
         output = self.draw(pooled, random.normal(self.noise_dim))
         terms, logged = self.discriminator_terms(batch, pooled, output, random)
-        finite = self.step_if_finite(discriminator, terms)
-        if finite:
+        fine = self.step_if_finite(discriminator, terms)
+        if later or bool(fine):
             with self.toggled_optimizer(generator):
                 features = self.discriminator.features(output.image)
                 fake = self.discriminator.logits(features, self.condition(pooled, output).detach())
             g_terms = {"loss/generator": generator_loss(fake, self.gan_loss), **self.generator_terms(output)}
             terms |= g_terms
-            finite = self.step_if_finite(generator, g_terms)
-        if not finite:
+            fine = self.step_if_finite(generator, g_terms, fine)
+        if later:
+            self.undo(before, ~fine)
+            self.told_later(step, terms, batch.key, fine.long() * self.trainer.world_size)
+        elif not bool(fine):
             self.skip_step(generator, before, terms, batch.key)
         values = {f"train/{name}": value.detach().float() for name, value in {**terms, **logged}.items()}
         log_step(self, {**values, "train/skipped": self.skipped.float()}, size)
@@ -215,41 +223,65 @@ class TextGAN(GANModule):
         every = all_gather_objects([caption.lower() for caption in text])
         differs = torch.tensor([a != b for a, b in zip(every, every[1:] + every[:1], strict=True)], dtype=torch.float32)
         weights = differs / differs.mean().clamp(min=1 / len(every))
-        return weights[self.global_rank :: len(every) // len(text)].to(self.device)
+        return weights[self.global_rank :: len(every) // len(text)].to(self.device, non_blocking=True)
 
-    def step_if_finite(self, optimizer: Any, terms: dict[str, Tensor]) -> bool:
-        """Backward and step of one net; False, with nothing moved, if loss or gradient is not finite on any rank."""
-        loss = torch.stack(list(terms.values())).sum()
-        if first_rank_without(torch.isfinite(loss)) is not None:
-            return False
+    @property
+    def later(self) -> bool:
+        """Whether a step is skipped on the device, as in `check_finite`; fp16's loss scale is in the way of it."""
+        return self.fused and self.reads_later
+
+    def step_if_finite(
+        self, optimizer: Any, terms: dict[str, Tensor], fine: Bool[Tensor, ""] | None = None
+    ) -> Bool[Tensor, ""]:
+        """Backward and step of one net; False, with nothing moved, if loss or gradient is not finite on any rank, or
+        `fine` is False."""
+        loss, later = torch.stack(list(terms.values())).sum(), self.later
+        here = torch.isfinite(loss.detach())
+        if not later and first_rank_without(here) is not None:
+            return torch.zeros_like(here)
         optimizer.zero_grad(set_to_none=True)
         with self.no_sync():
             self.manual_backward(loss)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         average_gradients(parameters)
-        if self.trainer.precision != "16-mixed":  # whose scaler skips such a step and halves its scale
+        if self.fused:  # fp16's scaler skips such a step and halves its scale
             norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
-            if not bool(torch.isfinite(torch.stack(norms)).all()):
-                optimizer.zero_grad(set_to_none=True)
-                return False
+            here = here & torch.isfinite(torch.stack(norms)).all()
+        if later:
+            here = here if fine is None else here & fine
+            rank = rank_without(here)
+            optimizer.optimizer.found_inf = (rank < self.trainer.world_size).float()
+            here = rank >= self.trainer.world_size
+        elif not bool(here):
+            optimizer.zero_grad(set_to_none=True)
+            return here
         optimizer.step()
-        return True
+        return here
+
+    @torch.no_grad()
+    def undo(self, before: dict[str, Tensor], wrong: Bool[Tensor, ""]) -> None:
+        """Counts a step that was skipped, and gives the buffers back what they were before it."""
+        for name, value in self.named_buffers():
+            value.copy_(torch.where(wrong, before[name], value))
+        self.skipped.add_(wrong)
 
     def skip_step(self, generator: Any, before: dict[str, Tensor], terms: dict[str, Tensor], keys: list[str]) -> None:
-        """Counts a skipped step and undoes what it left in the buffers; NonFiniteLoss after too many."""
-        with torch.no_grad():
-            for name, value in self.named_buffers():
-                value.copy_(before[name])
-            self.skipped.add_(1)
+        """Undoes and counts a step; NonFiniteLoss after too many."""
+        self.undo(before, torch.ones_like(self.skipped, dtype=torch.bool))
+        skipped = Unread(self.global_step, terms, keys, self.skipped)
         generator._on_before_step()  # the batch counts as a step: Lightning counts the generator's
         generator._on_after_step()
+        self.stop_for([(skipped, 0)])
+
+    def stop_for(self, wrong: list[tuple[Unread, int]]) -> None:
         if int(self.skipped) > self.max_skipped:
             if self.global_rank:
                 raise NonFiniteLossOnOtherRank
+            last = wrong[-1][0]
             raise NonFiniteLoss(
                 f"{int(self.skipped)} optimiser steps had a loss or gradient that is not finite, the last at step"
-                f" {self.global_step}: {format_losses(terms, keys)}. model.max_skipped={self.max_skipped} are allowed."
-                " Try smaller learning rates (model.learning_rate, model.discriminator_learning_rate) or"
+                f" {last.step}: {format_losses(last.terms, last.keys)}. model.max_skipped={self.max_skipped} are"
+                " allowed. Try smaller learning rates (model.learning_rate, model.discriminator_learning_rate) or"
                 " trainer.precision=32-true.")
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:

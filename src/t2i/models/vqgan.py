@@ -17,7 +17,7 @@ from t2i.checkpoint import building, file_format
 from t2i.checkpoint.registry import register
 from t2i.losses.gan import adaptive_weight, hinge_d, hinge_g, vanilla_d, vanilla_g
 from t2i.models import optimizers
-from t2i.models.base import GANModule, check_finite, frozen_call
+from t2i.models.base import GANModule, frozen_call
 from t2i.models.distributed import log_step, shared_rand
 from t2i.nets.recompute import set_checkpointing
 from t2i.nets.resnet_blocks import Level, Middle
@@ -126,6 +126,9 @@ class VQGAN(GANModule):
         levels: list[nn.Module] = [module for module in self.tokenizer.modules() if isinstance(module, Level | Middle)]
         return [*levels, self.discriminator] if self.has_discriminator else levels
 
+    def convolutional(self) -> list[nn.Module]:
+        return [self.discriminator]  # the tokenizer's always do
+
     @property
     def discriminator_on(self) -> bool:
         return self.has_discriminator and self.global_step >= self.discriminator_start * self.max_steps
@@ -186,7 +189,7 @@ class VQGAN(GANModule):
                 logits.update({"logits/real": real.mean().detach(), "logits/fake": fake.mean().detach()})
                 return (hinge_d if self.gan_loss == "hinge" else vanilla_d)(real, fake)
 
-        check_finite(terms, self.global_step, batch.key)
+        self.check_finite(terms, batch.key)
         step_loss = self.backward_and_step(total, d_loss, batch.key)
         if step_loss is not None:
             terms["loss/discriminator"] = step_loss

@@ -46,7 +46,7 @@ class ARPG(CodeTransformer):
 
     def turns(self, device: torch.device) -> Float[Tensor, "2 n half"]:
         """Cosines and sines: first of what has no place, then of every cell."""
-        return rotary(1, self.grid, self.start.shape[0] // self.blocks[0].num_heads).to(device)
+        return rotary(1, self.grid, self.start.shape[0] // self.blocks[0].num_heads).to(device, non_blocking=True)
 
     def items(
         self, each: Int[Tensor, "b m f"], cells: Int[Tensor, "b m"], inputs: Float[Tensor, "_ n width"],
@@ -90,12 +90,9 @@ class ARPG(CodeTransformer):
         table, inputs, of_keys = self.turns(ids.device), self.inputs(text, mask), text if self.keys else None
         known = order[:, :-1]
         x, turns = self.begin(self.items(seen[:, :-1], known, inputs, hidden), known, text, table)
-        additive = self.mask(mask, ids.shape[1], torch.float32)
-        if torch.is_autocast_enabled(x.device.type):
-            additive = additive.to(torch.get_autocast_dtype(x.device.type))
-        of_codes = additive[:, :, mask.shape[1] :]
+        everywhere, of_codes = self.seen(mask, ids.shape[1])
         for block in self.first_half:
-            x = block(x, of_codes if self.keys else additive, turns, 0, of_keys)
+            x = block(x, of_codes if self.keys else everywhere, turns, 0, of_keys)
         y, wanted = self.queries(order, inputs), table[:, order + 1][:, :, None]
         for cross in self.second_half:
             y = cross(y, of_codes, wanted, x, turns, of_keys)

@@ -59,7 +59,11 @@ class CodeTransformer(nn.Module):
             before any attention has learned to look there.
         caption: "prefix", which the blocks carry along, or "keys", see above.
         masks: whether inputs may be masked (`forward`'s `masked`), by a learned code of their own.
+
+    `dense_mask`: whether training's attention is given a mask of places x places; None: on a CPU, where it is quicker.
     """
+
+    dense_mask: bool | None = None
 
     def __init__(
         self, factors: Sequence[int], grid: tuple[int, int], text_dim: int, text_length: int, width: int = 256,
@@ -175,6 +179,15 @@ class CodeTransformer(nn.Module):
         allowed[:, :, :t] = text[:, None, :]
         return torch.zeros(b, 1, size, size, dtype=dtype, device=text.device).masked_fill_(~allowed[:, None], -1e4)
 
+    def seen(self, text: Bool[Tensor, "b t"], num_codes: int) -> tuple[Tensor, Tensor]:
+        """What every place sees in training, and what the codes do, as `attend` takes it."""
+        if not (self.dense_mask if self.dense_mask is not None else text.device.type == "cpu"):
+            return text, text
+        mask = self.mask(text, num_codes, torch.float32)
+        if torch.is_autocast_enabled(text.device.type):
+            mask = mask.to(torch.get_autocast_dtype(text.device.type))  # once, not in every block
+        return mask, mask[:, :, text.shape[1] :]
+
     def logits(self, x: Float[Tensor, "b width"], known: Int[Tensor, "b i"]) -> Float[Tensor, "b k"]:
         """Logits of part i of the next code, given the i parts before it; `x` comes from `prefill` or `step`."""
         with matrix_vector(x):
@@ -187,7 +200,7 @@ class GPT(CodeTransformer):
     def turns(self, text_length: int, device: torch.device) -> Float[Tensor, "2 s half"]:
         """Cosines and sines for the prefix, which is not turned, and all codes."""
         head_dim = self.start.shape[0] // self.blocks[0].num_heads
-        return rotary(0 if self.keys else text_length, self.grid, head_dim).to(device)
+        return rotary(0 if self.keys else text_length, self.grid, head_dim).to(device, non_blocking=True)
 
     def embed(
         self, each: Int[Tensor, "b m f"], inputs: Float[Tensor, "b n width"], masked: Bool[Tensor, "b m"] | None = None
@@ -212,13 +225,11 @@ class GPT(CodeTransformer):
         t, of_keys = text.shape[1], text if self.keys else None
         x = x if self.keys else torch.cat([text, x], 1)
         turns = self.turns(t, x.device)[:, : x.shape[1]]
-        additive = self.mask(mask, ids.shape[1], torch.float32)
-        if torch.is_autocast_enabled(x.device.type):
-            additive = additive.to(torch.get_autocast_dtype(x.device.type))  # once, not in every block
-        additive, start = (additive[:, :, t:], 0) if self.keys else (additive, t)
+        everywhere, of_codes = self.seen(mask, ids.shape[1])
+        seen_by_all, start = (of_codes, 0) if self.keys else (everywhere, t)
         for block in self.blocks[:-1]:
-            x = block(x, additive, turns, 0, of_keys)
-        x = self.blocks[-1](x, additive, turns, start, of_keys)
+            x = block(x, seen_by_all, turns, 0, of_keys)
+        x = self.blocks[-1](x, seen_by_all, turns, start, of_keys)
         return [self.predict(x, each[..., :i]) for i in range(len(self.factors))]
 
     def prefill(

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -21,7 +21,13 @@ from t2i.nets.recompute import Recomputed
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Attention. On a CPU: in bf16 training as plain products (the bf16 kernel takes 6x the time), and for single
-    queries over a float32 cache in float32 (the bf16 kernel takes twice the time); measured: docs/log.md."""
+    queries over a float32 cache in float32 (the bf16 kernel takes twice the time); measured: docs/log.md.
+
+    `mask` is additive, (b, 1, queries, keys), or (b, t) and says which words of a caption are real: then the keys are
+    those of a caption and the codes after it, see `attend_after_caption`.
+    """
+    if mask.ndim == 2:
+        return attend_after_caption(q, k, v, mask)
     if q.device.type == "cpu" and torch.is_grad_enabled() and q.dtype == torch.bfloat16:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + mask.to(q.dtype)
         return scores.softmax(-1) @ v
@@ -29,6 +35,28 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(q.float(), k, v.float(), attn_mask=mask.float())
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
+
+
+def attend_after_caption(
+    q: Float[Tensor, "b h r d"], k: Float[Tensor, "b h s d"], v: Float[Tensor, "b h s d"], real: Bool[Tensor, "b t"]
+) -> Float[Tensor, "b h r d"]:
+    """Attention over a caption's t keys, of which some are padding, and those of the codes after them: words see the
+    real words, codes see these and the codes up to themselves. Queries are of all places, or of the codes alone.
+
+    Without a mask of places x places, which would rule out the flash kernels: a channel more, 1 in every query, holds
+    a large negative number in the keys of padding, and the codes' attention is causal over all places.
+    """
+    (b, heads, s, d), t = k.shape, real.shape[1]
+    n, spare = s - t, 8 - d % 8  # kernels want multiples of 8 channels
+    hidden = F.pad((~real).to(k.dtype) * -3e4, (0, n))[:, None, :, None]  # once scaled still finite in fp16
+    k = torch.cat([k, F.pad(hidden, (0, spare - 1)).expand(b, heads, s, spare)], -1)
+    q, v, scale = F.pad(q, (0, spare), value=1.0), F.pad(v, (0, spare)), d**-0.5
+    before = t - (q.shape[2] - n)  # rows that make the queries as many as the keys, for kernels disagree otherwise
+    codes = F.scaled_dot_product_attention(F.pad(q, (0, 0, before, 0)), k, v, is_causal=True, scale=scale)[:, :, t:, :d]
+    if before:
+        return codes
+    words = F.scaled_dot_product_attention(q[:, :, :t], k[:, :, :t], v[:, :, :t], scale=scale)[..., :d]
+    return torch.cat([words, codes], 2)
 
 
 def rotary(prefix: int, grid: tuple[int, int], head_dim: int) -> Float[Tensor, "2 s half"]:
@@ -142,13 +170,14 @@ class Block(Recomputed):
     def forward(
         self, x: Tensor, mask: Tensor, turns: Tensor | None = None, start: int = 0, states: Tensor | None = None
     ) -> Tensor:
-        """Positions from `start` on, which see all that the mask (b, 1, s, s or t + s) lets them see of x and of the t
-        `states`."""
+        """Positions from `start` on, which see all that the mask (b, 1, s, s or t + s; or that of a caption, see
+        `attend`) lets them see of x and of the t `states`."""
         return self.again(self.run, x, mask, turns, start, states)
 
     def run(self, x: Tensor, mask: Tensor, turns: Tensor | None, start: int, states: Tensor | None) -> Tensor:
         q, k, v = self.keys_and_values(x, turns, states)
-        return self.finish(x[:, start:], attend(q[:, :, start:], k, v, mask[:, :, start:]))
+        mask = mask if mask.ndim == 2 else mask[:, :, start:]
+        return self.finish(x[:, start:], attend(q[:, :, start:], k, v, mask))
 
     def step(
         self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor, turns: Tensor, at: Int[Tensor, "1"] | None = None
@@ -197,8 +226,8 @@ class CrossBlock(Block):
     def forward(  # type: ignore[override]
         self, x: Tensor, mask: Tensor, turns: Tensor, memory: Tensor, memory_turns: Tensor, states: Tensor | None
     ) -> Tensor:
-        """x (b, s, width), which sees what the mask (b, 1, s, m or t + m) lets it see of the m of `memory` and the t of
-        `states`."""
+        """x (b, s, width), which sees what the mask (b, 1, s, m or t + m; or see `attend`) lets it see of the m of
+        `memory` and the t of `states`."""
         return self.again(self.across, x, mask, turns, memory, memory_turns, states)
 
     def across(

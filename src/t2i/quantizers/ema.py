@@ -164,7 +164,7 @@ class EMA(CodebookQuantizer):
         nearest_other, other = [], []
         for rows in torch.arange(self.codebook_size, device=self.codebook.device).split(1024):
             distance = torch.cdist(self.codebook[rows], self.codebook)
-            distance[torch.arange(len(rows)), rows] = torch.inf
+            distance.scatter_(1, rows[:, None], torch.inf)
             found = distance.min(1)
             nearest_other.append(found.values)
             other.append(found.indices)
@@ -197,17 +197,18 @@ class EMA(CodebookQuantizer):
 
     def _candidates(self, x: Float[Tensor, "n d"], weights: Float[Tensor, "n"]) -> Float[Tensor, "k d"]:
         """One latent for each code, drawn from the whole batch in proportion to `weights`; the same on every rank."""
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self._step) * 1_000_003 % 2**63)
-        enough = x.shape[0] >= self.codebook_size
-        weights = weights.double().cpu().nan_to_num(0.0, 0.0, 0.0)  # what is not finite restarts nothing
+        generator = torch.Generator(x.device).manual_seed((self.seed * 1_000_003 + self._step) * 1_000_003 % 2**63)
+        weights = weights.double().nan_to_num(0.0, 0.0, 0.0)  # what is not finite restarts nothing
         weights = weights + 1e-12 + 1e-6 * weights.mean()
-        draw = torch.multinomial(weights, self.codebook_size, replacement=not enough, generator=generator)
-        chosen = x[draw.to(x.device)]
-        if not enough:
-            # Fewer latents than codes: copies are told apart by noise well below the spread of the latents.
-            noise = torch.randn(chosen.shape, generator=generator).to(x.device)
-            chosen = chosen + 0.01 * x.std() * noise
-        return chosen
+        # As `torch.multinomial`, which would make the host wait for a GPU.
+        if x.shape[0] >= self.codebook_size:
+            race = weights / torch.empty_like(weights).exponential_(generator=generator)
+            return x[race.topk(self.codebook_size).indices]
+        share = weights.cumsum(0)
+        at = torch.rand(self.codebook_size, dtype=share.dtype, device=x.device, generator=generator)
+        chosen = x[torch.searchsorted(share / share[-1], at)]
+        # Fewer latents than codes: copies are told apart by noise well below the spread of the latents.
+        return chosen + 0.01 * x.std() * torch.randn(chosen.shape, generator=generator, device=x.device)
 
 
 def _reread_scalars(module: EMA, incompatible_keys: object) -> None:

@@ -85,8 +85,8 @@ class BiLSTMText:
                 self._unknown.add(word)
                 self._warn_unknown(_unknown([word]))
         ids, mask = self.tokenizer(text)
-        states, sentence = self.tower(ids.to(self.device), mask)
-        return TextEmbedding(states, mask.to(self.device), sentence)
+        states, sentence = self.tower(ids.to(self.device, non_blocking=True), mask)
+        return TextEmbedding(states, mask.to(self.device, non_blocking=True), sentence)
 
     def states(self, text: list[str]) -> TextEmbedding:
         """As `__call__`: the sentence's state comes with the words'."""

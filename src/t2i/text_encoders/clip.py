@@ -82,7 +82,7 @@ class CLIPText(FrozenTower):
         if not text:
             raise ValueError("text=[]: give at least one caption")
         ids, mask = self.tokenizer(text)
-        mask = mask.to(self.device)
+        mask = mask.to(self.device, non_blocking=True)
         more = {"attention_mask": mask.long()} if isinstance(self.tower, DualText) else {}
-        states, output = self._run(ids.to(self.device), pooled, **more)
+        states, output = self._run(ids.to(self.device, non_blocking=True), pooled, **more)
         return states * mask[..., None], mask, output.text_embeds if pooled else None

@@ -85,11 +85,12 @@ class SentenceEncoder(FrozenTower):
         mask = mask[torch.empty(len(ids), dtype=torch.long).scatter_(0, inverse, torch.arange(len(inverse)))]
         lengths = mask.sum(1)
         order = lengths.argsort()
-        ids, mask, inverse = ids.to(self.device), mask.to(self.device), inverse.to(self.device)
+        ids, mask, inverse = (one.to(self.device, non_blocking=True) for one in (ids, mask, inverse))
         states = torch.zeros(*mask.shape, self.dim, device=self.device)
         means = torch.zeros(len(mask), self.dim, device=self.device)
         for chunk in order.split(CHUNK):
             t = int(lengths[chunk].max())
+            chunk = chunk.to(self.device, non_blocking=True)
             seen = mask[chunk, :t]
             found, output = self._run(ids[chunk, :t], pooled, attention_mask=seen.long())
             real = seen[..., None]

@@ -25,7 +25,7 @@ from t2i.config import quiet
 from t2i.config.messages import is_for_people, shown
 from t2i.data.datasets import caption_texts, data_module
 from t2i.models.base import NonFiniteLoss, NonFiniteLossOnOtherRank, precision, set_accumulation_and_compile
-from t2i.training import loggers
+from t2i.training import hardware, loggers
 from t2i.training.callbacks.checkpointing import FULL, ConfigInCheckpoint, OptimizerSettings, RunCheckpoint
 from t2i.training.callbacks.seeding import StepSeed
 from t2i.training.callbacks.timer import Timer
@@ -60,6 +60,7 @@ def compared(before: dict[str, float], after: dict[str, float]) -> str:
 def make_trainer(config: dict[str, Any], run_dir: Path, callbacks: list[Any], model: Any) -> pl.Trainer:
     t = config["trainer"]
     on_gpu = torch.cuda.is_available() and t["accelerator"] in ("auto", "gpu", "cuda")
+    hardware.tell_driver_fault(t["accelerator"])
     if t["matmul_precision"] is not None or on_gpu:  # results on a CPU stay as they are
         torch.set_float32_matmul_precision(t["matmul_precision"] or "high")
     try:
@@ -80,8 +81,9 @@ def make_trainer(config: dict[str, Any], run_dir: Path, callbacks: list[Any], mo
         )
     except MisconfigurationException as error:  # no such device, or a strategy that does not go with it
         asked = ", ".join(f"trainer.{name}={t[name]}" for name in ("accelerator", "devices", "strategy"))
-        raise ValueError(f"{asked}: {' '.join(str(error).split())} (trainer=cpu: this machine's cores; trainer=auto:"
-                         " what there is)") from error
+        fault = hardware.driver_fault()
+        raise ValueError(f"{asked}: {' '.join(str(error).split())} {'' if fault is None else f'{fault}. '}(trainer=cpu:"
+                         " this machine's cores; trainer=auto: what there is)") from error
 
 
 def run(config: dict[str, Any], command: str | None = None) -> dict[str, Any]:
@@ -105,10 +107,15 @@ def run(config: dict[str, Any], command: str | None = None) -> dict[str, Any]:
 
 
 @contextmanager
-def errors_for_people(trainer: pl.Trainer, checkpoint: RunCheckpoint, resume: Path | None) -> Iterator[None]:
+def errors_for_people(
+    config: dict[str, Any], trainer: pl.Trainer, model: Any, checkpoint: RunCheckpoint, resume: Path | None
+) -> Iterator[None]:
     """Inside, what can go wrong in a training without being a fault says what is kept and how the run goes on."""
     try:
         yield
+    except torch.OutOfMemoryError as error:
+        said = hardware.too_little_memory(config, trainer, model, error)
+        raise ValueError(f"{said} {checkpoint.how_to_continue()}") from error
     except NonFiniteLossOnOtherRank as error:
         raise SystemExit(2) from error
     except NonFiniteLoss as error:
@@ -157,7 +164,7 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
         print(f"Continuing from {resume}")
     failed, before = True, run_dir / BEFORE
     try:
-        with checkpoint.signals(), errors_for_people(trainer, checkpoint, resume):
+        with checkpoint.signals(), errors_for_people(config, trainer, model, checkpoint, resume):
             if start is not None and trainer.world_size == 1:
                 atomic.write_text(before, json.dumps(validated(config, run_dir, model, data)))
             trainer.fit(model, data, ckpt_path=resume, weights_only=True)
@@ -178,6 +185,6 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
         if first.keys() & metrics.keys():  # none where training ended before its first validation
             print(compared(first, metrics))
     if trainer.is_global_zero:
-        with errors_for_people(trainer, checkpoint, None):
+        with errors_for_people(config, trainer, model, checkpoint, None):
             atomic.write_text(run_dir / "finished.json", json.dumps(result, indent=1))
     return result

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import random
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from t2i.config import quiet
+from t2i.data.data_module import ExactSampler, StatefulLoader
 from t2i.training import loggers
 from t2i.training.callbacks.at_validation import undisturbed
 from t2i.training.callbacks.ema import EMA
@@ -152,6 +155,13 @@ def test_progress_writes_lines_where_nobody_can_redraw(tmp_path, manual) -> None
     bar.stream = io.StringIO()
     train(tmp_path / "vqgan", [bar], steps=8, model=Tiny(manual), ckpt_path=tmp_path / "six.ckpt")
     assert bar.stream.getvalue().startswith("vqgan  7/8")
+
+
+def test_progress_says_how_much_of_the_time_went_to_waiting_for_data() -> None:
+    bar, loader = ProgressBar(), StatefulLoader([], ExactSampler(8, 2, 0, True), list, 0)
+    bar._trainer = SimpleNamespace(callback_metrics={}, train_dataloader=loader)
+    bar.started, bar.images, loader.waited = time.monotonic() - 100, 200, 25.0
+    assert bar.details() == "2 images/s (data 25%)"
 
 
 def test_a_bar_is_redrawn_on_a_terminal(monkeypatch) -> None:

@@ -250,5 +250,5 @@ class RunCheckpoint(Checkpoint):
             if trainer.is_global_zero:
                 atomic.save_atomic(held, path)
             self.crashed = True
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, NonFiniteLoss) as error:  # a loss that was not read yet
             print(f"The state of step {trainer.global_step} could not be kept in {path}: {error}")

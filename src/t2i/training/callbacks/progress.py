@@ -1,4 +1,5 @@
-"""How far a run is: one bar over all epochs with the losses, pictures a second and the time left."""
+"""How far a run is: one bar over all epochs with the losses, pictures a second, the share of the time in which training
+waited for data, and the time left."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Timer, TQDMProgressBar
 from tqdm import tqdm
 
+from t2i.data.data_module import StatefulLoader
 from t2i.types import Batch, CodeBatch
 from t2i.viz.progress import Bar, brief
 
@@ -56,7 +58,10 @@ class ProgressBar(TQDMProgressBar):
         # A metric of validation is not there before the first one.
         losses = [f"{name.removeprefix('train/')} {brief(float(known[name]))}" for name in names if name in known]
         seconds = max(1e-9, time.monotonic() - self.started - self.validating)
-        return "  ".join([*losses, f"{brief(self.images / seconds)} images/s"])
+        speed = f"{brief(self.images / seconds)} images/s"
+        if isinstance(loader := self.trainer.train_dataloader, StatefulLoader):
+            speed += f" (data {loader.waited / seconds:.0%})"
+        return "  ".join([*losses, speed])
 
     def on_train_epoch_start(self, *_: Any) -> None:
         """Goes on with the bar of all epochs."""
