@@ -392,7 +392,7 @@ def test_a_priors_samples_before_and_after_guided_drawing(tmp_path: Path) -> Non
     parts = make_parts(tmp_path / "parts")
     words = ["method=clip_guided", f"clip_guided.clips={parts.clip}", "clip_guided.steps=2", "clip_guided.batch_size=2",
              f"ckpt={parts.prior}", "data=shapes", "data.image_size=16", f"clip_model={parts.clip}"]
-    words += ["metrics=[composition,clip_score]", "n=3", "n_per_task=1", f"out={tmp_path / 'out'}"]
+    words += ["metrics=[composition,clip_score]", "n=3", "n_per_task=2", f"out={tmp_path / 'out'}"]
     result = evaluate.run(config(tmp_path, *words))
     for kinds in result["scores"]["composition"].values():
         assert list(kinds)[:2] == ["score", "refined"]

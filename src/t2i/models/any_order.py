@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -51,8 +52,9 @@ def counts(total: int, steps: int, schedule: str) -> list[int]:
     return found
 
 
+@cache
 def halton_order(grid: tuple[int, int]) -> Int[Tensor, " n"]:
-    """All cells in the order of the Halton sequence, of base 2 for rows and 3 for columns."""
+    """All cells in the order of the Halton sequence, of base 2 for rows and 3 for columns; not to be written to."""
     rows, columns = grid
     number = 2 * rows * columns
     while True:

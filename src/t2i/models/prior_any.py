@@ -57,7 +57,7 @@ class PriorAny(Prior):
     ) -> Int[Tensor, "b n"]:
         """The order of each picture's cells in training, of numbers drawn from U(0, 1): of one half Halton's, in which
         pictures are drawn; of a quarter Halton's after any `share` of the cells, as in edits; of a quarter any."""
-        rank = halton_order(self.gpt.grid).argsort().to(numbers)
+        rank = halton_order(self.gpt.grid).argsort().to(numbers, non_blocking=True)
         edit = rank + len(rank) * (numbers >= share)
         return torch.where(which < 0.5, rank, torch.where(which < 0.75, edit, numbers)).argsort(1)
 

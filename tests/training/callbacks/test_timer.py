@@ -109,7 +109,7 @@ def test_the_time_left_is_the_shorter_one() -> None:
     bar, limit = ProgressBar(), Timer(2)
     bar.stream = io.StringIO()
     trainer = SimpleNamespace(max_steps=10**9, global_step=0, default_root_dir="x", callbacks=[limit],
-                              callback_metrics={}, is_global_zero=True)
+                              callback_metrics={}, is_global_zero=True, train_dataloader=None)
     bar.setup(trainer, None, "fit")  # type: ignore[arg-type]
     bar.on_train_start(trainer)
     assert bar.train_progress_bar.format_dict["left"] == "2:00"
