@@ -12,7 +12,8 @@ from t2i.app.settings import AppSettings, check_place, parse
 from t2i.cli.console import main
 
 
-def test_words(tmp_path: Path) -> None:
+def test_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where there is no runs/
     files = [tmp_path / "a.ckpt", tmp_path / "b.ckpt"]
     for file in files:
         file.touch()
