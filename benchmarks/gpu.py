@@ -438,7 +438,7 @@ def counted(profiler: Any, cuda: bool) -> tuple[int, int]:
 
 
 def trace(bench: Bench) -> Iterator[Row]:
-    size, batch, steps = (32, 2, 2) if bench.tiny else (256, 8, 3)
+    size, batch, steps = (32, 2, 1) if bench.tiny else (256, 8, 3)
     data = [Batch(torch.rand(batch, 3, size, size) * 2 - 1, ["x"] * batch, ["x"] * batch)]
     found: dict[bool, tuple[int, int]] = {}
     for later in (False, True):

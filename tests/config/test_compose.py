@@ -272,16 +272,23 @@ def test_typo_is_quick() -> None:
     assert "Traceback" not in err
 
 
-def test_flags(tmp_path: Path) -> None:
-    assert run("train.py", "--frobnicate")[0] == 2
-    code, out, _, _ = run("train.py", "model=clip", "--cfg", "job", cwd=tmp_path)
+def test_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def here(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["train.py", *words])
+        with pytest.raises(SystemExit) as end:
+            main("train")
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    monkeypatch.chdir(tmp_path)
+    assert here("--frobnicate")[0] == 2
+    code, out, _ = here("model=clip", "--cfg", "job")
     assert code == 0
     assert "name: ${run_name:}" in out
-    code, out, _, _ = run("train.py", "model=clip", "--cfg", "job", "--resolve", cwd=tmp_path)
+    code, out, _ = here("model=clip", "--cfg", "job", "--resolve")
     assert "name: clip-shapes" in out.splitlines()
     code, out, _, _ = run("train.py", "experiment=quickstart/vqgan", "--info", "defaults", cwd=tmp_path)
     assert code == 0 and "experiments/quickstart/vqgan" in out
-    code, _, err, _ = run("train.py", "model=clip", "+foo=1", "--cfg", "job", "--config-dir", "nowhere", cwd=tmp_path)
+    code, _, err = here("model=clip", "+foo=1", "--cfg", "job", "--config-dir", "nowhere")
     assert (code, err) == (2, "error: --config-dir nowhere: there is no such folder\n")
     assert os.listdir(tmp_path) == []
 

@@ -7,6 +7,8 @@ import os
 import pickle
 import subprocess
 import sys
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +47,17 @@ def save(model: Any, config: dict[str, Any], path: Path, **more: Any) -> Path:
     return path
 
 
+@cache
+def vqgan_config() -> dict[str, Any]:
+    return compose(["model=vqgan", "data.image_size=16", "model.autoencoder.channels=8", "model.quantizer.dim=8",
+                    "model.autoencoder.multipliers=[1,2]", "model.autoencoder.attention_levels=[]",
+                    "model.autoencoder.num_groups=4", "model.quantizer.codebook_size=24",
+                    "model.discriminator.channels=4", "model.discriminator.num_layers=1"])
+
+
 @pytest.fixture
 def vqgan(tmp_path: Path) -> Path:
-    config = compose(["model=vqgan", "data.image_size=16", "model.autoencoder.channels=8", "model.quantizer.dim=8",
-                      "model.autoencoder.multipliers=[1,2]", "model.autoencoder.attention_levels=[]",
-                      "model.autoencoder.num_groups=4", "model.quantizer.codebook_size=24",
-                      "model.discriminator.channels=4", "model.discriminator.num_layers=1"])
+    config = deepcopy(vqgan_config())
     model = building.build(config["model"])
     averaged = {"tokenizer.quant_conv.bias": torch.full_like(model.tokenizer.quant_conv.bias, 0.5)}
     return save(model, config, tmp_path / "vqgan.ckpt", ema={"weights": averaged, "updates": 3})

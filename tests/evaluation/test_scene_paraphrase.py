@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from t2i.data.scenes import TASKS, render
@@ -16,8 +17,13 @@ def truth(wording: str, text: list[str]) -> torch.Tensor:
     return torch.stack([torch.from_numpy(render(scene, 64)) for _, scene in chosen])
 
 
-def test_true_renders_are_right_in_every_wording():
-    found = scene_paraphrase.judged(truth, 64, N, 0, WORLD)
+@pytest.fixture(scope="module")
+def right():
+    return scene_paraphrase.judged(truth, 64, N, 0, WORLD)
+
+
+def test_true_renders_are_right_in_every_wording(right):
+    found = right
     assert list(found.scores) == list(WORDINGS) == ["grammar", "plain", "templates", "synonyms", "new_words"]
     for kinds in found.scores.values():
         assert kinds["score"]["overall"].value == kinds["ceiling_renders"]["overall"].value == 1
@@ -50,8 +56,7 @@ def test_nothing_right_has_no_share():
     assert "–" in scene_paraphrase.table(found.described())
 
 
-def test_examples_are_one_a_task():
-    found = scene_paraphrase.judged(truth, 64, N, 0, WORLD)
+def test_examples_are_one_a_task(right):
     for wording in WORDINGS:
-        pictures, captions, right = found.examples[wording]
-        assert len(pictures) == len(captions) == len(TASKS) and len(right) == N * len(TASKS)
+        pictures, captions, found = right.examples[wording]
+        assert len(pictures) == len(captions) == len(TASKS) and len(found) == N * len(TASKS)

@@ -26,6 +26,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step of a phase is timed: what is looked at is not the time."""
+    monkeypatch.setattr(profiling, "TIMED", 1)
+
+
 def test_a_tokenizer(folder: Path, capsys: Any) -> None:
     words = [*VQ, *SMALL, "trainer.max_steps=7200", "model.discriminator_start=0.25", "model.quantizer.warmup_steps=99"]
     config = compose(words)
@@ -59,6 +65,7 @@ def test_a_prior_under_averaged_weights_whose_parts_are_stages_to_come(folder: P
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.usefixtures("few")
 def test_gans_with_a_penalty_are_estimated_and_stage_one_may_be_a_recipe_s(folder: Path) -> None:
     words = ["trainer=cpu", "estimate=true", "data.batch_size=2"]
     assert profiling.run(compose(["experiments=baselines_shapes/dfgan", *words]), words)["parameters"] > 0
@@ -93,6 +100,7 @@ def test_what_is_needed_first_is_said() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few")
 def test_a_pipeline_has_a_table_a_stage(folder: Path, capsys: Any) -> None:
     """About 10 s: the quickstart's recipes, few pictures a batch; the prior's parts are the stages before it."""
     words = ["experiments=quickstart", "estimate=true", "trainer=cpu", "data.batch_size=2"]
@@ -106,6 +114,7 @@ def test_a_pipeline_has_a_table_a_stage(folder: Path, capsys: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few")
 def test_compiled(folder: Path) -> None:
     """About 20 s."""
     _, figures = profiling.measure(compose([*VQ, *SMALL, "trainer.compile=aot_eager"]), [])

@@ -335,7 +335,7 @@ def test_compiled_nets_train_validate_and_draw(tmp_path: Path, monkeypatch: Any)
              "model.checkpointing=true",
              "callbacks.composition={_target_: t2i.training.callbacks.validation_metrics.Composition, n_per_task: 1}"]
     for compiled in ("false", "aot_eager"):
-        for name, words in (("clip", tiny.CLIP), ("vqgan", VQ_WORDS), ("prior", [*PRIOR_WORDS, *needs])):
+        for name, words in (("clip", tiny.CLIP), ("vqgan", VQ_WORDS), ("prior", [*tiny.PRIOR, *needs])):
             train.run(config(tmp_path, words, f"name={name}-{compiled}", f"trainer.compile={compiled}"))
             ends[name, compiled] = held(tmp_path, f"{name}-{compiled}")["state_dict"]
         if compiled == "false":

@@ -130,14 +130,15 @@ def test_the_similarity_rises_and_the_canvas_alone_moves(parts: SimpleNamespace,
     frozen = [*tokenizer.parameters(), *(p for clip_model in made.clip_models for p in clip_model.model.parameters())]
     kept = [p.clone() for p in frozen]
     wrong, rise, lead = embed_targets(made.clip_models[0], prompt_targets(TEXT[0]), hardly), [], []
-    for seed in range(4):  # a dozen codes move in jerks
+    seeds = 4 if "codes" in CANVASES[name] else 1  # a dozen codes move in jerks
+    for seed in range(seeds):
         drawing = made.begin(TEXT[1], seed)
         before, start = drawing.similarity(), drawing.picture()
         moved(drawing, 30)
         rise.append(drawing.similarity() - before)
         lead.append(drawing.similarity() - likeness(drawing, wrong))
         assert not torch.equal(start, drawing.picture()) and drawing.picture().shape == (1, 3, 16, 16)
-    assert sum(rise) / 4 > 0.1 and sum(lead) / 4 > 0.1, (rise, lead)
+    assert sum(rise) / seeds > 0.1 and sum(lead) / seeds > 0.1, (rise, lead)
     assert all(p.grad is None and not p.requires_grad and torch.equal(p, old)
                for p, old in zip(frozen, kept, strict=True))
     assert all(p.grad is not None for p in drawing.canvas.parameters())
