@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from t2i.data.image_dataset import assign_splits
-from t2i.data.webdataset import WebDataset, split_of
+from t2i.data.image_dataset import assign_splits, split_named
+from t2i.data.webdataset import WebDataset
 
 
 def picture(grey: int = 0, kind: str = "PNG") -> bytes:
@@ -63,7 +63,7 @@ def test_lines_come_before_json_unless_they_say_nothing(tmp_path: Path) -> None:
     ("train/val-0.tar", "train"), ("retrain-0.tar", ""),
 ])  # fmt: skip
 def test_what_a_name_says(name: str, side: str) -> None:
-    assert split_of(name) == side
+    assert split_named(name, "data.root", "shard") == side
 
 
 def test_folders_say_the_side_and_test_is_left_alone(tmp_path: Path) -> None:

@@ -356,7 +356,7 @@ def test_what_is_broken_off_leaves_the_scores_that_there_are(place: Path, tmp_pa
     def stopped(self: CLIPScorer, text: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(CLIPScorer, "text_features", stopped)
+    monkeypatch.setattr(CLIPScorer, "embed_text", stopped)
     with pytest.raises(KeyboardInterrupt):
         evaluate.run(config(place, ckpt(place), "metrics=[fd_clip,clip_score]", f"clip_model={place / 'judge'}",
                               f"out={tmp_path}"))

@@ -15,6 +15,7 @@ from t2i.config.compose import compose
 from t2i.evaluation import evaluate, nearest_render
 from t2i.metrics.unseen_pairs import FLOORS
 from t2i.types import Gallery
+from t2i.viz.tables import markdown
 
 MADE = gallery()
 
@@ -34,19 +35,19 @@ def paint(split: str, captions: list[str]) -> Tensor:
 
 def test_scores_stand_beside_ceilings_and_floors() -> None:
     found = nearest_render.judged(paint, MADE, None, 3, 0)
-    assert found.n == {"seen": 3, "heldout": 3}
-    scores = json.loads(json.dumps(found.described()))
+    assert {n for *_, n in found.values} == {3}
+    scores = json.loads(json.dumps(found.scores))
     assert list(scores["seen"]) == ["score", "ceiling_renders"]
     assert list(scores["heldout"])[2:] == [f"floor_{name}" for name in FLOORS]
     ceiling = scores["heldout"]["ceiling_renders"]["plain"]
     assert scores["seen"]["score"]["plain"]["pair"]["value"] == 1 == ceiling["pair"]["value"]
     assert scores["heldout"]["score"]["plain"] == scores["heldout"]["floor_other_style"]["plain"]
-    held = found.confusions["heldout"]
+    held = found.more["confusions"]["heldout"]
     assert held["concepts"] == [] and sum(times for _, _, times in held["styles"]) == 3 == len(held["examples"])
     assert set(found.sheets) == set(nearest_render.CAPTIONS)
     seen, heldout = nearest_render.tables(scores)
     assert seen.rows[0][:3] == ["score", "plain", "1.000 (0.439 to 1.000)"] and len(heldout.rows) == 9
-    assert "| floor: ridge regression on the other styles | aligned |" in nearest_render.table(scores)
+    assert "| floor: ridge regression on the other styles | aligned |" in markdown(found.tables)
 
 
 def test_halves_of_the_held_out_pairs_are_disjoint_and_the_same_for_every_seed() -> None:

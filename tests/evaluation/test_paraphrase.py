@@ -14,6 +14,7 @@ from torch import Tensor
 from t2i.config.compose import compose
 from t2i.evaluation import evaluate, nearest_render, paraphrase
 from t2i.types import Gallery
+from t2i.viz.tables import markdown
 
 MADE = gallery()
 
@@ -46,23 +47,22 @@ def test_words_ask_for_seen_pairs_in_all_styles() -> None:
 
 def test_right_is_a_concept_that_the_word_names() -> None:
     found = paraphrase.judged(paint, MADE, 10, 0)
-    scores = json.loads(json.dumps(found.described()))
-    assert found.n == {"all": 3, "far": 3} and list(scores["all"]) == [
+    scores = json.loads(json.dumps(found.scores))
+    assert {n for *_, n in found.values} == {3} and list(scores) == ["all", "far"] and list(scores["all"]) == [
         "names", "words", "share", "ceiling_renders", "floor_shuffled_words"]
     assert scores["all"]["names"]["concept"]["value"] == 1 == scores["all"]["ceiling_renders"]["top5"]["value"]
     assert scores["all"]["words"]["concept"]["value"] == pytest.approx(1 / 3)
     assert scores["all"]["share"]["concept"]["value"] == pytest.approx(1 / 3)
     assert scores["all"]["floor_shuffled_words"]["concept"]["value"] == 0
-    assert [word["word"] for word in found.words if word["right"]] == ["duo"]
-    assert set(paraphrase.values(found)) == {f"paraphrase_{far}{kind}{top}" for far in ("", "far_") for top in
-                                             ("", "_top5") for kind in ("names", "words", "share")}
-    assert "| words / names | 0.333 (0.000 to 1.000) |" in paraphrase.table(scores)
+    assert [word["word"] for word in found.more["unseen_words"] if word["right"]] == ["duo"]
+    assert {name for name, *_ in found.values} == {f"paraphrase_{far}{kind}{top}" for far in ("", "far_") for top in
+                                                  ("", "_top5") for kind in ("names", "words", "share")}
+    assert "| words / names | 0.333 (0.000 to 1.000) |" in markdown(found.tables)
 
 
 def test_no_share_where_no_name_is_right() -> None:
     found = paraphrase.judged(lambda kind, captions: paint("words", ["else"] * len(captions)), MADE, 10, 0)
-    assert "concept" not in found.scores["all"]["share"] and "| words / names | – |" in paraphrase.table(
-        found.described())
+    assert "concept" not in found.scores["all"]["share"] and "| words / names | – |" in markdown(found.tables)
 
 
 def test_words_that_share_none_with_the_name() -> None:

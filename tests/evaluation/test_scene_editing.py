@@ -17,12 +17,14 @@ from t2i.config.compose import compose
 from t2i.data.scenes import render
 from t2i.data.shapes import World, caption_held_out, scene_held_out, split_of
 from t2i.evaluation import evaluate, scene_editing
+from t2i.evaluation.composition import Judgement
 from t2i.evaluation.scene_editing import Asked, asked, is_right
+from t2i.viz.tables import markdown
 
 N, WORLD = 6, World(8, ("white", "navy"))
 
 
-def judged(paint) -> scene_editing.Edited:
+def judged(paint) -> Judgement:
     return scene_editing.judged(paint, 64, Exact(), N, 0, WORLD)
 
 
@@ -69,16 +71,16 @@ def test_one_thing_becomes_another_in_its_place(split) -> None:
 def test_the_wished_scene_is_right_and_the_old_one_wrong() -> None:
     found = judged(wished)
     for split in ("seen", "heldout"):
-        values = {kind: one.value for kind, one in found.scores[split].items()}
+        values = {kind: one["value"] for kind, one in found.scores[split].items()}
         assert values == {"score": 1, "ceiling_renders": 1, "ceiling_reconstructions": 1, "floor_no_edit": 0}
-    assert "| heldout | 1.000 | 1.000 | 1.000 | 0.000 |" in scene_editing.table(found.described())
-    assert [len(some) for some in found.pictures["seen"].values()] == [N, N, N]
+    assert "| heldout | 1.000 | 1.000 | 1.000 | 0.000 |" in markdown(found.tables)
+    assert set(found.sheets) == {"editing-seen", "editing-heldout"}
 
 
 def test_half_of_the_edits_are_half_of_the_score() -> None:
     turn = iter(range(2 * N))
     found = judged(lambda edit, _: torch.from_numpy(render(edit.after if next(turn) % 2 else edit.before, 64)))
-    assert found.scores["seen"]["score"].value == found.scores["heldout"]["score"].value == 0.5
+    assert found.scores["seen"]["score"]["value"] == found.scores["heldout"]["score"]["value"] == 0.5
 
 
 @pytest.mark.parametrize("fault", ["other moved", "other recoloured", "one more", "other ground"])

@@ -60,7 +60,7 @@ def test_features_depend_on_neither_batch_nor_autocast(folder: Path) -> None:
     torch.testing.assert_close(net(held.numpy()), together)
     assert float((together.norm(dim=1) - 1).abs().min()) > 1e-3  # not normalised
     torch.testing.assert_close(F.normalize(together, dim=1),
-                               net.image_features(held.permute(0, 3, 1, 2).float() / 127.5 - 1))
+                               net.embed_image(held.permute(0, 3, 1, 2).float() / 127.5 - 1))
     told = net.protocol
     assert told["hash"] == net.id and "prefix" not in told and told["size"] == 16
 

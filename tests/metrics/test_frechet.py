@@ -121,7 +121,7 @@ def test_fd_clip_tells_sets_apart_and_takes_chunks(clip: CLIPScorer) -> None:
     features = clip(pictures)
     assert features.shape == (40, 8)
     assert features.dtype == torch.float32
-    unit = clip.image_features(pictures.permute(0, 3, 1, 2).float() / 127.5 - 1)
+    unit = clip.embed_image(pictures.permute(0, 3, 1, 2).float() / 127.5 - 1)
     torch.testing.assert_close(torch.nn.functional.normalize(features, dim=-1), unit)
     assert not torch.allclose(features.norm(dim=1), torch.ones(40))
     real = of(features)

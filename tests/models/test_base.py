@@ -19,8 +19,7 @@ from t2i.models.distributed import StepRandom
 from t2i.models.text_gan import TextGAN
 from t2i.models.vqgan import VQGAN
 from t2i.training import train
-from t2i.training.callbacks.checkpointing import RunCheckpoint
-from t2i.training.callbacks.seeding import StepSeed
+from t2i.training.callbacks.checkpointing import RunCheckpoint, StepSeed
 
 RARE = ["trainer.val_every_steps=6", "trainer.checkpoint_every_steps=6", "trainer.log_every_steps=4"]
 VQ = [*tiny.VQGAN, "model.discriminator_start=0", "model.quantizer.decay=0.5"]

@@ -22,7 +22,7 @@ from t2i.nets.tokenizer import ImageTokenizer
 from t2i.quantizers.residual import Residual
 from t2i.quantizers.simvq import SimVQ
 from t2i.training import loggers
-from t2i.training.callbacks.seeding import StepSeed
+from t2i.training.callbacks.checkpointing import StepSeed
 from t2i.types import Batch
 
 MODEL = {

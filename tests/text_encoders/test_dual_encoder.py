@@ -93,11 +93,11 @@ def test_transformers_reads_the_folder_to_the_same_embeddings(
     torch.testing.assert_close(image, want.image_embeds, atol=1e-5, rtol=0)
     assert theirs.logit_scale == model.clip.logit_scale
     scorer, guide = CLIPScorer(str(path)), load_clip_model(str(path))
-    for got_text, got_image in ((scorer.text_features(CAPTIONS), scorer.image_features(images)),
+    for got_text, got_image in ((scorer.embed_text(CAPTIONS), scorer.embed_image(images)),
                                 (guide.embed_text(CAPTIONS), guide.embed_image(images))):
         torch.testing.assert_close(got_text, text, atol=1e-5, rtol=0)
         torch.testing.assert_close(got_image, image, atol=1e-5, rtol=0)
-    assert same_weights(guide, scorer) and scorer.size == 32
+    assert same_weights(guide, scorer) and scorer.image_size == 32
     assert {p.name for p in path.iterdir()} == {"config.json", "model.safetensors", "preprocessor_config.json",
                                                 "tokenizer.json", "tokenizer_config.json"}
 
@@ -142,8 +142,8 @@ def test_published_folders_of_such_towers_are_read(bert: Path, folder: Path) -> 
         images = torch.rand(2, 3, 32, 32) * 2 - 1
         seen = model.get_image_features(pixel_values=images).pooler_output
     scorer = CLIPScorer(str(folder))
-    torch.testing.assert_close(scorer.text_features(CAPTIONS), F.normalize(want), atol=1e-5, rtol=0)
-    torch.testing.assert_close(scorer.image_features(images), F.normalize(seen), atol=1e-5, rtol=0)
+    torch.testing.assert_close(scorer.embed_text(CAPTIONS), F.normalize(want), atol=1e-5, rtol=0)
+    torch.testing.assert_close(scorer.embed_image(images), F.normalize(seen), atol=1e-5, rtol=0)
     encoder = CLIPText(str(folder))
     assert encoder.tower.config.num_hidden_layers == 2 and encoder.max_length == 40
     torch.testing.assert_close(encoder(CAPTIONS).pooled, want, atol=1e-5, rtol=0)

@@ -1,15 +1,14 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
 import io
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
-
-import torch
 
 from t2i.config.messages import shown
 
@@ -61,6 +60,8 @@ class _Sink(io.RawIOBase):
 
 def save_atomic(content: Any, path: str | Path) -> None:
     """`torch.save` through `atomic_write`."""
+    import torch
+
     with atomic_write(path) as file:
         sink = _Sink(file)
         try:
@@ -83,3 +84,21 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
 def write_text(path: str | Path, text: str) -> None:
     """In UTF-8."""
     write_bytes(path, text.encode("utf-8"))
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder` to write into; at the end it takes the place of `folder`, which may be there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as room:
+        new, old = Path(room) / "new", Path(room) / "old"
+        new.mkdir()
+        yield new
+        if folder.exists():
+            os.replace(folder, old)
+        try:
+            os.replace(new, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise

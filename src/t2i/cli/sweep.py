@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import io
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from typing import Any, Literal
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from t2i.checkpoint.atomic import write_text
 from t2i.config.machine import cores
 
 Mode = Literal["min", "max"]
@@ -81,12 +83,6 @@ def best(rows: list[dict[str, Any]]) -> str:
     return f"best: {shown or 'the only job'} (objective {row['objective']:.4g}: {key}, {mode}) in {row['run_dir']}"
 
 
-def _replace(path: Path, text: str) -> None:
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)
-
-
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     """The rows of a sweep's jobs that ended so far."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in (folder / ROWS).glob("[0-9]*.json")]
@@ -95,16 +91,15 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 def keep(folder: Path, row: dict[str, Any]) -> None:
     """Adds a job's row to its sweep, and writes `sweep.csv` and `sweep.json` anew, each whole or not at all."""
-    (folder / ROWS).mkdir(parents=True, exist_ok=True)
-    _replace(folder / ROWS / f"{row['job']}.json", json.dumps(row, ensure_ascii=False))
+    write_text(folder / ROWS / f"{row['job']}.json", json.dumps(row, ensure_ascii=False))
     rows = rows_of(folder)
-    _replace(folder / "sweep.json", json.dumps({"jobs": rows}, indent=1, ensure_ascii=False))
+    write_text(folder / "sweep.json", json.dumps({"jobs": rows}, indent=1, ensure_ascii=False))
     flat = [flat_row(each) for each in rows]
-    with (folder / f".sweep.{os.getpid()}.tmp").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns_of(flat))
-        writer.writeheader()
-        writer.writerows(flat)
-    os.replace(file.name, folder / "sweep.csv")
+    lines = io.StringIO(newline="")
+    writer = csv.DictWriter(lines, columns_of(flat))
+    writer.writeheader()
+    writer.writerows(flat)
+    write_text(folder / "sweep.csv", lines.getvalue())
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -1,9 +1,8 @@
 """StackGAN's published files (Zhang et al. 2016, arXiv 1612.03242; its PyTorch code) as our nets.
 
-Bare state dicts of STAGE1_G, STAGE2_G (which holds STAGE1_G), STAGE1_D and STAGE2_D; names may start with `module.`.
-Sizes are read from the tensors' shapes. Files from before torch 0.4.1 have no `num_batches_tracked`: where all of them
-lack they count as 0. Differences: the discriminators' sigmoid stands in our loss, so here are logits; our noise
-carries the numbers of conditioning augmentation, so that `noise_dim` is theirs (Z_DIM) + CONDITION_DIM.
+Bare state dicts of STAGE1_G and STAGE2_G (which holds STAGE1_G); names may start with `module.`. Sizes are read from
+the tensors' shapes. Files from before torch 0.4.1 have no `num_batches_tracked`: where all of them lack they count as
+0. Our noise carries the numbers of conditioning augmentation, so that `noise_dim` is theirs (Z_DIM) + CONDITION_DIM.
 """
 
 from __future__ import annotations
@@ -13,29 +12,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from t2i.convert.kinds import INNER
-from t2i.convert.tensors import Rules, Source, bare, count, fill, opened, renamed, shape, size
-from t2i.nets.stackgan import StackDiscriminator, StageOne, StageTwo
+from t2i.convert.tensors import Rules, Source, bare, count, fill, opened, renamed, size
+from t2i.nets.stackgan import StageOne, StageTwo
 
 TRACKED = ".num_batches_tracked"
 # From our names to the published ones.
 RULES: Rules = (
     (r"^augmentation\.linear\.", "ca_net.fc."), (r"^stem\.", "fc."), (r"^joint\.", "hr_joint."),
-    (r"^head\.(weight|bias)$", r"img.0.\1"), (r"^head\.joint\.", "get_cond_logits.outlogits."),
-    (r"^head\.last\.", "get_cond_logits.outlogits.3."), (r"^free_head\.last\.", "get_uncond_logits.outlogits.0."),
+    (r"^head\.(weight|bias)$", r"img.0.\1"),
 )  # fmt: skip
 
 
 def generator_name(name: str) -> str:
     """The published name of a generator's tensor."""
     return renamed(re.sub(r"^ups\.(\d+)\.", lambda found: f"upsample{int(found[1]) + 1}.", name), RULES)
-
-
-def discriminator_name(name: str) -> str:
-    """The published name of a discriminator's tensor."""
-    return generator_name(re.sub(r"^encoder\.", "encode_img.", name))
 
 
 def _state(source: Source, label: str | None) -> tuple[dict[str, Any], str, str]:
@@ -101,18 +93,3 @@ def read_stage2(source: Source, label: str | None = None) -> tuple[StageOne, Sta
         raise ValueError(f"{label}: its stage I takes captions of {stage1.text_dim} numbers, its stage II of"
                          f" {stage2.text_dim}")
     return stage1, stage2
-
-
-def read_discriminator(source: Source, label: str | None = None) -> StackDiscriminator:
-    """The discriminator of either stage, of a file or state dict, in eval mode; it gives logits."""
-    state, prefix, label = _state(source, label)
-    kernels = [name for name in state if re.fullmatch(r"encode_img\.\d+\.weight", name)]
-    downs = sum(isinstance(state[name], Tensor) and tuple(state[name].shape[2:]) == (4, 4) for name in kernels)
-    joint = shape(state, "get_cond_logits.outlogits.0.weight", 4)
-    norm, last = (size(state, "get_cond_logits.outlogits.1.weight", 1, 0),
-                  size(state, "get_cond_logits.outlogits.3.weight", 4, 1))
-    choices = {"image_size": [4 * 2**downs, 8 * 2**downs],  # a kernel may be missing
-               "channels": _known(size(state, "encode_img.0.weight", 4, 0), norm and norm / 8, last and last / 8),
-               "text_dim": [joint[1] - joint[0]] if joint and joint[1] > joint[0] else [1],
-               "unconditional": [any(name.startswith("get_uncond_logits.") for name in state)]}
-    return fill(StackDiscriminator, choices, state, discriminator_name, label, "StackGAN discriminator", prefix)

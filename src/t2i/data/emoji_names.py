@@ -86,10 +86,6 @@ def key_of_hex(text: str) -> str | None:
         return None
 
 
-def codes_of(key: str) -> tuple[int, ...]:
-    return tuple(int(part, 16) for part in key.split("-"))
-
-
 def reason_to_leave_out(codes: Sequence[int], name: str, component: bool, category: str, group: str) -> str | None:
     """Why an emoji is no concept of its own: None for those that are. The rule sees metadata alone."""
     if any(code in SKIN for code in codes):

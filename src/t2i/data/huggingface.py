@@ -23,7 +23,16 @@ from typing import Any, Literal
 
 from t2i.checkpoint.registry import register
 from t2i.config.messages import quoted, shown
-from t2i.data.image_dataset import CAPTION_NAMES, SPLIT_NAMES, ImageDataset, Split, assign_splits, find_files, is_image
+from t2i.data.image_dataset import (
+    CAPTION_NAMES,
+    SPLIT_NAMES,
+    ImageDataset,
+    Split,
+    assign_splits,
+    find_files,
+    is_image,
+    split_named,
+)
 from t2i.data.rows import ListingError, Row, one_line
 
 PACKAGE = "datasets"
@@ -161,7 +170,7 @@ class HuggingFace(ImageDataset):
         if tables:
             held: dict[str, list[str]] = {}
             for name in sorted(tables):
-                held.setdefault(split_named(self.where, name), []).append(str(local / name))
+                held.setdefault(split_named(name, self.where) or "train", []).append(str(local / name))
             return {"path": "parquet", "data_files": held}
         if any(map(is_image, files)):
             return {"path": "imagefolder", "data_dir": str(local)}
@@ -305,17 +314,6 @@ class Cursor:
                 else:
                     raise ValueError("the stream is shorter than it was when it was listed")
             return self.held[index]
-
-
-def split_named(where: str, name: str) -> str:
-    """What the path of a table says of its split: train, val or test; one that says nothing is for training."""
-    for part in name.lower().split("/"):
-        words = {SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", part) if word in SPLIT_NAMES}
-        if len(words) > 1:
-            raise ValueError(f"{where}: is {name} for {' or for '.join(sorted(words))}? A file is on one side")
-        if words:
-            return words.pop()
-    return "train"
 
 
 def choose_split(where: str, names: list[str], split: Split, train: str | None, val: str | None) -> tuple[str, bool]:

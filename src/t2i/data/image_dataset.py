@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
@@ -235,6 +236,19 @@ def find_files(root: Path, deep: bool = False) -> Files:
 
 def is_image(path: str) -> bool:
     return path.lower().endswith(EXTENSIONS) and not path.rpartition("/")[2].startswith(".")
+
+
+def split_named(name: str, where: str, what: str = "file") -> str:
+    """What the path of a table or shard says of its split: train, val, test or nothing; the outermost folder that says
+    anything."""
+    for part in name.lower().split("/"):
+        words = {SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", part) if word in SPLIT_NAMES}
+        if len(words) > 1:
+            raise ValueError(f"{where}: is the {what} {name} for {' or for '.join(sorted(words))}? A {what} is on one"
+                             " side")
+        if words:
+            return words.pop()
+    return ""
 
 
 def assign_splits(keys: Sequence[str]) -> list[Split]:

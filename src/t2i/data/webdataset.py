@@ -18,7 +18,7 @@ import numpy as np
 
 from t2i.checkpoint.registry import register
 from t2i.config.messages import quoted
-from t2i.data.image_dataset import EXTENSIONS, SPLIT_NAMES, ImageDataset, assign_splits, find_files, is_image
+from t2i.data.image_dataset import EXTENSIONS, ImageDataset, assign_splits, find_files, is_image, split_named
 from t2i.data.rows import JsonLines, ListingError, Row, is_text, one_line
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
@@ -48,7 +48,7 @@ class WebDataset(ImageDataset):
         folder = base if base.is_dir() else base.parent
         faults: list[str] = []
         notes: list[str] = []
-        splits = {name: split_of(name) for name in find_shards(base, faults, notes)}
+        splits = {name: split_named(name, "data.root", "shard") for name in find_shards(base, faults, notes)}
         stated = "val" in splits.values()
         mine = [name for name, of in splits.items() if of != "test" and (not stated or (of or "train") == split)]
         keys: list[str] = []
@@ -113,18 +113,6 @@ def find_shards(base: Path, faults: list[str], notes: list[str]) -> list[str]:
     if not shards:
         raise ListingError(f"data.root={base} " + ("has no *.tar in it" if base.is_dir() else "is no .tar"), faults)
     return shards
-
-
-def split_of(name: str) -> str:
-    """What a shard's path says of its split: train, val, test or nothing; the outermost folder that says anything."""
-    for part in shard_key(name).split("/"):
-        splits = {SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", part.lower()) if word in SPLIT_NAMES}
-        if len(splits) > 1:
-            raise ValueError(f"data.root: is the shard {name} for {' or for '.join(sorted(splits))}? A shard is on one"
-                             " side")
-        if splits:
-            return splits.pop()
-    return ""
 
 
 def samples(folder: Path, name: str, keys: list[str], others: set[str], faults: list[str]) -> Iterator[Row]:

@@ -9,24 +9,46 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from t2i.config.places import program
 from t2i.data import shapes
 from t2i.data.scenes import TASKS, Caption, Scene, Task, render
 from t2i.evaluation.generated_images import BATCH, GeneratedImages, draw
-from t2i.metrics.composition import composition_score, shares, shuffled, verdicts
-from t2i.viz.grids import to_uint8
-from t2i.viz.tables import markdown_table
+from t2i.metrics.composition import READER, composition_score, shares, shuffled, verdicts
+from t2i.metrics.intervals import Interval, bootstrap
+from t2i.viz import grids
+from t2i.viz.html import composition_tables
+from t2i.viz.tables import Table, markdown_table
 
 COLUMNS = {"score": "score", "refined": "refined by CLIP", "ceiling_renders": "ceiling: renders",
            "ceiling_reconstructions": "ceiling: reconstructions", "floor_shuffled_captions": "floor: shuffled captions"}
 KINDS: tuple[tuple[str, shapes.Split, tuple[Task, ...]], ...] = (
     ("seen", "val", TASKS), ("heldout", "heldout", shapes.HELDOUT_TASKS))
+READ_BY = {"reader": f"{READER} (no learned weights); GenEval's clause logic, arXiv 2310.11513"}
 Paint = Callable[[str, list[str]], Tensor]  # split and captions -> uint8 (n, h, w, 3)
+
+
+@dataclass
+class Judgement:
+    """What a judge found of drawings.
+
+    scores, more: as `evaluation.json` nests them. values: name, interval, which way is good, and n of each score.
+    protocol: what made them. title, tables, sheets: of the page; sheets by name, with what they show.
+    """
+
+    title: str
+    scores: dict[str, Any]
+    values: list[tuple[str, Interval, str, int]]
+    protocol: dict[str, Any]
+    tables: list[Table]
+    sheets: dict[str, tuple[Image.Image, str]]
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 @torch.inference_mode()
@@ -36,7 +58,7 @@ def reconstructed(tokenizer: Any, pictures: Tensor) -> Tensor:
     parts = []
     for chunk in pictures.split(BATCH):
         image = chunk.permute(0, 3, 1, 2).to(device).float().div(127.5).sub(1)
-        parts.append(torch.from_numpy(to_uint8(tokenizer.decode_ids(tokenizer.encode(image).clone()))))
+        parts.append(torch.from_numpy(grids.to_uint8(tokenizer.decode_ids(tokenizer.encode(image).clone()))))
     return torch.cat(parts)
 
 
@@ -124,6 +146,18 @@ def refined(found: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     """The scores with those of the same samples after guided drawing beside them, and its pictures as examples."""
     return {split: {"score": kinds.pop("score"), "refined": after[split]["score"], **kinds,
                     "examples": after[split]["examples"]} for split, kinds in found.items()}
+
+
+def judgement(found: dict[str, Any], n_per_task: int, seed: int) -> Judgement:
+    """Of what `composed` found, without its examples."""
+    values, sheets = [], {}
+    for split, kinds in found.items():
+        pictures, captions, right = kinds.pop("examples")
+        hits = torch.tensor(right, dtype=torch.float64)
+        values.append((f"composition_{split}", bootstrap(hits, seed), "higher", len(right)))
+        sheets[split] = grids.grid(pictures, captions, columns=len(captions) // 2), f"{split}: two of each task"
+    return Judgement("Composition", found, values, {**READ_BY, "interval": "bootstrap, 1000", "n_per_task": n_per_task},
+                     composition_tables(found), sheets)
 
 
 def table(scores: dict[str, Any]) -> str:

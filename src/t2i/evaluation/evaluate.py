@@ -31,7 +31,7 @@ from t2i.data.scenes import render
 from t2i.evaluation import composition as compositions
 from t2i.evaluation import evaluator, nearest_render, paraphrase, reference_images, scene_editing, scene_paraphrase
 from t2i.evaluation.composition import KINDS as SPLITS
-from t2i.evaluation.composition import composed, listed, refined, world_of
+from t2i.evaluation.composition import READ_BY, Judgement, Paint, composed, judgement, listed, refined, world_of
 from t2i.evaluation.evaluator import Evaluator, Scores, too_few, without
 from t2i.evaluation.feature_models import involvement, open_clip_model, open_inception
 from t2i.evaluation.generated_images import GeneratedImages, largest_batch
@@ -40,17 +40,18 @@ from t2i.evaluation.reference_images import Reference
 from t2i.generation.editing import Edit, edited, of_box
 from t2i.generation.text_to_image import KINDS, PRIORS, check_negative, device_of, options_of, set_weights
 from t2i.losses.perceptual import LPIPS, EfficientNetDistance
-from t2i.metrics.composition import READER
 from t2i.metrics.efficientnet import EfficientNetFeatures
 from t2i.metrics.features import FeatureNet
-from t2i.metrics.intervals import bootstrap
 from t2i.models.distributed import barrier, first_error, local_device, rank_and_world_size
 from t2i.types import Gallery
 from t2i.version import code_version, version
 from t2i.viz.grids import to_uint8
 from t2i.viz.progress import counter
+from t2i.viz.tables import markdown
 
-COMPOSITION = {"reader": f"{READER} (no learned weights); GenEval's clause logic, arXiv 2310.11513"}
+# What judges have in `evaluation.json` -> their tables.
+TABLES = {"nearest_render": nearest_render.tables, "paraphrase": paraphrase.tables,
+          "wordings": scene_paraphrase.tables, "editing": scene_editing.tables}
 
 
 def place(config: Mapping[str, Any]) -> Path:
@@ -63,20 +64,14 @@ def place(config: Mapping[str, Any]) -> Path:
 class Evaluation:
     """One command's model or folder, protocol and feature models, opened and checked before anything is drawn.
 
-    What there is to show of it is kept: `examples` of the composition by split, `judged` by the nearest render,
-    `paraphrased` by unseen words, `worded` and `edited` scenes, `measured` pictures, `reconstructions` beside their
-    originals.
+    What there is to show of it is kept: `judgements` of drawings for captions of the metrics' own, `measured` pictures,
+    `reconstructions` beside their originals.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config, self.seed, self.started = config, config["seed"], time.monotonic()
         self.scores, self.lock = Scores(), ExitStack()
-        self.composition: dict[str, Any] = {}  # scores by split
-        self.examples: dict[str, tuple[Tensor, list[str], list[bool]]] = {}
-        self.judged: nearest_render.Judged | None = None
-        self.paraphrased: paraphrase.Paraphrased | None = None
-        self.worded: scene_paraphrase.Worded | None = None
-        self.edited: scene_editing.Edited | None = None
+        self.judgements: dict[str, Judgement] = {}  # by their names in `evaluation.json`
         self.images: GeneratedImages | None = None  # of a folder
         self.measured: GeneratedImages | None = None
         self.reconstructions: tuple[Tensor, Tensor] | None = None
@@ -244,18 +239,26 @@ class Evaluation:
             raise ValueError(fault)
         return images
 
-    def compose(self) -> dict[str, Any]:
-        """The composition scores, of a prior also after guided drawing."""
-        world, n_per_task = world_of(self.data["data"]), self.config["n_per_task"]
-        if self.model is None:
-            assert self.images is not None
-            return composed(listed(self.images), self.image_size, None, n_per_task, self.seed, world)
+    def painter(self, metric: str, guided: bool = True, of_gallery: bool = False) -> Paint:
+        """The pictures that a metric judges: of the folder, or drawn for its captions, by guided drawing where that is
+        asked for. `of_gallery`: its captions name styles, and `style_guidance` leads away from those without."""
+        if self.images is not None:
+            return listed(self.images, metric)
+        guided, away = guided and "clip_guided" in self.config, None
+        if of_gallery and self.config["style_guidance"]:
+            away = dict(zip(self.gallery.captions, self.gallery.plain_captions, strict=True))
+            away |= {text: word.plain_caption for word in self.gallery.unseen_words for text in word.captions.values()}
+        return lambda what, text: self.draw(f"{metric}, {what}", text, guided, away).all()
 
+    def judge_composition(self) -> Judgement:
+        """Of scenes, of a prior also after guided drawing."""
         def found(guided: bool) -> dict[str, Any]:
-            return composed(lambda split, text: self.draw(f"composition, {split}", text, guided).all(),
-                            self.image_size, getattr(self.model, "tokenizer", None), n_per_task, self.seed, world)
+            return composed(self.painter("composition", guided), self.image_size,
+                            getattr(self.model, "tokenizer", None), n_per_task, self.seed, world_of(self.data["data"]))
 
-        return refined(found(False), found(True)) if "clip_guided" in self.config else found(False)
+        n_per_task = self.config["n_per_task"]
+        both = refined(found(False), found(True)) if "clip_guided" in self.config else found(False)
+        return judgement(both, n_per_task, self.seed)
 
     def open_gallery(self, metric: str) -> Gallery:
         """All true pictures of the data, of the drawn pictures' size, for a metric."""
@@ -263,48 +266,27 @@ class Evaluation:
         size = self.size if self.model is None and self.images is None else self.image_size
         return nearest_render.open_gallery(self.data, size, trained, metric)
 
-    def judge_renders(self) -> None:
-        """Adds the scores of drawings by their nearest renders."""
-        scores, guided, tokenizer = self.scores, "clip_guided" in self.config, getattr(self.model, "tokenizer", None)
-
-        away = dict(zip(self.gallery.captions, self.gallery.plain_captions, strict=True))
-
-        def drawn(split: str, text: list[str]) -> Tensor:
-            return self.draw(f"nearest_render, {split}", text, guided,
-                             away if self.config["style_guidance"] else None).all()
-
-        paint = drawn if self.images is None else listed(self.images, "nearest_render")
+    def judge_renders(self) -> Judgement:
+        """Of drawings by their nearest renders."""
+        paint, tokenizer = self.painter("nearest_render", of_gallery=True), getattr(self.model, "tokenizer", None)
         if self.model is not None and self.model.kind == "vqgan":
             paint, tokenizer = nearest_render.through(tokenizer, self.gallery), None
-        self.judged = found = nearest_render.judged(paint, self.gallery, tokenizer, self.config["n_pairs"], self.seed,
-                                                    self.sharpness, styles=self.images is None, device=self.device,
-                                                    pairs=self.config["pairs"])
-        held = {**self.base(), **nearest_render.JUDGE, **{key: self.config[key] for key in ("n_pairs", "pairs")},
-                "renders": len(self.gallery.images), "styles": list(dict.fromkeys(self.gallery.styles))}
-        for split, kinds in found.scores.items():
-            for name, interval in kinds["score"]["plain"].items():
-                scores.add(f"nearest_render_{split}_{name}", interval,
-                           "lower" if name in nearest_render.LOWER else "higher", found.n[split], held)
+        return nearest_render.judged(paint, self.gallery, tokenizer, self.config["n_pairs"], self.seed, self.sharpness,
+                                     styles=self.images is None, device=self.device, pairs=self.config["pairs"])
 
-    def judge_wordings(self) -> None:
-        """Adds the scores of scenes by how their captions are worded."""
-        guided, n_per_task = "clip_guided" in self.config, self.config["n_per_task"]
+    def judge_words(self) -> Judgement:
+        """Of drawings that are asked for by unseen words."""
+        paint = self.painter("paraphrase", of_gallery=True)
+        return paraphrase.judged(paint, self.gallery, self.config["n_pairs"], self.seed, self.device)
 
-        def drawn(wording: str, text: list[str]) -> Tensor:
-            return self.draw(f"paraphrase, {wording}", text, guided).all()
+    def judge_wordings(self) -> Judgement:
+        """Of scenes by how their captions are worded."""
+        return scene_paraphrase.judged(self.painter("paraphrase"), self.image_size, self.config["n_per_task"],
+                                       self.seed, world_of(self.data["data"]))
 
-        self.worded = found = scene_paraphrase.judged(
-            drawn if self.images is None else listed(self.images, "paraphrase"), self.image_size, n_per_task, self.seed,
-            world_of(self.data["data"]))
-        held = {**self.base(), **COMPOSITION, "interval": "Wilson; of a share bootstrap, 1000",
-                "n_per_task": n_per_task}
-        for name, interval in scene_paraphrase.values(found).items():
-            self.scores.add(name, interval, "higher", found.n, held)
-
-    def judge_edits(self) -> None:
-        """Adds the scores of edited scenes."""
-        n, world = self.config["n_per_task"], world_of(self.data["data"])
-        done = count(1)
+    def judge_edits(self) -> Judgement:
+        """Of edited scenes."""
+        n, done = self.config["n_per_task"], count(1)
         with counter("editing", n * len(scene_editing.SPLITS)) as progress:
 
             def paint(edit: scene_editing.Asked, seed: int) -> Tensor:
@@ -315,28 +297,8 @@ class Evaluation:
                 progress(next(done))
                 return drawn[0]
 
-            self.edited = found = scene_editing.judged(paint, self.image_size, self.model.tokenizer, n, self.seed,
-                                                       world)
-        held = {**self.base(), **COMPOSITION, "interval": "Wilson", "n_per_task": n}
-        for split, kinds in found.scores.items():
-            self.scores.add(f"editing_{split}", kinds["score"], "higher", n, held)
-
-    def judge_words(self) -> None:
-        """Adds the scores of drawings that are asked for by unseen words."""
-        guided = "clip_guided" in self.config
-        away = {**dict(zip(self.gallery.captions, self.gallery.plain_captions, strict=True)),
-                **{text: word.plain_caption for word in self.gallery.unseen_words for text in word.captions.values()}}
-
-        def drawn(kind: str, text: list[str]) -> Tensor:
-            return self.draw(f"paraphrase, {kind}", text, guided, away if self.config["style_guidance"] else None).all()
-
-        self.paraphrased = found = paraphrase.judged(
-            drawn if self.images is None else listed(self.images, "paraphrase"), self.gallery, self.config["n_pairs"],
-            self.seed, self.device)
-        held = {**self.base(), **paraphrase.JUDGE, "n_pairs": self.config["n_pairs"],
-                "unseen_words": len(self.gallery.unseen_words), "renders": len(self.gallery.images)}
-        for name, (interval, n) in paraphrase.values(found).items():
-            self.scores.add(name, interval, "higher", n, held)
+            return scene_editing.judged(paint, self.image_size, self.model.tokenizer, n, self.seed,
+                                        world_of(self.data["data"]))
 
     @property
     def image_size(self) -> int:
@@ -354,23 +316,18 @@ class Evaluation:
     def measure(self) -> None:
         """Draws and measures."""
         scores, metrics = self.scores, self.metrics
-        if "composition" in metrics:
-            with scores.trying(["composition"]):
-                self.composition = self.compose()
-                self.examples = {split: kinds.pop("examples") for split, kinds in self.composition.items()}
-                for split, (_, _, right) in self.examples.items():
-                    scores.add(f"composition_{split}", bootstrap(torch.tensor(right, dtype=torch.float64), self.seed),
-                               "higher", len(right), {**self.base(), **COMPOSITION, "interval": "bootstrap, 1000",
-                                                      "n_per_task": self.config["n_per_task"]})
-        if "nearest_render" in metrics:
-            with scores.trying(["nearest_render"]):
-                self.judge_renders()
-        if "paraphrase" in metrics:
-            with scores.trying(["paraphrase"]):
-                self.judge_wordings() if self.of_scenes else self.judge_words()
-        if "editing" in metrics:
-            with scores.trying(["editing"]):
-                self.judge_edits()
+        asked_in_words = ("wordings", self.judge_wordings) if self.of_scenes else ("paraphrase", self.judge_words)
+        for metric, name, judge in (
+            ("composition", "composition", self.judge_composition),
+            ("nearest_render", "nearest_render", self.judge_renders),
+            ("paraphrase", *asked_in_words),
+            ("editing", "editing", self.judge_edits),
+        ):
+            if metric in metrics:
+                with scores.trying([metric]):
+                    self.judgements[name] = found = judge()
+                    for value in found.values:
+                        scores.add(*value, {**self.base(), **found.protocol})
         if asked := [name for name in metrics if name in DRAWN]:
             with scores.trying(asked):
                 self._measure_captioned(asked)
@@ -410,19 +367,13 @@ class Evaluation:
         protocol = {
             "checkpoint": str(config["ckpt"]) if config["ckpt"] else None, "images": config["images"],
             "hash": self.hash, **self.base(), "metrics": list(self.metrics), "n_per_task": config["n_per_task"],
-            "size": self.size, "image_size": self.image_size, **COMPOSITION,
+            "size": self.size, "image_size": self.image_size, **READ_BY,
             "data": None if self.data is None else self.data["data"], "code": code_version(),
             "seconds": round(time.monotonic() - self.started, 1),
         }
-        nested: dict[str, Any] = {"composition": self.composition} if self.composition else {}
-        if self.judged is not None:
-            nested |= {"nearest_render": self.judged.described(), "confusions": self.judged.confusions}
-        if self.paraphrased is not None:
-            nested |= {"paraphrase": self.paraphrased.described(), "unseen_words": self.paraphrased.words}
-        if self.worded is not None:
-            nested |= {"wordings": self.worded.described()}
-        if self.edited is not None:
-            nested |= {"editing": self.edited.described()}
+        nested: dict[str, Any] = {}
+        for name, found in self.judgements.items():
+            nested |= {name: found.scores, **found.more}
         return {"scores": {**nested, **scores.values}, "protocols": scores.protocols, "protocol": protocol,
                 "missing": scores.missing}
 
@@ -474,10 +425,7 @@ class Evaluation:
 def nested_tables(scores: Mapping[str, Any]) -> str:
     """What of `evaluation.json` is more than a score, as Markdown, with a line's end."""
     found = [compositions.table(scores["composition"])] if "composition" in scores else []
-    found += [nearest_render.table(scores["nearest_render"])] if "nearest_render" in scores else []
-    found += [paraphrase.table(scores["paraphrase"])] if "paraphrase" in scores else []
-    found += [scene_paraphrase.table(scores["wordings"])] if "wordings" in scores else []
-    found += [scene_editing.table(scores["editing"])] if "editing" in scores else []
+    found += [markdown(tables(scores[name])) for name, tables in TABLES.items() if name in scores]
     return "".join(f"{one}\n\n" for one in found)
 
 

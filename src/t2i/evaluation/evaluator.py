@@ -203,7 +203,7 @@ class Evaluator:
     def _captions(self, image: Float[Tensor, "n d"], text: Sequence[str], scores: Scores) -> None:
         """CLIP score and R-precision, as far as they are asked for."""
         assert self.clip is not None
-        words, n = self.clip.text_features(text).cpu(), len(image)
+        words, n = self.clip.embed_text(text).cpu(), len(image)
         held = {**self.protocol, "clip_model": self.clip.score_protocol, "n_fake": n, "interval": "bootstrap, 1000",
                 **({"clip_involvement": self.involved} if self.involved else {})}
         similarity = (image * words).sum(-1)

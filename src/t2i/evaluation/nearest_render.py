@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,16 +18,16 @@ from PIL import Image
 from torch import Tensor
 
 from t2i.data.datasets import dataset
-from t2i.evaluation.composition import Paint, reconstructed
+from t2i.evaluation.composition import Judgement, Paint, reconstructed
 from t2i.evaluation.generated_images import BATCH
 from t2i.losses.perceptual import EfficientNetDistance
-from t2i.metrics.intervals import Interval, bootstrap
+from t2i.metrics.intervals import Interval, bootstrap, described
 from t2i.metrics.nearest_render import DISTANCES, MEASURES, SIDE, NearestRender, Verdicts
 from t2i.metrics.unseen_pairs import floors, places
 from t2i.types import Gallery, HasGallery
 from t2i.viz import grids
-from t2i.viz.html import Table, named
-from t2i.viz.tables import markdown_table
+from t2i.viz.html import named
+from t2i.viz.tables import Table
 
 JUDGE = {"judge": f"nearest of all true renders, squared differences of {SIDE} x {SIDE} averages",
          "interval": "Wilson; of a median order statistics; of a distance bootstrap, 1000"}
@@ -42,21 +41,6 @@ CAPTIONS = {
 }
 RENDERS = ("ceiling_renders", "floor_other_style", "floor_other_concept")
 LOWER = ("median_rank", "perceptual")
-
-
-@dataclass
-class Judged:
-    """`scores` by split, kind, distance and measure; `confusions` by split; `sheets` by name."""
-
-    scores: dict[str, dict[str, dict[str, dict[str, Interval]]]] = field(default_factory=dict)
-    confusions: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
-    sheets: dict[str, Image.Image] = field(default_factory=dict)
-    n: dict[str, int] = field(default_factory=dict)
-
-    def described(self) -> dict[str, Any]:
-        """The scores as plain numbers."""
-        return {split: {kind: {by: {name: one.described() for name, one in found.items()} for by, found in each.items()}
-                        for kind, each in kinds.items()} for split, kinds in self.scores.items()}
 
 
 def open_gallery(
@@ -121,8 +105,8 @@ def channels_last(pictures: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n h w 3"
 def judged(
     paint: Paint, gallery: Gallery, tokenizer: Any, n: int, seed: int, distance: EfficientNetDistance | None = None,
     styles: bool = True, device: torch.device | str = "cpu", pairs: str = "all",
-) -> Judged:
-    """Judges what `paint` gives for the captions of `chosen` pairs.
+) -> Judgement:
+    """Judges what `paint` gives for the captions of `chosen` pairs: scores by split, kind, distance and measure.
 
     Args:
         tokenizer: whose reconstructions are a ceiling; None for none.
@@ -130,7 +114,10 @@ def judged(
         styles: also paints the first concepts of the held-out pairs (or of all) in every style, for a table.
         device: compares drawings with renders.
     """
-    judge, result, picked = NearestRender(gallery, device), Judged(), chosen(gallery, n, seed, pairs)
+    judge, picked = NearestRender(gallery, device), chosen(gallery, n, seed, pairs)
+    scores: dict[str, dict[str, dict[str, dict[str, Interval]]]] = {}
+    taken: dict[str, dict[str, list[Any]]] = {}
+    sheets: dict[str, Image.Image] = {}
     for split, truth in picked.items():
         renders = gallery.images[truth]
         drawn = channels_first(paint(split, [gallery.captions[i] for i in truth]))
@@ -139,7 +126,7 @@ def judged(
             kinds["ceiling_reconstructions"] = channels_first(reconstructed(tokenizer, channels_last(renders)))
         if split == "heldout" and len(set(gallery.styles)) > 1:
             kinds |= {f"floor_{name}": pictures for name, pictures in floors(gallery, truth, seed).items()}
-        result.scores[split], result.n[split] = {}, len(truth)
+        scores[split] = {}
         for kind, pictures in kinds.items():
             # What is a render lies as it should: 75 looks at it would tell nothing.
             distances = DISTANCES[:1] if kind in RENDERS else DISTANCES
@@ -147,13 +134,19 @@ def judged(
             each: dict[str, dict[str, Interval]] = {by: verdicts.measures() for by, verdicts in found.items()}
             if distance is not None:
                 each["plain"]["perceptual"] = bootstrap(_apart(distance, pictures, renders), seed)
-            result.scores[split][kind] = each
+            scores[split][kind] = each
             if kind == "score":
-                result.confusions[split] = confusions(gallery, truth, found["plain"])
-                result.sheets[f"nearest_render_{split}"] = sheet(gallery, truth, drawn, found["plain"])
+                taken[split] = confusions(gallery, truth, found["plain"])
+                sheets[f"nearest_render_{split}"] = sheet(gallery, truth, drawn, found["plain"])
     if styles:
-        result.sheets["styles"] = style_table(paint, gallery, picked["heldout" if "heldout" in picked else "seen"])
-    return result
+        sheets["styles"] = style_table(paint, gallery, picked["heldout" if "heldout" in picked else "seen"])
+    values = [(f"nearest_render_{split}_{name}", one, "lower" if name in LOWER else "higher", len(picked[split]))
+              for split, kinds in scores.items() for name, one in kinds["score"]["plain"].items()]
+    protocol = {**JUDGE, "n_pairs": n, "pairs": pairs, "renders": len(gallery.images),
+                "styles": list(dict.fromkeys(gallery.styles))}
+    return Judgement("Nearest render", described(scores), values, protocol,
+                     [*tables(described(scores)), *confusion_tables(taken)],
+                     {name: (image, CAPTIONS[name]) for name, image in sheets.items()}, {"confusions": taken})
 
 
 def through(tokenizer: Any, gallery: Gallery) -> Paint:
@@ -222,7 +215,7 @@ def shown_interval(found: Mapping[str, float], digits: int = 3) -> str:
 
 
 def tables(scores: Mapping[str, Any]) -> list[Table]:
-    """Of `Judged.described`, one a split: kinds and distances in rows, measures with their intervals in columns."""
+    """Of the nested scores, one a split: kinds and distances in rows, measures with their intervals in columns."""
     def cell(name: str, found: Mapping[str, Mapping[str, float]]) -> str:
         return shown_interval(found[name], 0 if name == "median_rank" else 3) if name in found else "–"
 
@@ -240,8 +233,3 @@ def confusion_tables(found: Mapping[str, Mapping[str, Any]]) -> list[Table]:
     return [Table(f"{named(split).capitalize()}: {what} taken for others", ["true", "taken for", "drawings"],
                   [[true, taken, str(times)] for true, taken, times in lists[what]])
             for split, lists in found.items() for what in ("styles", "concepts") if lists[what]]
-
-
-def table(scores: Mapping[str, Any]) -> str:
-    """`tables` as Markdown."""
-    return "\n\n".join(f"{one.title}:\n\n{markdown_table(one.head, one.rows)}" for one in tables(scores))

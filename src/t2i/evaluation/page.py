@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,32 +14,19 @@ from PIL import Image
 
 from t2i.config.messages import shown as printable
 from t2i.data.datasets import check_data_node, dataset
-from t2i.evaluation import evaluator, nearest_render, paraphrase, scene_editing, scene_paraphrase
+from t2i.evaluation import evaluator
 from t2i.evaluation.generated_images import GeneratedImages
 from t2i.metrics.nearest_neighbours import nearest
 from t2i.viz import grids
-from t2i.viz.html import Picture, Table, composition_tables, picture, write_page
+from t2i.viz.html import Picture, picture, write_page
 from t2i.viz.progress import counter
+from t2i.viz.tables import Table
+
+if TYPE_CHECKING:
+    from t2i.evaluation.evaluate import Evaluation
 
 SHOWN = 8
 SCANNED = 5000  # training pictures that are looked through for the nearest
-
-
-class PageContents(Protocol):
-    """What the page shows of an evaluation (`t2i.evaluation.evaluate.Evaluation` says what each is)."""
-
-    config: dict[str, Any]
-    held: Any
-    out: Path
-    scores: evaluator.Scores
-    composition: dict[str, Any]
-    examples: dict[str, tuple[torch.Tensor, list[str], list[bool]]]
-    judged: nearest_render.Judged | None
-    paraphrased: paraphrase.Paraphrased | None
-    worded: scene_paraphrase.Worded | None
-    edited: scene_editing.Edited | None
-    measured: GeneratedImages | None
-    reconstructions: tuple[torch.Tensor, torch.Tensor] | None
 
 
 def extremes(images: GeneratedImages, clip: torch.Tensor) -> list[tuple[str, Image.Image]]:
@@ -50,7 +37,7 @@ def extremes(images: GeneratedImages, clip: torch.Tensor) -> list[tuple[str, Ima
             for heading, some in (("Best by CLIP score", order[::-1][:SHOWN]), ("Worst by CLIP score", order[:SHOWN]))]
 
 
-def neighbours(task: PageContents, images: GeneratedImages) -> Image.Image | None:
+def neighbours(task: Evaluation, images: GeneratedImages) -> Image.Image | None:
     """Drawn pictures over the training pictures most like them; None without a checkpoint, which knows its data."""
     if task.held is None or "data" not in task.held:
         return None
@@ -69,7 +56,7 @@ def neighbours(task: PageContents, images: GeneratedImages) -> Image.Image | Non
     return grids.rows([("drawn", pictures), ("trained on", found)], under)
 
 
-def write(task: PageContents, result: Mapping[str, Any]) -> list[Path]:
+def write(task: Evaluation, result: Mapping[str, Any]) -> list[Path]:
     """Writes the grids and the page, and returns their paths."""
     protocol = result["protocol"]
     facts = f"{time.strftime('%Y-%m-%d %H:%M')} · protocol {protocol['protocol'] or 'the model’s own data'}"
@@ -80,29 +67,9 @@ def write(task: PageContents, result: Mapping[str, Any]) -> list[Path]:
         written.append(grids.save(image, task.out / f"evaluation-{name}.png"))
         return picture(written[-1], caption)
 
-    sections: list[tuple[str, list[Table], list[Picture]]] = []
-    if task.composition:
-        sections.append(("Composition", composition_tables(task.composition), [
-            show(split, grids.grid(images, captions, columns=len(captions) // 2), f"{split}: two of each task")
-            for split, (images, captions, _) in task.examples.items()]))
-    if task.judged is not None:
-        sections.append(("Nearest render", [
-            *nearest_render.tables(task.judged.described()), *nearest_render.confusion_tables(task.judged.confusions),
-        ], [show(name, sheet, nearest_render.CAPTIONS[name]) for name, sheet in task.judged.sheets.items()]))
-    if (asked := task.paraphrased) is not None and asked.sheet is not None:
-        sections.append(("Unseen words", paraphrase.tables(asked.described()),
-                         [show("paraphrase", asked.sheet, paraphrase.SHEET)]))
-    if task.worded is not None:
-        drawn = torch.cat([pictures for pictures, _, _ in task.worded.examples.values()])
-        under = [caption for _, captions, _ in task.worded.examples.values() for caption in captions]
-        columns = len(under) // len(task.worded.examples)
-        sections.append(("Wordings", scene_paraphrase.tables(task.worded.described()),
-                         [show("paraphrase", grids.grid(drawn, under, columns), scene_paraphrase.SHEET)]))
-    if task.edited is not None:
-        sheets = [show(f"editing-{split}", grids.rows(
-            [(row, np.asarray(some)) for row, some in pictures.items()], task.edited.captions[split]),
-            f"{split}: {scene_editing.SHEET}") for split, pictures in task.edited.pictures.items()]
-        sections.append(("Edits", scene_editing.tables(task.edited.described()), sheets))
+    sections: list[tuple[str, list[Table], list[Picture]]] = [
+        (found.title, found.tables, [show(name, *sheet) for name, sheet in found.sheets.items()])
+        for found in task.judgements.values()]
     if (images := task.measured) is not None:
         some = range(min(2 * SHOWN, len(images)))
         under = [images.text[i] or "" for i in some]

@@ -9,7 +9,7 @@ The group `far` has the words that share none with the names of their concepts: 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,15 +17,15 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 from torch import Tensor
 
-from t2i.evaluation.composition import Paint
+from t2i.evaluation.composition import Judgement, Paint
 from t2i.evaluation.nearest_render import SHOWN, channels_first, channels_last, shown_interval
-from t2i.metrics.intervals import Interval, ratio, wilson
+from t2i.metrics.intervals import Interval, described, ratio, wilson
 from t2i.metrics.nearest_render import TOP, NearestRender
 from t2i.metrics.unseen_pairs import places
 from t2i.types import Gallery, UnseenWord
 from t2i.viz import grids
-from t2i.viz.html import Table, named
-from t2i.viz.tables import markdown_table
+from t2i.viz.html import named
+from t2i.viz.tables import Table
 
 JUDGE = {"right": "the nearest of all true renders shows a concept that the word names",
          "top5": f"of the renders in the style one that the word names is among the nearest {TOP}",
@@ -40,22 +40,6 @@ class Asked:
 
     word: UnseenWord
     place: int
-
-
-@dataclass
-class Paraphrased:
-    """`scores` by group (`all`, `far`), kind and measure; `n` words by group; `words`: what each drawing by a word was
-    taken for."""
-
-    scores: dict[str, dict[str, dict[str, Interval]]] = field(default_factory=dict)
-    n: dict[str, int] = field(default_factory=dict)
-    words: list[dict[str, Any]] = field(default_factory=list)
-    sheet: Image.Image | None = None
-
-    def described(self) -> dict[str, Any]:
-        """The scores as plain numbers."""
-        return {group: {kind: {name: one.described() for name, one in found.items()} for kind, found in kinds.items()}
-                for group, kinds in self.scores.items()}
 
 
 def asked(gallery: Gallery, n: int, seed: int) -> list[Asked]:
@@ -91,8 +75,9 @@ def is_far(word: UnseenWord) -> bool:
     return not set(word.word.split()) & set(" ".join(word.concepts).replace("-", " ").split())
 
 
-def judged(paint: Paint, gallery: Gallery, n: int, seed: int, device: torch.device | str = "cpu") -> Paraphrased:
-    """Judges what `paint` gives for the captions of `n` unseen words, and of the same pairs by name."""
+def judged(paint: Paint, gallery: Gallery, n: int, seed: int, device: torch.device | str = "cpu") -> Judgement:
+    """Judges what `paint` gives for the captions of `n` unseen words, and of the same pairs by name: scores by group
+    (`all`, `far`), kind and measure."""
     chosen, judge = asked(gallery, n, seed), NearestRender(gallery, device)
     truth = torch.tensor([one.place for one in chosen])
     named_by = torch.tensor([[name in one.word.concepts for name in gallery.concepts] for one in chosen])
@@ -104,18 +89,21 @@ def judged(paint: Paint, gallery: Gallery, n: int, seed: int, device: torch.devi
         "floor_shuffled_words": judge.among(drawn["words"], named_by.roll(1, 0), truth)[1:],
     }
     far = torch.tensor([is_far(one.word) for one in chosen])
-    result = Paraphrased()
-    for group, some in (("all", torch.ones_like(far)), ("far", far)):
-        if some.any():
-            result.n[group] = int(some.sum())
-            result.scores[group] = _scores({kind: (hit[some], at[some] <= TOP) for kind, (hit, at) in verdicts.items()},
-                                           seed)
-    result.words = [
+    groups = {group: some for group, some in (("all", torch.ones_like(far)), ("far", far)) if some.any()}
+    scores = {group: _scores({kind: (hit[some], at[some] <= TOP) for kind, (hit, at) in verdicts.items()}, seed)
+              for group, some in groups.items()}
+    values = [("_".join(filter(None, ("paraphrase", "far" if group == "far" else "", kind,
+                                      "top5" if name == "top5" else ""))), interval, "higher", int(some.sum()))
+              for group, some in groups.items() for kind in ("names", "words", "share")
+              for name, interval in scores[group][kind].items()]
+    words = [
         {"caption": one.word.captions[gallery.styles[one.place]], "word": one.word.word,
          "concepts": list(one.word.concepts), "taken_for": gallery.captions[j], "right": hit, "rank_in_style": place}
         for one, j, hit, place in zip(chosen, nearest.tolist(), right.tolist(), rank.tolist(), strict=True)]
-    result.sheet = _sheet(gallery, chosen, drawn, nearest, right, rank)
-    return result
+    protocol = {**JUDGE, "n_pairs": n, "unseen_words": len(gallery.unseen_words), "renders": len(gallery.images)}
+    return Judgement("Unseen words", described(scores), values, protocol, tables(described(scores)),
+                     {"paraphrase": (_sheet(gallery, chosen, drawn, nearest, right, rank), SHEET)},
+                     {"unseen_words": words})
 
 
 def _scores(hits: Mapping[str, tuple[Bool[Tensor, " n"], ...]], seed: int) -> dict[str, dict[str, Interval]]:
@@ -142,26 +130,10 @@ def _sheet(
     return grids.rows([(label, channels_last(pictures)) for label, pictures in rows], under)
 
 
-def values(found: Paraphrased) -> dict[str, tuple[Interval, int]]:
-    """Scores by their names in `evaluation.json`, each with its number of words."""
-    made = {}
-    for group, kinds in found.scores.items():
-        for kind in ("names", "words", "share"):
-            for name, interval in kinds[kind].items():
-                parts = "paraphrase", "far" if group == "far" else "", kind, "top5" if name == "top5" else ""
-                made["_".join(filter(None, parts))] = interval, found.n[group]
-    return made
-
-
 def tables(scores: Mapping[str, Any]) -> list[Table]:
-    """Of `Paraphrased.described`, one a group: kinds in rows, measures with their intervals in columns."""
+    """Of the nested scores, one a group: kinds in rows, measures with their intervals in columns."""
     titles = {"all": "Asked for by unseen words", "far": "By unseen words that share none with the name"}
     return [Table(titles[group], ["asked for", "right concept", "top five of the style"],
                   [[named(kind), *(shown_interval(found[name]) if name in found else "–" for name in MEASURES)]
                    for kind, found in kinds.items()], strong_rows=[1])
             for group, kinds in scores.items()]
-
-
-def table(scores: Mapping[str, Any]) -> str:
-    """`tables` as Markdown."""
-    return "\n\n".join(f"{one.title}:\n\n{markdown_table(one.head, one.rows)}" for one in tables(scores))

@@ -11,7 +11,7 @@ and that with its box out of the tokenizer's reconstruction).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -23,12 +23,12 @@ from torch import Tensor
 from t2i.data.scenes import COLOURS, SHAPES, Caption, Scene, Task, Thing, describe, pick, render
 from t2i.data.seeds import derive_seed
 from t2i.data.shapes import Split, World, prompted, scene_held_out
-from t2i.evaluation.composition import reconstructed
+from t2i.evaluation.composition import READ_BY, Judgement, reconstructed
 from t2i.generation.editing import blend, of_box
 from t2i.metrics.composition import read_scene
-from t2i.metrics.intervals import Interval, wilson
-from t2i.viz.html import Table
-from t2i.viz.tables import markdown_table
+from t2i.metrics.intervals import Interval, described, wilson
+from t2i.viz import grids
+from t2i.viz.tables import Table
 
 TASK: Task = "attribution"
 SPLITS: tuple[Split, ...] = ("val", "heldout")
@@ -50,21 +50,6 @@ class Asked:
     after: Scene
     caption: Caption
     box: tuple[float, float, float, float]
-
-
-@dataclass
-class Edited:
-    """`scores` by split (`seen`, `heldout`) and kind (`COLUMNS`); by split the first `pictures`, in rows, with their
-    `captions`."""
-
-    scores: dict[str, dict[str, Interval]] = field(default_factory=dict)
-    pictures: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    captions: dict[str, list[str]] = field(default_factory=dict)
-    n: int = 0
-
-    def described(self) -> dict[str, Any]:
-        """The scores as plain numbers."""
-        return {split: {kind: one.described() for kind, one in kinds.items()} for split, kinds in self.scores.items()}
 
 
 def replaced(scene: Scene, split: Split, rng: Random) -> tuple[Scene, Thing]:
@@ -107,9 +92,11 @@ def is_right(picture: np.ndarray, scene: Scene) -> bool:
                for thing in scene.things)
 
 
-def judged(paint: Paint, image_size: int, tokenizer: Any, n: int, seed: int, world: World) -> Edited:
-    """Judges what `paint` gives for `n` edits of each split."""
-    result = Edited(n=n)
+def judged(paint: Paint, image_size: int, tokenizer: Any, n: int, seed: int, world: World) -> Judgement:
+    """Judges what `paint` gives for `n` edits of each split: scores by split (`seen`, `heldout`) and kind (`COLUMNS`).
+    """
+    scores: dict[str, dict[str, Interval]] = {}
+    sheets = {}
     for split in SPLITS:
         edits, name = asked(n, seed, world, split), NAMES[split]
         before = _renders([edit.before for edit in edits], image_size)
@@ -120,12 +107,13 @@ def judged(paint: Paint, image_size: int, tokenizer: Any, n: int, seed: int, wor
         for k, edit in enumerate(edits):  # as an edit is composited
             share = blend(of_box(edit.box, image_size, image_size), seam)[..., None]
             back[k] = (share * back[k] + (1 - share) * before[k]).round().byte()
-        result.scores[name] = {kind: _share(pictures, edits) for kind, pictures in (
+        scores[name] = {kind: _share(pictures, edits) for kind, pictures in (
             ("score", drawn), ("ceiling_renders", after), ("ceiling_reconstructions", back), ("floor_no_edit", before))}
-        result.pictures[name] = {row: some[:SHOWN] for row, some in (("before", before), ("asked for", after),
-                                                                     ("edited", drawn))}
-        result.captions[name] = [edit.caption.text for edit in edits[:SHOWN]]
-    return result
+        rows = [(row, some[:SHOWN]) for row, some in (("before", before), ("asked for", after), ("edited", drawn))]
+        sheets[f"editing-{name}"] = grids.rows(rows, [edit.caption.text for edit in edits[:SHOWN]]), f"{name}: {SHEET}"
+    return Judgement("Edits", described(scores),
+                     [(f"editing_{name}", kinds["score"], "higher", n) for name, kinds in scores.items()],
+                     {**READ_BY, "interval": "Wilson", "n_per_task": n}, tables(described(scores)), sheets)
 
 
 def _renders(scenes: list[Scene], image_size: int) -> UInt8[Tensor, "n h w 3"]:
@@ -138,11 +126,6 @@ def _share(pictures: Tensor, edits: list[Asked]) -> Interval:
 
 
 def tables(scores: Mapping[str, Any]) -> list[Table]:
-    """Of `Edited.described`: splits in rows."""
+    """Of the nested scores: splits in rows."""
     rows = [[split, *(f"{kinds[kind]['value']:.3f}" for kind in COLUMNS)] for split, kinds in scores.items()]
     return [Table("Edits: one of two things becomes another", ["split", *COLUMNS.values()], rows)]
-
-
-def table(scores: Mapping[str, Any]) -> str:
-    """`tables` as Markdown."""
-    return "\n\n".join(f"{one.title}:\n\n{markdown_table(one.head, one.rows)}" for one in tables(scores))

@@ -8,7 +8,6 @@ a wording's score in that of `plain`. Held-out combinations are no part of it: `
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,11 +16,11 @@ from torch import Tensor
 from t2i.data.english import Phrasing
 from t2i.data.scenes import TASKS, Caption, Scene, render
 from t2i.data.shapes import World, prompted
-from t2i.evaluation.composition import Paint
+from t2i.evaluation.composition import READ_BY, Judgement, Paint
 from t2i.metrics.composition import shuffled, verdicts
-from t2i.metrics.intervals import Interval, ratio, wilson
-from t2i.viz.html import Table
-from t2i.viz.tables import markdown_table
+from t2i.metrics.intervals import Interval, described, ratio, wilson
+from t2i.viz import grids
+from t2i.viz.tables import Table
 
 BASE: Phrasing = "plain"
 SHEET = "One of each task, by wording"
@@ -33,45 +32,34 @@ WORDINGS: dict[Phrasing, str] = {
 OVERALL = "overall"
 
 
-@dataclass
-class Worded:
-    """`scores` by wording, kind (`score`, `ceiling_renders`, `floor_shuffled_captions`) and task; `share` by wording.
-    `examples`: by wording the first picture of each task, their captions, and whether each of all is right."""
-
-    scores: dict[str, dict[str, dict[str, Interval]]] = field(default_factory=dict)
-    share: dict[str, Interval] = field(default_factory=dict)
-    examples: dict[str, tuple[Tensor, list[str], list[bool]]] = field(default_factory=dict)
-    n: int = 0
-
-    def described(self) -> dict[str, Any]:
-        """The scores as plain numbers."""
-        found: dict[str, Any] = {wording: {kind: {task: one.described() for task, one in each.items()}
-                                           for kind, each in kinds.items()} for wording, kinds in self.scores.items()}
-        for wording, one in self.share.items():
-            found[wording]["share"] = {OVERALL: one.described()}
-        return found
-
-
-def judged(paint: Paint, image_size: int, n_per_task: int, seed: int, world: World) -> Worded:
-    """Judges what `paint` gives for captions in each wording."""
-    result, right = Worded(n=n_per_task * len(TASKS)), {}
+def judged(paint: Paint, image_size: int, n_per_task: int, seed: int, world: World) -> Judgement:
+    """Judges what `paint` gives for captions in each wording: scores by wording, kind (`score`, `ceiling_renders`,
+    `floor_shuffled_captions`, `share`) and task."""
+    scores: dict[str, dict[str, dict[str, Interval]]] = {}
+    right: dict[Phrasing, Tensor] = {}
+    drawn, under = [], []
     for wording in WORDINGS:
         chosen = prompts(n_per_task, seed, world, [wording])
         captions = [caption for caption, _ in chosen]
         truth = torch.stack([torch.from_numpy(render(scene, image_size)) for _, scene in chosen])
         pictures = paint(wording, [caption.text for caption in captions])
         right[wording] = _right(pictures, captions)
-        result.scores[wording] = {
+        scores[wording] = {
             "score": _by_task(right[wording], captions),
             "ceiling_renders": _by_task(_right(truth, captions), captions),
             "floor_shuffled_captions": _by_task(_right(pictures, shuffled(captions, seed)), captions),
         }
-        first = [i * n_per_task for i in range(len(TASKS))]
-        result.examples[wording] = pictures[first], [captions[i].text for i in first], right[wording].tolist()
-    if right[BASE].any():
-        result.share = {wording: ratio(hits.double(), right[BASE].double(), seed)
-                        for wording, hits in right.items() if wording not in (BASE, "grammar")}
-    return result
+        drawn.append(pictures[::n_per_task])  # the first of each task
+        under += [caption.text for caption in captions[::n_per_task]]
+    shares = [wording for wording in WORDINGS if wording not in (BASE, "grammar")] if right[BASE].any() else []
+    for wording in shares:
+        scores[wording]["share"] = {OVERALL: ratio(right[wording].double(), right[BASE].double(), seed)}
+    named = [(f"paraphrase_{wording}", scores[wording]["score"]) for wording in WORDINGS]
+    named += [(f"paraphrase_{wording}_share", scores[wording]["share"]) for wording in shares]
+    protocol = {**READ_BY, "interval": "Wilson; of a share bootstrap, 1000", "n_per_task": n_per_task}
+    values = [(name, found[OVERALL], "higher", n_per_task * len(TASKS)) for name, found in named]
+    return Judgement("Wordings", described(scores), values, protocol, tables(described(scores)),
+                     {"paraphrase": (grids.grid(torch.cat(drawn), under, len(TASKS)), SHEET)})
 
 
 def prompts(
@@ -93,14 +81,8 @@ def _by_task(right: Tensor, captions: list[Caption]) -> dict[str, Interval]:
     return {**found, OVERALL: wilson(right)}
 
 
-def values(found: Worded) -> dict[str, Interval]:
-    """Scores by their names in `evaluation.json`."""
-    return {**{f"paraphrase_{wording}": kinds["score"][OVERALL] for wording, kinds in found.scores.items()},
-            **{f"paraphrase_{wording}_share": one for wording, one in found.share.items()}}
-
-
 def tables(scores: Mapping[str, Any]) -> list[Table]:
-    """Of `Worded.described`: wordings in rows."""
+    """Of the nested scores: wordings in rows."""
     def cell(found: Mapping[str, Mapping[str, float]], task: str) -> str:
         return f"{found[task]['value']:.3f}" if task in found else "–"
 
@@ -109,8 +91,3 @@ def tables(scores: Mapping[str, Any]) -> list[Table]:
              cell(kinds.get("share", {}), OVERALL), cell(kinds["floor_shuffled_captions"], OVERALL),
              cell(kinds["ceiling_renders"], OVERALL)] for wording, kinds in scores.items()]
     return [Table("Scenes by wording", head, rows)]
-
-
-def table(scores: Mapping[str, Any]) -> str:
-    """`tables` as Markdown."""
-    return "\n\n".join(f"{one.title}:\n\n{markdown_table(one.head, one.rows)}" for one in tables(scores))

@@ -34,21 +34,24 @@ def text_hash(tower: nn.Module) -> str:
 
 
 class CLIPScorer:
-    """Scores pictures in [-1, 1] of any size against captions, frozen, in float32; called with bytes it is a
-    `FeatureNet` of projected image embeddings, not normalised."""
+    """Scores pictures in [-1, 1] of any size against captions, frozen, in float32: a `t2i.types.ClipModel`, without
+    gradients. Called with bytes it is a `FeatureNet` of projected image embeddings, not normalised."""
 
     name = "clip"
 
     def __init__(self, path: str, allow_download: bool = False, prefix: str = "") -> None:
         self.model, self.tokenizer = load_towers(path, allow_download)
         self.mean, self.std = image_normalisation(path, allow_download)
-        self.path, self.prefix, self.size = path, prefix, image_size(self.model)
+        self.path, self.prefix, self.image_size = path, prefix, image_size(self.model)
         self.dim = int(self.model.visual_projection.out_features)
 
     @cached_property
     def id(self) -> str:
         """Twelve hexadecimal digits of the hash of the weights."""
         return weights_hash(self.model, digits=12)
+
+    def hash(self) -> str:
+        return self.id
 
     @property
     def text_id(self) -> str:
@@ -58,7 +61,7 @@ class CLIPScorer:
     @property
     def protocol(self) -> dict[str, Any]:
         """What decides about the features."""
-        return {"network": FEATURES, "hash": self.id, "size": self.size, "resize": RESIZE,
+        return {"network": FEATURES, "hash": self.id, "size": self.image_size, "resize": RESIZE,
                 "transformers": transformers.__version__}
 
     @property
@@ -78,7 +81,7 @@ class CLIPScorer:
             return torch.cat([features(items[i : i + ROWS]).float() for i in range(0, len(items), ROWS)])
 
     def _embed(self, images: Float[Tensor, "b 3 h w"]) -> Tensor:
-        pixels = preprocess(images.to(self.model.device), self.size, self.mean, self.std)
+        pixels = preprocess(images.to(self.model.device), self.image_size, self.mean, self.std)
         return self.model.get_image_features(pixel_values=pixels).pooler_output
 
     def __call__(self, pictures: UInt8[Tensor, "n h w 3"] | np.ndarray) -> Float[Tensor, "n d"]:
@@ -86,11 +89,11 @@ class CLIPScorer:
         return self._parts(checked(pictures), lambda part: self._embed(
             part.to(self.model.device).permute(0, 3, 1, 2).float().div(127.5).sub(1)).cpu())
 
-    def image_features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    def embed_image(self, views: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Unit vectors, float32."""
-        return F.normalize(self._parts(images, self._embed), dim=-1)
+        return F.normalize(self._parts(views, self._embed), dim=-1)
 
-    def text_features(self, text: Sequence[str]) -> Float[Tensor, "b d"]:
+    def embed_text(self, text: Sequence[str]) -> Float[Tensor, "b d"]:
         """Unit vectors, float32."""
         def embed(part: Sequence[str]) -> Tensor:
             return text_features(self.model, self.tokenizer, [self.prefix + caption for caption in part])
@@ -101,4 +104,4 @@ class CLIPScorer:
         """Raw cosine of picture i with caption i."""
         if len(images) != len(text) or not text:
             raise ValueError(f"{len(images)} pictures, {len(text)} texts: score takes one text a picture, at least one")
-        return (self.image_features(images) * self.text_features(text)).sum(-1)
+        return (self.embed_image(images) * self.embed_text(text)).sum(-1)

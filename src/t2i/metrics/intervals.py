@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,11 @@ class Interval:
 
     def described(self) -> dict[str, float]:
         return {"value": self.value, "low": self.low, "high": self.high}
+
+
+def described(found: Any) -> Any:
+    """Intervals in nested dictionaries as plain numbers."""
+    return found.described() if isinstance(found, Interval) else {key: described(one) for key, one in found.items()}
 
 
 def bootstrap(values: Float[Tensor, " n"], seed: int, resamples: int = 1000) -> Interval:

@@ -102,7 +102,7 @@ class BaseModule(pl.LightningModule):
     channels_last: bool | None = None  # whether convolutions' weights lie with channels last; None: on a GPU
     num_micro_batches = 1
     micro_batch, micro_batch_share = 0, 1.0  # the one at work, and how much of the batch it is
-    shared_seed = 0  # of this step, the same on every rank; set by `t2i.training.callbacks.seeding.StepSeed`
+    shared_seed = 0  # of this step, the same on every rank; set by `t2i.training.callbacks.checkpointing.StepSeed`
     frozen_parts: tuple[Any, ...] = ()  # a tuple, so that frozen weights stay out of state dict, optimisers and DDP
 
     def nets(self) -> list[nn.Module]:

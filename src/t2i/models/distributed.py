@@ -80,7 +80,7 @@ def first_rank_without(condition: Bool[Tensor, ""]) -> int | None:
 
 def shared_rand(module: Any, count: int, *size: int) -> Tensor:
     """Uniform numbers (count, *size) in [0, 1), this rank's share of those of the global batch: what one rank alone
-    draws first in its step (`t2i.training.callbacks.seeding.StepSeed`)."""
+    draws first in its step (`t2i.training.callbacks.checkpointing.StepSeed`)."""
     if not is_distributed():
         return torch.rand(count, *size, device=module.device)
     return StepRandom(module, count).uniform(math.prod(size)).view(count, *size)

@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from t2i.checkpoint.atomic import replacing
 from t2i.checkpoint.plain_files import read_json
 from t2i.config.messages import shown
 from t2i.config.places import program
-from t2i.text_encoders.folders import replacing
 from t2i.text_encoders.limited_warnings import LimitedWarnings
 
 END = "<end>"  # id 0: padding, and the one token of a caption without known words; no word of a caption reads so

@@ -34,12 +34,12 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from t2i.checkpoint import file_checks
+from t2i.checkpoint.atomic import replacing
 from t2i.checkpoint.building import on_meta_device
 from t2i.checkpoint.plain_files import read_json
 from t2i.config.messages import quoted, shown
 from t2i.config.places import program
 from t2i.text_encoders.fast_tokenizer import FastTokenizer, read_tokenizer
-from t2i.text_encoders.folders import replacing
 
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 # In this order: transformers takes the end token's id 2 for the mark of an old config and then pools at the

@@ -21,8 +21,8 @@ from t2i.config.compose import Stage, compose
 from t2i.config.places import program
 from t2i.evaluation import evaluate, nearest_render, paraphrase, scene_paraphrase
 from t2i.training import train
-from t2i.viz.html import Table
 from t2i.viz.progress import clock
+from t2i.viz.tables import Table
 
 
 def heading(text: str) -> None:

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from t2i.viz.html import Table, composition_tables, picture, write_page
+from t2i.viz.html import composition_tables, picture, write_page
 from t2i.viz.progress import clock
+from t2i.viz.tables import Table
 
 _METRICS = 12  # last values shown for a stage
 PLOTS = {"scores": "scores by step", "codebook": "use of the codebook", "loss": "losses and the rest by step"}

@@ -26,9 +26,8 @@ from t2i.config.messages import is_for_people, shown
 from t2i.data.datasets import caption_texts, data_module
 from t2i.models.base import NonFiniteLoss, NonFiniteLossOnOtherRank, precision, set_accumulation_and_compile
 from t2i.training import hardware, loggers
-from t2i.training.callbacks.checkpointing import FULL, ConfigInCheckpoint, OptimizerSettings, RunCheckpoint
-from t2i.training.callbacks.seeding import StepSeed
-from t2i.training.callbacks.timer import Timer
+from t2i.training.callbacks.checkpointing import FULL, ConfigInCheckpoint, OptimizerSettings, RunCheckpoint, StepSeed
+from t2i.training.callbacks.early_stopping import Timer
 from t2i.training.initialization import freeze, start_from
 from t2i.training.resume import alone_in, begin, finished, is_first, open_run
 from t2i.training.strategies import lost, strategy

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from PIL import Image
 
 from t2i.config.messages import shown
 from t2i.viz.grids import write_bytes
+from t2i.viz.tables import Table
 
 LONGEST = 10_000  # characters of one value
 NAMES = {
@@ -80,17 +81,6 @@ PAGES.filters |= {"lines": _lines, "breaking": _breaking}
 def write_page(path: Path, template: str, **values: Any) -> Path:
     """Renders a template of `viz/templates/` to a file, written whole or not at all."""
     return write_bytes(path, PAGES.get_template(template).render(**values).encode())
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells of text; `strong` rows and columns, by their places, are set in bold."""
-
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    strong_rows: Sequence[int] = ()
-    strong_columns: Sequence[int] = ()
 
 
 def named(name: str) -> str:

@@ -19,8 +19,8 @@ from t2i.checkpoint import file_format, renames
 from t2i.config.compose import ConfigError, compose
 from t2i.training import train
 from t2i.training.callbacks.checkpointing import RunCheckpoint
+from t2i.training.callbacks.early_stopping import Timer
 from t2i.training.callbacks.progress import ProgressBar
-from t2i.training.callbacks.timer import Timer
 
 CLIP = [*tiny.CLIP, *tiny.DATA, *tiny.TRAINER, *tiny.QUIET, "trainer.checkpoint_every_steps=100"]
 

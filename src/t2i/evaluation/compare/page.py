@@ -9,8 +9,9 @@ from typing import Any
 from t2i.evaluation.compare.images import ORIGINALS, Sheet
 from t2i.evaluation.compare.runs import Run
 from t2i.evaluation.compare.tables import Column, footnotes
-from t2i.viz.html import Table, picture, write_page
+from t2i.viz.html import picture, write_page
 from t2i.viz.plots import COLOURS, COSTS, Line, by_metric, sheet
+from t2i.viz.tables import Table
 
 SMALL = 128  # pixels: smaller pictures are enlarged by whole pixels, unsmoothed
 LINE_DASHES = ("", "7 3", "2 2", "7 3 2 3")  # as `plots.DASHES`

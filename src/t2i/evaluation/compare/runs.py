@@ -14,7 +14,6 @@ from t2i.checkpoint.plain_files import read_table
 from t2i.config.compose import compared, flat
 from t2i.viz.plots import read_metrics
 
-CHECKPOINTS = ("last", "best")
 ABSENT = "–"
 # What every run's config.json has, and the files beside it.
 SECTIONS: dict[str, Any] = {"model": dict, "data": dict, "trainer": dict, "seed": int}

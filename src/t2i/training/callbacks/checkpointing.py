@@ -1,4 +1,4 @@
-"""What keeps a run exact and safe: checkpoints, what they hold, and an orderly stop."""
+"""What keeps a run exact and safe: checkpoints, what they hold, seeds of steps, and an orderly stop."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 
 from t2i.checkpoint import atomic, file_format
+from t2i.data.seeds import derive_seed
 from t2i.models.base import NonFiniteLoss
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # a disk that takes no more
@@ -70,6 +72,18 @@ class OptimizerSettings(pl.Callback):
             scheduler.base_lrs = [group["initial_lr"] for group in groups]
             for group, factor in zip(groups, scheduler.lr_lambdas, strict=True):
                 group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
+
+
+class StepSeed(pl.Callback):
+    """Seeds torch before every batch by f(seed, "step", batch, rank): a continued run draws what an unbroken one
+    draws, and validation cannot disturb training."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, index: int) -> None:
+        torch.manual_seed(derive_seed(self.seed, "step", trainer.global_step, trainer.global_rank))
+        module.shared_seed = derive_seed(self.seed, "step", trainer.global_step, 0)  # what all ranks draw alike
 
 
 class EpochLoop(_TrainingEpochLoop):

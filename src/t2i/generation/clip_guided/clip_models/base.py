@@ -3,7 +3,7 @@ whether two of them are one and the same, so that what scores a picture is not w
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -86,29 +86,16 @@ class FrozenClip:
         return self._hash
 
 
-class Scorer(Protocol):
-    """`t2i.metrics.clip_score.CLIPScorer`, as far as it is compared."""
-
-    size: int
-
-    @property
-    def id(self) -> str: ...
-
-    def image_features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]: ...
-
-
 @torch.no_grad()
-def same_weights(one: ClipModel | Scorer, other: ClipModel | Scorer) -> bool:
+def same_weights(one: ClipModel, other: ClipModel) -> bool:
     """Whether both see pictures through the same weights: by their hashes, and where those differ by what they make of
     a few pictures, so that another file format or another text tower hides nothing."""
-    a, b = (clip.hash() if isinstance(clip, ClipModel) else clip.id for clip in (one, other))
+    a, b = one.hash(), other.hash()
     if a[: len(b)] == b[: len(a)]:
         return True
-    size, other_size = (clip.image_size if isinstance(clip, ClipModel) else clip.size for clip in (one, other))
-    if size != other_size:
+    if one.image_size != other.image_size:
         return False
     coarse = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    pictures = F.interpolate(coarse, (size, size), mode="bilinear")
-    left, right = ((clip.embed_image(pictures) if isinstance(clip, ClipModel) else clip.image_features(pictures))
-                   .float().cpu() for clip in (one, other))
+    pictures = F.interpolate(coarse, (one.image_size,) * 2, mode="bilinear")
+    left, right = (clip.embed_image(pictures).float().cpu() for clip in (one, other))
     return left.shape == right.shape and bool((left * right).sum(-1).mean() > SAME)
