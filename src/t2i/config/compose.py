@@ -160,6 +160,8 @@ def quoted(overrides: Sequence[str]) -> list[str]:
         key, equals, value = override.partition("=")
         if key == "experiment":  # as in other Hydra projects
             key = "experiments"
+        if override == "data.batch_size=auto":
+            key, value = "trainer.scale_batch_size", "auto"
         bare = key.lstrip("+~")
         if bare == "name" and equals and value in ("", "null"):
             continue
