@@ -40,6 +40,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
         return [("batch", f"{size} pictures", "the config")], figures
 
     monkeypatch.setattr(profiling, "measure", measure)
+    monkeypatch.setattr(batch_size, "LEAST", 1)
     monkeypatch.setattr(hardware, "memory_of", lambda device: ("Fake", FREE))
     return seconds
 
@@ -88,12 +89,24 @@ def test_a_batch_is_doubled_as_long_as_that_pays_and_fits(
     (["data.batch_size=32"], 2, "64 images/s at 64; about 82 fit in memory"),  # (0.92 x 10 - 1) / 0.1
     (["data.batch_size=32", "trainer.accumulate_grad_batches=2"], 4, "128 images/s at 128; about 164 fit in memory"),
     (["data.batch_size=32", "trainer.devices=2"], 4, "128 images/s at 128; about 164 fit in memory"),
-    (["data.batch_size=100"], 1, "nothing measured; about 82 fit in memory"),
+    (["data.batch_size=50"], 1, "nothing measured; about 82 fit in memory"),
 ])
 def test_memory_bounds_it(tmp_path: Path, words: list[str], times: int, said: str) -> None:
     assert hardware.batch_that_fits(config(tmp_path), FREE, []) == 82
     found, told = batch_size.find(config(tmp_path, *words), [], None)
     assert found == times and told.endswith(said)
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_short_run_keeps_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_size, "LEAST", 1000)
+    told = "16 images/s at 16; 1,000 steps are to be left"
+    for steps, times, said in ((3999, 2, told), (4000, 4, "32 images/s at 32; 1,000 steps are to be left")):
+        found = batch_size.find(config(tmp_path, f"trainer.max_steps={steps}"), [], None)
+        assert found[0] == times and found[1].endswith(said)
+    monkeypatch.setattr(profiling, "measure", None)  # nor does it measure then
+    assert batch_size.find(config(tmp_path, "trainer.max_steps=1999"), [], None) == (
+        1, "nothing measured; 1,000 steps are to be left")
 
 
 def stopping(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
@@ -124,6 +137,7 @@ def test_a_run_keeps_what_it_found_and_is_the_run_of_the_same_numbers_typed(
     assert auto["data"]["batch_size"] == 8 and auto["trainer"]["scale_batch_size"] == "auto"
     with monkeypatch.context() as patch:
         patch.setattr(batch_size, "MOST", 2)
+        patch.setattr(batch_size, "LEAST", 8)
         patch.setattr(batch_size, "GAIN", 0.0)
         stopping(patch, 4)
         with pytest.raises(SystemExit) as stopped:

@@ -3,8 +3,8 @@
 The rule keeps what a recipe says about pictures: steps are divided by n, and learning rates are multiplied by sqrt(n),
 which is Adam's rule (Krizhevsky, arXiv 1404.5997; Malladi et al., arXiv 2205.10287, who also move the betas: here they
 stay, as averages do). SGD's, n itself (Goyal et al., arXiv 1706.02677), is for no optimiser here: AdamW, and Muon that
-takes Adam's for want of its own. It holds up to a batch that nobody knows beforehand (arXiv 1812.06162): `auto`
-goes no further than `MOST`.
+takes Adam's for want of its own. It holds up to a batch that nobody knows beforehand (arXiv 1812.06162), and for no
+short run (docs/speed.md): `auto` goes no further than `MOST` times, and leaves `LEAST` steps.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from t2i.data.datasets import dataset
 from t2i.training import hardware
 from t2i.training.resume import has_checkpoint, is_first
 
-MOST = 8
+MOST, LEAST = 8, 1000  # times the batch, and steps
 GAIN = 1.05  # images a second of a batch, at least, to those of half of it
 COUNTS = ("max_steps", "warmup_steps", "halve_every", "cutmix_steps", "val_every_steps", "limit_val_batches",
           "log_every_steps", "checkpoint_every_steps")  # of batches
@@ -56,7 +56,7 @@ def scaled(config: dict[str, Any], times: int) -> dict[str, Any]:
 
 def find(config: dict[str, Any], earlier: list[dict[str, Any]], pictures: int | None) -> tuple[int, str]:
     """How many times the recipe's batch a run takes, and what was measured: doubled as long as that brings `GAIN`,
-    up to `MOST`, to what memory holds, and to the training split.
+    up to `MOST`, to what memory holds, to the training split, and to `LEAST` steps.
 
     Args:
         config: with the recipe's batch. earlier: see `profiling.Parts`.
@@ -64,26 +64,23 @@ def find(config: dict[str, Any], earlier: list[dict[str, Any]], pictures: int | 
     """
     from t2i.training.profiling import devices, measure  # which import training.train, and that this
 
-    t, size = config["trainer"], config["data"]["batch_size"]
-    world = devices(config)
+    t, size, world = config["trainer"], config["data"]["batch_size"], devices(config)
+    bounds = [(MOST, f"{MOST} times is the most"), (t["max_steps"] / LEAST, f"{LEAST:,} steps are to be left")]
+    bounds += [] if pictures is None else [(pictures / size, f"the training split has {pictures}")]
     device = torch.device("cuda" if torch.cuda.is_available() and t["accelerator"] != "cpu" else "cpu")
-    fits = hardware.batch_that_fits(config, hardware.memory_of(device)[1], earlier)
-    most = math.inf if fits is None else fits * t["accumulate_grad_batches"] * world
-    rates: dict[int, float] = {}
-    bound, times = f"{MOST} times is the most", 1
-    while times <= MOST:
-        if times * size > most:
-            bound = f"about {most:.0f} fit in memory"
-            break
-        if pictures is not None and times * size > pictures:
-            bound = f"the training split has {pictures}"
-            break
+    if min(bounds)[0] >= 2:  # measuring takes a while
+        fits = hardware.batch_that_fits(config, hardware.memory_of(device)[1], earlier)
+        most = math.inf if fits is None else fits * t["accumulate_grad_batches"] * world
+        bounds.append((most / size, f"about {most:.0f} fit in memory"))
+    (limit, bound), rates = min(bounds), {}
+    times = 1
+    while times <= limit >= 2:
         try:
             seconds = measure(scaled(config, times), earlier)[1]["seconds_a_step"]
         except torch.OutOfMemoryError:
             bound = f"{times * size} do not fit in memory"
             break
-        rates[times] = times * (size // world) * world / seconds
+        rates[times] = times * size / seconds
         if times > 1 and rates[times] < GAIN * rates[times // 2]:
             bound = f"twice as many are not {GAIN - 1:.0%} faster"
             break
