@@ -15,7 +15,6 @@ between parts of the project itself: `run.py`. Peers: `gpu_peers.py`; nothing is
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -27,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
-from benchmarks.gpu import Bench, Parts, Row, apart, measured, quantizer, report, row, vqgan
+from benchmarks.gpu import Bench, Parts, Row, apart, command_line, measured, quantizer, report, row, vqgan
 from benchmarks.gpu_peers import Llama
 from benchmarks.run import MIXED, processor
 from torch import nn
@@ -161,15 +160,8 @@ PARTS: Parts = {"decoding": (decoding, 600), "vqgan": (vqgan, 400), "quantizer":
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="name", help=f"{', '.join(PARTS)}; none means all")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--tiny", action="store_true", help="sizes whose figures mean nothing, to see that it runs")
-    parser.add_argument("--json", help="a file for the same rows as JSON")
-    parser.add_argument("--child", choices=list(PARTS), help=argparse.SUPPRESS)
-    args = parser.parse_args(arguments)
-    if unknown := [name for name in args.names if name not in PARTS]:
-        parser.error(f"{', '.join(unknown)}: no such part; there are {', '.join(PARTS)}")
+    threads = {"type": int, "default": torch.get_num_threads()}
+    _, args = command_line(__doc__.splitlines()[0], PARTS, arguments, threads=threads)
     keep_freed_memory()  # as the apps do
     if args.child:
         for found in measured(args.child, CPUBench(args.tiny, args.threads), PARTS):

@@ -518,16 +518,27 @@ def report(rows: Iterable[list[Row]], head: str, held: dict[str, Any], path: str
     return int(any(str(found["measured"]).startswith(("failed", "stopped")) for found in seen))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="name", help=f"{', '.join(PARTS)}; none means all")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+def command_line(
+    about: str, parts: Parts, words: list[str] | None, **own: dict[str, Any]
+) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """The arguments of a benchmark of these parts, also of `cpu.py`; `own` are its further options, as
+    `add_argument` takes them."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"{', '.join(parts)}; none means all")
+    for name, options in own.items():
+        parser.add_argument(f"--{name}", **options)
     parser.add_argument("--tiny", action="store_true", help="sizes whose figures mean nothing, to see that it runs")
     parser.add_argument("--json", help="a file for the same rows as JSON")
-    parser.add_argument("--child", choices=list(PARTS), help=argparse.SUPPRESS)
-    args = parser.parse_args(arguments)
-    if unknown := [name for name in args.names if name not in PARTS]:
-        parser.error(f"{', '.join(unknown)}: no such part; there are {', '.join(PARTS)}")
+    parser.add_argument("--child", choices=list(parts), help=argparse.SUPPRESS)
+    args = parser.parse_args(words)
+    if unknown := [name for name in args.names if name not in parts]:
+        parser.error(f"{', '.join(unknown)}: no such part; there are {', '.join(parts)}")
+    return parser, args
+
+
+def main(arguments: list[str] | None = None) -> int:
+    device = {"choices": ["cuda", "cpu"], "default": "cuda"}
+    parser, args = command_line(__doc__.splitlines()[0], PARTS, arguments, device=device)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU that torch can use; --device cpu --tiny shows that the benchmark runs")
     if args.device == "cpu" and not args.tiny:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -141,3 +142,10 @@ def test_a_part_of_the_gpus_benchmark_that_fails_or_runs_over_says_so(monkeypatc
     stopped = gpu.apart("quantizer", 0, "--device", "cpu", "--tiny")
     assert [row["measured"] for row in stopped] == ["stopped after its 0 s"]
     assert sum(limit for _, limit in gpu.PARTS.values()) <= 540
+
+
+@pytest.mark.parametrize("benchmark", [cpu, gpu])
+def test_the_benchmarks_against_peers_know_their_parts(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        benchmark.main(["quantizer", "decodign"])
+    assert f"decodign: no such part; there are {', '.join(benchmark.PARTS)}" in capsys.readouterr().err

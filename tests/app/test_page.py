@@ -9,18 +9,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 from tests.app.served import PROMPT, SIDE
 
+from t2i.app.record import Request
+from t2i.app.settings import AppSettings
+from t2i.app.studio import Studio
 from t2i.config.compose import compose
 from t2i.generation import text_to_image
 from t2i.generation.clip_guided import run as clip_guided_run
 from t2i.generation.text_to_image import picture_seed
+from t2i.models.prior import Prior
+from t2i.nets.cpu_linear import obstacle
 
 SIDES = {"left": 0, "top": 0, "right": 0, "bottom": 0}
-FIELDS = {"temperature": 0.7, "guidance": 1.5, "steps": 0, "top_k": 0, "top_p": 0, "negative": ""}
+FIELDS = {"temperature": 0.7, "guidance": 1.5, "steps": 0, "top_k": 0, "top_p": 0, "weights": "as trained",
+          "negative": ""}
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +94,28 @@ def test_the_page_draws_what_sample_py_draws(client, parts, tmp_path) -> None:
     assert held["picture_seed"] == picture_seed(3, 0, 1) and "2 pictures" in status
     files = client.predict(prompt=PROMPT, guidance=2, api_name="/draw")[2]  # the others as the page has them
     assert len(files) == 8 and json.loads(Path(files[1]).read_text())["request"]["options"]["guidance"] == 2
+
+
+@pytest.mark.skipif(obstacle("int8", torch.device("cpu")) is not None, reason="not on this CPU")
+def test_a_prior_in_int8_draws_what_sample_py_draws_and_as_trained_again_after_it(client, parts, tmp_path) -> None:
+    before, quick = drawn(client, parts)[2], drawn(client, parts, weights="int8")[2]
+    words = [f"ckpt={parts.any}", f"prompt={PROMPT}", "n=2", "seed=3", f"out={tmp_path / 'drawn'}", "device=cpu",
+             "weights=int8"]
+    made = text_to_image.run(compose(words, "sample"))["files"]
+    assert [Path(a).read_bytes() for a in quick[::2]] == [Path(b).read_bytes() for b in made]
+    assert json.loads(Path(quick[1]).read_text())["request"]["options"]["weights"] == "int8"
+    assert client.predict(handle_file(quick[3]), api_name="/draw_again")[1].endswith("byte for byte.</span>")
+    assert [Path(a).read_bytes() for a in drawn(client, parts)[2][::2]] == [Path(b).read_bytes() for b in before[::2]]
+
+
+def test_weights_that_a_device_or_a_model_has_not_are_refused(parts, monkeypatch) -> None:
+    studio = Studio(AppSettings((parts.any, parts.vqgan)))
+    with pytest.raises(ValueError, match="^weights=bf16: a vqgan has no such option; a prior has"):
+        studio.weighted(parts.vqgan, "bf16")
+    monkeypatch.setattr(Prior, "device", torch.device("cuda"))
+    with pytest.raises(ValueError, match="^weights=int8: its kernels are the CPU's, and this draws on cuda"):
+        next(studio.run(parts.any, Request("draw", PROMPT, options={"weights": "int8"})))
+    assert studio.quick is None
 
 
 def test_pictures_appear_while_they_are_drawn(client, parts) -> None:
@@ -189,6 +218,9 @@ def changed(held: dict[str, Any], **changes: Any) -> dict[str, Any]:
         ({"options": {"path": "x"}}, "path: there is no such option"),
         ({"options": {"temperature": -1}}, "temperature=-1: allowed are numbers &gt;= 0"),
         ({"options": {"temperature": []}}, "request.options.temperature is []"),
+        ({"options": {"guidance": 1e30}}, "guidance=1e+30: allowed on the page are numbers from 0 to 10"),
+        ({"options": {"temperature": 2.5}}, "temperature=2.5: allowed on the page are numbers from 0 to 2"),
+        ({"options": {"weights": "int4"}}, "weights=int4: allowed are bf16, int8, or null (as trained)"),
         ({"clips": "x"}, "clips is no key of it"),
         ({"way": "edit", "edit": {"way": "paint", "image": "AAAA", "mask": "AAAA"}}, "the picture is no picture"),
         ({"way": "edit", "edit": {"way": "paint", "image": "/etc/passwd"}}, "paint takes way, image and mask"),

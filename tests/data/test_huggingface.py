@@ -160,6 +160,14 @@ def test_a_row_opens_no_file_outside_of_the_data_set(tmp_path) -> None:
     assert torch.equal(kept.pixels(kept.rows[1]), read_pixels(png(7), "x"))
 
 
+def test_a_table_without_rows_is_named(tmp_path) -> None:
+    write(tmp_path / "data" / "train-0.parquet", [png(0), png(1)])
+    write(tmp_path / "data" / "train-1.parquet", [])
+    for path in (tmp_path / "data", tmp_path / "data" / "train-1.parquet"):
+        with pytest.raises(ValueError, match=r"^data\.path='\S+': train-1\.parquet has no rows$"):
+            opened(path)
+
+
 def test_damaged_files_and_pictures(tmp_path) -> None:
     path = write(tmp_path / "a.parquet", [png(0), b"no picture", png(1), png(2)])
     made = opened(path, train_split="train[:3]", val_split="train[3:]")

@@ -286,3 +286,23 @@ def test_squared_relu_and_its_gradient() -> None:
     y = squared_relu(x)
     y.backward(torch.tensor([1.0, 1.0, 2.0, 1.0]))
     assert y.tolist() == [0, 0, 0.25, 9] and x.grad.tolist() == [0, 0, 2, 6]
+
+
+@pytest.mark.slow
+def test_compiled_blocks_are_compiled_once_more_for_captions_of_all_lengths() -> None:
+    """For the length that comes first, and for any; all blocks share both."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    net = GPT(WHOLE, GRID, TEXT, 32, width=16, num_layers=3, num_heads=2, caption="keys")
+    for block in net.blocks:
+        block.compile(backend=counter)
+    seen = []
+    for length in (12, 9, 14, 32, 2, 9):
+        states, mask = torch.randn(2, length, TEXT), torch.ones(2, length, dtype=torch.bool)
+        logits, = net(torch.zeros(2, GRID[0] * GRID[1], dtype=torch.long), states, mask, torch.tensor([False, True]))
+        logits.sum().backward()
+        seen.append(counter.frame_count)
+    torch._dynamo.reset()
+    assert seen == [1, 2, 2, 2, 2, 2]

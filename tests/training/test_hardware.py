@@ -89,7 +89,7 @@ def test_the_batch_that_fits_by_real_steps(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(profiling, "measure", measure)
     monkeypatch.setattr(profiling, "TIMED", 1)
     held = config(tmp_path, "data.image_size=64", "model.autoencoder.channels=32", "model.discriminator.channels=32")
-    found = [hardware.batch_that_fits(held, total) for total in (0.0, 20e9, 40e9)]
+    found = [hardware.batch_that_fits(held, total, []) for total in (0.0, 20e9, 40e9)]
     assert found[0] == 0 and 16 < found[1] < found[2] < 3 * found[1]
 
 

@@ -19,7 +19,7 @@ from tests.tiny import DATA, QUIET, TRAINER
 from tests.training.test_resume import in_validation
 
 from t2i.checkpoint import atomic, building, file_format
-from t2i.config.compose import compose
+from t2i.config.compose import ConfigError, compose
 from t2i.convert.convert import convert, export
 from t2i.convert.dfgan import read_dfgan
 from t2i.convert.reader import read_text_encoder
@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_listed_and_refused_unless_it_is_allowed(
     with pytest.raises(ValueError, match=r"is a vqgan, of which no weight fits CLIP"):
         start_from(building.build(CLIP_NODE), str(trained), ["clip", "tokenizer"])
     (tmp_path / "page.ckpt").write_text("<html>no</html>")
-    with pytest.raises(ValueError, match=r"init=\S+page\.ckpt: .*is a web page"):
+    with pytest.raises(ValueError, match=r"^init=\S+page\.ckpt is a web page"):
         start_from(model, str(tmp_path / "page.ckpt"), [])
 
 
@@ -219,7 +219,7 @@ def test_a_dfgan_starts_from_the_published_layout(files: dict[str, Path], tmp_pa
     with pytest.raises(ValueError, match=r"is a text encoder of DAMSM.*and none that a run starts"):
         start_from(made(), str(files["text_encoder200.pth"]), [])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"init=\S+: \S+empty is a folder without weights that are read"):
+    with pytest.raises(ValueError, match=r"^init=\S+empty is a folder without weights that are read"):
         start_from(made(), str(tmp_path / "empty"), [])
 
 
@@ -241,3 +241,17 @@ def test_finetuning_takes_sizes_tokenizer_and_text_encoder_from_its_start(
     assert f"| val/loss | {before:.4g} | {after:.4g} |" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"of which no weight fits Prior \(its model had model\.width=32\)"):
         train.run(compose([*words, f"init={start / 'last.ckpt'}", "model.width=16", "name=other"]))
+
+
+def test_finetuning_says_what_its_start_lacks(prior: Path, vqgan: Path, tmp_path: Path) -> None:  # noqa: F811
+    alone, words = tmp_path / "alone" / "last.ckpt", ["experiments=finetune", "data=shapes"]
+    alone.parent.mkdir()
+    alone.write_bytes(prior.read_bytes())
+    with pytest.raises(ConfigError, match=(r"^init=\S+: there is no config\.json beside it or in it that can be read,"
+                                           r" for .*model\.width, .*: copy it from the run's folder, or give all")):
+        compose([*words, f"init={alone}"])
+    given = ["model.width=32", "model.num_layers=1", "model.num_heads=2", "model.caption=prefix",
+             "model.word_triples=true", "model.code_dropout=0.0", "data.image_size=16"]
+    assert compose([*words, f"init={alone}", *given])["model"]["width"] == 32
+    with pytest.raises(ValueError, match=r"^text_encoder\.path=\S+ is a vqgan, which carries no text_encoder; a p"):
+        train.run(compose([*words, *given, f"init={vqgan}", f"paths.runs={tmp_path / 'runs'}", "trainer=cpu"]))

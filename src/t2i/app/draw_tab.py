@@ -11,9 +11,12 @@ import gradio as gr
 from t2i.app import outputs
 from t2i.app.outputs import MODEL
 from t2i.app.record import MOST, Request, read_record
-from t2i.app.studio import Studio
+from t2i.app.studio import HIGHEST, Studio
+from t2i.models.prior import Prior
+from t2i.nets.cpu_linear import KINDS
 
 OPTIONAL = ("steps", "truncation", "top_k", "top_p")
+AS_TRAINED = "as trained"
 PLACE = "two red circles above a blue square"
 
 
@@ -34,18 +37,23 @@ class Sampling(NamedTuple):
     def options(self, values: tuple[Any, ...]) -> dict[str, Any]:
         """Those that are given: what may be left out is 0 then, as a browser sends an empty number."""
         given = zip(self.names, values, strict=True)
-        return {name: value for name, value in given if value is not None and not (name in OPTIONAL and value == 0)}
+        return {name: value for name, value in given
+                if value not in (None, AS_TRAINED) and not (name in OPTIONAL and value == 0)}
 
 
 def sampling(model: Any, names: tuple[str, ...]) -> Sampling:
     """Components for those of the options that a model has, at its own values."""
     made: dict[str, Any] = {}
     own = model.options
-    for name in (name for name in names if name in own):
-        if name == "temperature":
-            made[name] = gr.Slider(0, 2, own[name], step=0.05, label="Temperature", info="1: as learned; less is safer")
+    for name in (name for name in names if name in own or (name == "weights" and isinstance(model, Prior))):
+        if name == "weights":
+            made[name] = gr.Dropdown([AS_TRAINED, *KINDS], value=AS_TRAINED, label="Weights",
+                                     info="of a large prior on a CPU: other pictures, sooner")
+        elif name == "temperature":
+            made[name] = gr.Slider(0, HIGHEST[name], own[name], step=0.05, label="Temperature",
+                                   info="1: as learned; less is safer")
         elif name == "guidance":
-            made[name] = gr.Slider(0, 10, own[name], step=0.1, label="Guidance", info="1: none")
+            made[name] = gr.Slider(0, HIGHEST[name], own[name], step=0.1, label="Guidance", info="1: none")
         elif name == "steps":
             made[name] = gr.Number(0, precision=0, label="Steps", info="0: a quarter of the codes")
         elif name == "truncation":
@@ -122,7 +130,7 @@ def sampling_group(model: Any, visible: bool) -> tuple[Sampling, gr.Textbox, gr.
     with gr.Column(visible=visible) as group:
         first = sampling(model, ("temperature", "guidance", "steps", "truncation"))
         with gr.Accordion("More", open=False, visible="top_k" in model.options):
-            second = sampling(model, ("top_k", "top_p"))
+            second = sampling(model, ("top_k", "top_p", "weights"))
             negative = gr.Textbox("", label="Negative", info="a caption to lead away from",
                                   visible="guidance" in model.options)
     return Sampling(first.names + second.names, first.components + second.components), negative, group

@@ -81,7 +81,7 @@ def build(studio: Studio, drawn: Drawn, tabs: gr.Tabs, own: str) -> None:
             with gr.Row():
                 seed = gr.Number(0, precision=0, minimum=0, label="Seed", min_width=80)
                 n = gr.Slider(1, MOST, 4, step=1, label="Pictures", min_width=120)
-            found = sampling(studio.pipelines[paths[0]].model, ("temperature", "guidance", "steps"))
+            found = sampling(studio.pipelines[paths[0]].model, ("temperature", "guidance", "steps", "weights"))
             with gr.Row():
                 button = gr.Button("Draw anew", variant="primary", size="lg")
                 stops = gr.Column(scale=0, min_width=80)

@@ -6,6 +6,7 @@ that the page and the command line draw the same.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from t2i.generation.text_to_image import (
     OPTIONS,
     check_negative,
     check_styles,
+    check_weights,
     device_of,
     draw_steps,
     options_of,
@@ -45,6 +47,7 @@ from t2i.viz.grids import to_uint8
 
 FRAME = 0.25  # seconds between pictures of a drawing
 GUIDED = ("canvas", "start", "steps", "learning_rate")  # settings of clip_guided that the page has
+HIGHEST = {"temperature": 2, "guidance": 10}
 STEPS = 2000  # of guided drawing, at most
 EDITS = ("paint", "vary", "extend")
 
@@ -70,6 +73,7 @@ class Studio:
         registry.trust(settings.trust)
         self.pipelines = {path: TextToImagePipeline.load(path, settings.device, settings.trust)
                           for path in settings.ckpts}
+        self.quick: tuple[tuple[str | None, str], Any] | None = None  # the latest model in other weights, and which
         self.hashes = {path: file_format.file_hash(path) for path in settings.ckpts}
         self.clip = settings.clip
         self.clip_models = [] if self.clip is None else load_clip_models(
@@ -90,6 +94,20 @@ class Studio:
             there = ", ".join(self.pipelines) or "none"
             raise ValueError(f"checkpoint={quoted(checkpoint)}: this page was started with {there}")
         return self.pipelines[checkpoint]
+
+    def weighted(self, checkpoint: str | None, weights: Any) -> Any:
+        """The checkpoint's model, its net in bf16 or int8 where that is asked for (a copy: what is converted draws
+        only)."""
+        model = self.pipeline(checkpoint).model
+        check_weights(model, weights)
+        if weights is None:
+            return model
+        if self.quick is None or self.quick[0] != (checkpoint, weights):
+            self.quick = None  # one at a time
+            copied = copy.deepcopy(model, {id(model.frozen_parts): model.frozen_parts})
+            copied.set_weights(weights)
+            self.quick = (checkpoint, weights), copied
+        return self.quick[1]
 
     def run(self, checkpoint: str | None, request: Request) -> Iterator[Update]:
         """Draws what is asked for; ValueError, in a line, where that cannot be."""
@@ -123,14 +141,19 @@ class Studio:
         if not isinstance(pipeline.model, TextToImage):
             raise ValueError(f"{shown(checkpoint)} is a tokenizer, which draws nothing for captions; guided drawing"
                              " takes one")
-        model: Any = pipeline.model
         check_request(request)
+        asked = {name: value for name, value in request.options.items() if name != "weights"}
+        model = self.weighted(checkpoint, request.options.get("weights"))
         texts = [*read_prompts({"prompt": request.prompt, "prompts": None, "unconditional": False}),
                  *([] if request.negative is None else [request.negative])]
         check_styles(texts, pipeline.config, str(checkpoint))
-        if strange := [name for name in request.options if name not in OPTIONS]:
-            raise ValueError(f"{shown(strange[0], 40)}: there is no such option; allowed are {', '.join(OPTIONS)}")
-        options = options_of({**dict.fromkeys(OPTIONS), **request.options}, model)
+        if strange := [name for name in asked if name not in OPTIONS]:
+            raise ValueError(f"{shown(strange[0], 40)}: there is no such option; allowed are"
+                             f" {', '.join((*OPTIONS, 'weights'))}")
+        options = options_of({**dict.fromkeys(OPTIONS), **asked}, model)
+        for name, most in HIGHEST.items():
+            if not 0 <= options.get(name, 0) <= most:
+                raise ValueError(f"{name}={options[name]:g}: allowed on the page are numbers from 0 to {most}")
         if request.negative is not None:
             check_negative(f"negative={shown(request.negative)}", model, options.get("guidance"), False)
         told = [f"'{shown(text, 60)}': {line}" for text in texts

@@ -318,9 +318,11 @@ def build_part(part: Mapping[str, Any], path: str | Path, name: str) -> Any:
 def load_part(path: str | Path, name: str) -> Any:
     """A part by itself, frozen, out of a checkpoint or an exported folder: the text encoder or the tokenizer of a
     prior."""
-    parts = read(path)["t2i"]["parts"]
+    section = read(path)["t2i"]
+    parts = section["parts"]
     if name not in parts:
-        raise ValueError(f"{path} has no part {name}; it has {', '.join(parts) or 'none'}")
+        raise ValueError(f"{name}.path={path} is a {section['kind']}, which carries no {name}; a prior's checkpoint"
+                         " does")
     return build_part(parts[name], path, name)
 
 

@@ -32,7 +32,8 @@ CLASSES: dict[str, str] = {
 }
 KEYS: dict[str, str] = aliases.KEYS
 # Keys that came later, with the value that is as it was before.
-ADDED: dict[str, Any] = {"trainer.matmul_precision": None, "init": None, "init_allow": [], "freeze": []}
+ADDED: dict[str, Any] = {"trainer.matmul_precision": None, "trainer.scale_batch_size": None, "init": None,
+                         "init_allow": [], "freeze": []}
 # What callbacks keep in checkpoints, by their name there.
 CALLBACKS: dict[str, str] = {"Checkpoints": "RunCheckpoint", "PictureGrid": "ImageGrid", "Scores": "GenerationMetrics"}
 

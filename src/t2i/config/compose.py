@@ -115,14 +115,19 @@ def keys_of(config_name: str) -> str:
     return "\n".join([*lines, "", f"Keys (conf/{config_name}.yaml):", *(f"  {line}" for line in keys.splitlines())])
 
 
+def beside_init(init: Any) -> Any:
+    """What config.json beside a checkpoint or in its folder holds; None where there is none that can be read."""
+    place = Path(str(init)).expanduser()
+    try:
+        return json.loads(((place if place.is_dir() else place.parent) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def of_init(key: Any, default: Any, *, _root_: Any) -> Any:
     """A setting of the training that made `init=`, as config.json beside it or in it says; `default` where that says
-    nothing, or something that is no short word or number."""
-    place = Path(str(_root_.init)).expanduser()
-    try:
-        held = json.loads(((place if place.is_dir() else place.parent) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return default
+    nothing, or something that is no short word or number (and for an `init=` that is not there, which is told)."""
+    held = beside_init(_root_.init)
     node = held["config"] if isinstance(held, dict) and "t2i" not in held and "config" in held else held
     for part in str(key).split("."):
         node = node.get(part) if isinstance(node, dict) else None
@@ -160,6 +165,8 @@ def quoted(overrides: Sequence[str]) -> list[str]:
         key, equals, value = override.partition("=")
         if key == "experiment":  # as in other Hydra projects
             key = "experiments"
+        if override == "data.batch_size=auto":
+            key, value = "trainer.scale_batch_size", "auto"
         bare = key.lstrip("+~")
         if bare == "name" and equals and value in ("", "null"):
             continue
@@ -347,6 +354,10 @@ def resolved(config: DictConfig, config_name: str, files: bool = True) -> dict[s
             lines = [f"{key}= is needed{': ' + HINTS[key] if key in HINTS else ''}" for key in missing]
             raise ConfigError("\n".join(lines))
         found: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+        read = [key for key, value in flat(bare).items() if isinstance(value, str) and "${of_init:" in value]
+        if read and files and Path(str(found["init"])).expanduser().exists() and beside_init(found["init"]) is None:
+            raise ConfigError(f"init={found['init']}: there is no config.json beside it or in it that can be read, for"
+                              f" {', '.join(read)}: copy it from the run's folder, or give all of these")
     except OmegaConfBaseException as error:
         raise ConfigError(f"the config cannot be resolved: {' '.join(str(error).split())}") from error
     if problems := check(found, config_name, files and not found.get("stages")):

@@ -60,6 +60,7 @@ VALUES: dict[str, tuple[str, float | None, float | None]] = {
     "trainer.checkpoint_every_minutes": ("float | None", 0, None),
     "trainer.gradient_clip_val": ("float | None", 0, None),
     "trainer.accumulate_grad_batches": ("int", 1, None),
+    "trainer.scale_batch_size": ("int | Literal['auto'] | None", 1, None),
     "trainer.matmul_precision": ("Literal['highest', 'high', 'medium'] | None", None, None),
     "trainer.monitor_mode": ("Literal['min', 'max']", None, None),
     "trainer.compile": ("bool | Literal['aot_eager']", None, None),

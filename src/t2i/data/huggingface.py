@@ -164,10 +164,12 @@ class HuggingFace(ImageDataset):
         if local.is_file():
             if local.suffix.lower() not in TABLES:
                 raise ValueError(f"{self.where} is no Parquet file; a .parquet, a folder or a name on the hub is meant")
+            check_rows(self.where, [local])
             return {"path": "parquet", "data_files": {"train": [str(local)]}}
         files = find_files(local, deep=True)
         tables = [name for name in files if name.lower().endswith(TABLES) and not name.endswith(METADATA)]
         if tables:
+            check_rows(self.where, [local / name for name in sorted(tables)])
             held: dict[str, list[str]] = {}
             for name in sorted(tables):
                 held.setdefault(split_named(name, self.where) or "train", []).append(str(local / name))
@@ -314,6 +316,19 @@ class Cursor:
                 else:
                     raise ValueError("the stream is shorter than it was when it was listed")
             return self.held[index]
+
+
+def check_rows(where: str, files: Sequence[Path]) -> None:
+    """ValueError for a Parquet file of no rows, which the library cannot read."""
+    from pyarrow import ArrowException, parquet
+
+    for file in files:
+        try:
+            rows = parquet.read_metadata(file).num_rows
+        except (ArrowException, OSError):  # the library says what is wrong with it
+            continue
+        if rows == 0:
+            raise ValueError(f"{where}: {one_line(file.name)} has no rows")
 
 
 def choose_split(where: str, names: list[str], split: Split, train: str | None, val: str | None) -> tuple[str, bool]:

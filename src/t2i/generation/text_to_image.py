@@ -227,12 +227,19 @@ def first_codes(model: Any, image: str | Path, rows: Any) -> Tensor:
     return model.tokenizer.encode(pixels.to(model.device))[:, : rows * width].clone()
 
 
-def set_weights(model: Any, weights: str | None) -> None:
-    """See `Prior.set_weights`; of other models only None is allowed."""
+def check_weights(model: Any, weights: str | None) -> None:
+    """See `Prior.check_weights`; of other models only None is allowed."""
     if isinstance(model, Prior):
-        model.set_weights(weights)
+        model.check_weights(weights)
     elif weights is not None:
         raise ValueError(f"weights={weights}: a {getattr(model, 'kind', 'tokenizer')} has no such option; a prior has")
+
+
+def set_weights(model: Any, weights: str | None) -> None:
+    """See `Prior.set_weights`; of other models only None is allowed."""
+    check_weights(model, weights)
+    if isinstance(model, Prior):
+        model.set_weights(weights)
 
 
 def device_of(wanted: str) -> torch.device:

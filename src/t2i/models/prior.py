@@ -102,19 +102,24 @@ class Prior(BaseModule):
     def image_size(self) -> int:
         return self.tokenizer.image_size
 
-    def set_weights(self, weights: str | None) -> None:
-        """From now on this prior draws only, its net's weights in "bf16" or "int8" (`t2i.nets.cpu_linear`; on a GPU
-        "bf16" alone), None: as trained. ValueError for what there is not, or not on this device."""
+    def check_weights(self, weights: str | None) -> None:
+        """ValueError for weights that there are not, or not on this device."""
         if weights is None:
             return
         if weights not in cpu_linear.KINDS:
             raise ValueError(f"weights={weights}: allowed are {', '.join(cpu_linear.KINDS)}, or null (as trained)")
-        of_cpu = self.device.type == "cpu" or weights == "int8"
-        if of_cpu and (reason := cpu_linear.obstacle(weights, self.device)) is not None:
-            raise ValueError(f"weights={weights}: {reason}; null draws with the weights as trained")
+        if self.device.type == "cpu" or weights == "int8":
+            reason = cpu_linear.obstacle(weights, self.device)
+            if reason is not None:
+                raise ValueError(f"weights={weights}: {reason}; null draws with the weights as trained")
+
+    def set_weights(self, weights: str | None) -> None:
+        """From now on this prior draws only, its net's weights in "bf16" or "int8" (`t2i.nets.cpu_linear`; on a GPU
+        "bf16" alone), None: as trained. ValueError as `check_weights`."""
+        self.check_weights(weights)
         if weights == "bf16":
             self.gpt.bfloat16()
-        if of_cpu:
+        if weights is not None and self.device.type == "cpu":
             for part in (self.gpt.blocks, self.gpt.predict):
                 cpu_linear.convert(cast(nn.Module, part), weights)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import re
 import traceback
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,14 +36,27 @@ def tell_driver_fault(accelerator: str) -> None:
 
 
 def memory_of(device: torch.device) -> tuple[str, int]:
-    """A GPU's name and its bytes."""
+    """A GPU's name and its bytes; of a CPU those that are free."""
+    if device.type != "cuda":
+        return "this machine", free_memory()
     found = torch.cuda.get_device_properties(device)
     return found.name, found.total_memory
 
 
-def batch_that_fits(config: dict[str, Any], total: float) -> int | None:
+def free_memory() -> int:
+    """Bytes of this machine, or of the container that it is, which may still be taken."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    if (held := Path("/proc/meminfo")).is_file():
+        found += [1024 * int(kilobytes) for kilobytes in re.findall(r"MemAvailable:\s+(\d+) kB", held.read_text())]
+    limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if limit.is_file() and (most := limit.read_text().strip()).isdecimal():
+        found.append(int(most) - int(used.read_text()))
+    return max(0, min(found))
+
+
+def batch_that_fits(config: dict[str, Any], total: float, earlier: list[dict[str, Any]]) -> int | None:
     """The largest batch of one device whose step takes `total` bytes, by what steps of two small ones took; 0 where
-    not even those fit, None where memory did not grow with the batch."""
+    not even those fit, None where memory did not grow with the batch. `earlier`: see `profiling.Parts`."""
     from t2i.training.profiling import measure  # which imports training.train, and that this
 
     config, took = copy.deepcopy(config), []
@@ -48,7 +64,7 @@ def batch_that_fits(config: dict[str, Any], total: float) -> int | None:
     for size in (2, 4):
         config["data"]["batch_size"] = size
         try:
-            took.append(1e9 * measure(config, [])[1]["memory_gb"])
+            took.append(1e9 * measure(config, earlier)[1]["memory_gb"])
         except torch.OutOfMemoryError:
             return 0
     each = (took[1] - took[0]) / 2
@@ -62,7 +78,7 @@ def too_little_memory(config: dict[str, Any], trainer: Any, model: Any, error: B
     cut = f" in pieces (trainer.accumulate_grad_batches={pieces})" if pieces > 1 else ""
     traceback.clear_frames(error.__traceback__)  # they hold the step's activations
     torch.cuda.empty_cache()
-    fits = batch_that_fits(config, total) if trainer.world_size == 1 else None
+    fits = batch_that_fits(config, total, []) if trainer.world_size == 1 else None
     ways = ["model.checkpointing=true"] if "checkpointing" in config["model"] else []
     if fits:
         ways.insert(0, f"data.batch_size={fits}")

@@ -114,7 +114,8 @@ def start_from(model: nn.Module, path: str, allow: Sequence[str], node: Mapping[
         held = opened(path)
         weights = file_format.weights(held, path)
     except ValueError as error:
-        raise ValueError(f"init={shown(path)}: {error}") from error
+        said = str(error).removeprefix(path)  # which most of them begin with
+        raise ValueError(f"init={shown(path)}{': ' if said == str(error) else ''}{said}") from error
     own, section = model.state_dict(), held["t2i"]
     faults = building.misfits(own, weights)
     fitting = {name: value for name, value in weights.items() if name not in faults}

@@ -32,7 +32,7 @@ from t2i.config.check import nodes
 from t2i.config.compose import ConfigError, choices, compose, plan
 from t2i.models.base import set_accumulation_and_compile
 from t2i.models.vqgan import TOKENIZER
-from t2i.training import train
+from t2i.training import batch_size, train
 from t2i.types import Batch, CodeBatch
 
 TIMED, SECONDS = 5, 15.0  # steps that are timed: so many, or as many as begin within the seconds
@@ -326,7 +326,7 @@ def run(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for i, stage in enumerate(stages):
         print(f"\nEstimate of {stage['name']} ({stage['model']['_target_'].rpartition('.')[2]})", flush=True)
-        rows, figures = measure(stage, stages[:i])
+        rows, figures = measure(batch_size.chosen(stage, stages[:i], None), stages[:i])
         print(table(rows), flush=True)
         found[stage["name"]] = figures
         gc.collect()

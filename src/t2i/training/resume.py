@@ -132,6 +132,10 @@ def move_away(folder: Path) -> None:
         print(f"The earlier run was moved to {old}")
 
 
+def has_checkpoint(run_dir: Path) -> bool:
+    return any((run_dir / f"{name}.ckpt").is_file() for name in ("last", "previous", "best"))
+
+
 def open_run(config: dict[str, Any], run_dir: Path) -> Path | None:
     """Makes or re-opens the run's folder and returns the checkpoint to continue from, if any.
 
@@ -142,7 +146,7 @@ def open_run(config: dict[str, Any], run_dir: Path) -> Path | None:
     resume, saved = config["resume"], run_dir / "config.json"
     if resume == "never" and is_first():  # of several processes one makes and moves folders
         move_away(run_dir)
-    begun = any((run_dir / f"{name}.ckpt").is_file() for name in ("last", "previous", "best"))
+    begun = has_checkpoint(run_dir)
     if begun and saved.is_file() and resume != "never":
         before = renames.current(_read(saved, "goes on under this command's settings", paths=dict))
         if removed := aliases.removed_in(before):

@@ -26,6 +26,7 @@ from t2i.config.messages import is_for_people, shown
 from t2i.data.datasets import caption_texts, data_module
 from t2i.models.base import NonFiniteLoss, NonFiniteLossOnOtherRank, precision, set_accumulation_and_compile
 from t2i.training import hardware, loggers
+from t2i.training.batch_size import settled
 from t2i.training.callbacks.checkpointing import FULL, ConfigInCheckpoint, OptimizerSettings, RunCheckpoint, StepSeed
 from t2i.training.callbacks.early_stopping import Timer
 from t2i.training.initialization import freeze, start_from
@@ -94,6 +95,7 @@ def run(config: dict[str, Any], command: str | None = None) -> dict[str, Any]:
     registry.trust(config["trust"])
     run_dir = Path(config["paths"]["runs"]) / config["name"]
     with alone_in(run_dir) if is_first() else nullcontext():
+        config = settled(config, run_dir)
         resume = open_run(config, run_dir)
         done = finished(run_dir)
         if done is not None and resume == run_dir / "last.ckpt":

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from tests.in_child import config
+from tests.models.test_text_gan import DFGAN_, STACK1, clip  # noqa: F401
+from tests.models.test_text_gan import config as gan_config
 from tests.training.callbacks.test_callbacks import Tiny
 from tests.training.callbacks.test_callbacks import train as fit
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -77,6 +79,22 @@ def test_what_was_seen_and_said_survives_a_break(tmp_path, capsys: pytest.Captur
     assert len(told(capsys)) == 1  # of the values before the break
     fit(tmp_path / "b", [whole := Health(window=4)], 12, Series(**flat))
     assert again.state_dict() == whole.state_dict() and len(told(capsys)) == 1
+
+
+@pytest.mark.parametrize("model", [DFGAN_, STACK1], ids=["dfgan", "stackgan1"])
+def test_gans_are_looked_at_too(
+    tmp_path, clip: str, model: list[str], capsys: pytest.CaptureFixture[str]  # noqa: F811
+) -> None:
+    """Logits of any size count as the same here."""
+    words = ["callbacks.health.window=4", "callbacks.health.margin=1000"]
+    train.run(gan_config(tmp_path, clip, model, "name=x", *words, steps=8))
+    lines = told(capsys)
+    assert len(lines) == 1 and "step 4: the discriminator gives real and generated pictures the same logits" in lines[0]
+    assert "model.discriminator_learning_rate" in lines[0]
+    held = file_format.read(tmp_path / "x/last.ckpt")["callbacks"]["Health"]
+    names = {"train/logits/real", "train/logits/fake", "train/loss/discriminator"}
+    assert held["last"].keys() == names and all(len(values) == 8 for values in held["last"].values())
+    assert held["said"] == ["behind"] and held["first"] == []
 
 
 class NoWaiting(TorchDispatchMode):
