@@ -41,6 +41,10 @@ def pytest_collection() -> Iterator[Any]:
         gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # else nanobind, at the end of the process, tells of all that was never collected
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a fixture of their module stay on one worker, which makes it once."""
     import torch
