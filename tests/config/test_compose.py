@@ -349,6 +349,12 @@ def test_paths_are_relative_to_the_users_folder(tmp_path: Path, monkeypatch: pyt
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(("key", "value"), [("edit", "null"), ("edit", "abc"), ("completion", "3")])
+def test_a_group_of_keys_takes_no_value(key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{key}={value}: its keys take a value each: {key}\.image="):
+        compose(["ckpt=x", "prompt=a", f"{key}={value}"], "sample", files=False)
+
+
 def test_a_typo_in_the_name_of_a_needed_group_is_told() -> None:
     with pytest.raises(ConfigError, match=r"modle: there is no such key \(did you mean model\?\)"):
         compose(["modle=vqgan"])

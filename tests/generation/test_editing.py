@@ -174,7 +174,7 @@ def grey(value: int, height: int = 12, width: int = 16) -> torch.Tensor:
     ({"image": None, "box": [0, 0, 1, 1]}, r"edit\.box=\[0, 0, 1, 1\] needs edit\.image="),
     ({"image": None, "composite": False}, r"edit\.composite=False needs edit\.image="),
     ({}, r"one of edit\.mask=, edit\.box=, edit\.vary=, edit\.extend= is needed; given is none"),
-    ({"vary": 0.4, "box": [0, 0, 1, 1]}, "given are box, vary"),
+    ({"vary": 0.4, "box": [0, 0, 1, 1]}, "given are edit.box, edit.vary"),
     ({"vary": 0}, r"edit\.vary=0: allowed are numbers above 0, to 1"),
     ({"vary": 1.5}, r"edit\.vary=1\.5"),
     ({"vary": "much"}, r"edit\.vary=much"),
@@ -191,7 +191,12 @@ def grey(value: int, height: int = 12, width: int = 16) -> torch.Tensor:
     ({"extend": [1.5, 0, 0, 0]}, r"edit\.extend="),
     ({"mask": grey(0)}, r"edit\.mask=.* covers nothing of the picture"),
     ({"mask": grey(255)}, r"edit\.mask=.* covers all of the picture"),
-    ({"mask": grey(255, 16, 16)}, r"edit\.mask=.* has 16 x 16 pixels, another aspect than the picture's 16 x 12"),
+    ({"mask": grey(255, 16, 16)}, r"edit\.mask=.* has 16 x 16 pixels, another aspect .* 16 x 12; allowed"),
+    ({"mask": [1, 2]}, r"edit\.mask=\[1, 2\]: the path of a picture is wanted"),
+    ({"mask": ""}, r"edit\.mask='': the path of a picture is wanted"),
+    ({"image": ["a"], "vary": 0.5}, r"edit\.image=\['a'\]: the path of a picture is wanted"),
+    ({"vary": True}, r"edit\.vary=True"),
+    ({"extend": [8192, 0, 0, 8192]}, r"edit\.extend=.* makes 8208 x 8204 pixels; at most 16,000,000 in all are drawn"),
     ({"image": "none.png", "vary": 0.5}, r"edit\.image=none\.png cannot be read: No such file"),
     ({"mask": "none.png"}, r"edit\.mask=none\.png cannot be read"),
 ])
@@ -199,6 +204,12 @@ def test_refused_in_one_line_before_a_model_is_there(tmp_path, changes, message)
     with pytest.raises(ValueError, match=message) as caught:
         editing.read(node(tmp_path, **changes))
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_may_be_numpys(tmp_path) -> None:
+    assert editing.read(node(tmp_path, vary=np.float64(0.4))).vary == 0.4
+    box = list(np.array([0, 0, 0.5, 0.5], dtype=np.float32))
+    assert torch.equal(editing.read(node(tmp_path, box=box)).new, editing.of_box([0, 0, 0.5, 0.5], 12, 16))
 
 
 def test_masks_of_the_same_aspect_up_to_a_pixel(tmp_path) -> None:
@@ -254,6 +265,7 @@ def test_pictures_of_any_size_are_drawn_in_a_window_that_slides(tmp_path, model)
 
 @pytest.mark.parametrize(("size", "message"), [
     ("14", "size=14: width x height is wanted"), ("big", "size=big: width"), ("14x9", "multiples of 2"),
+    ("8000x8000", "makes 8000 x 8000 pixels; at most 16,000,000"),
     ("6x8", r"from 8 to 8192 on each side"), ("99999x8", "from 8 to 8192"), ("9999999x8", "width x height"),
 ])
 def test_sizes_that_are_none_are_refused_in_one_line(model, size: str, message: str) -> None:

@@ -206,6 +206,8 @@ def test_another_drawing_is_not_overwritten_and_the_same_is(tmp_path) -> None:
     ({"top_p": 0}, "top_p=0"),
     ({"guidance": -1}, "guidance=-1"),
     ({"negative": " "}, "negative=\"\" is empty"),
+    ({"guidance": float("nan"), "negative": " "}, "guidance=nan: allowed are finite numbers, or null; negative="),
+    ({"completion": {"image": ["a"], "rows": 1}}, r"completion\.image=\['a'\]: no such file"),
     ({"negative": "a cat", "guidance": 1}, "negative='?a cat'? works by guidance, and guidance=1 draws without"),
     ({"negative": "a cat", "unconditional": True, "prompt": None}, "and unconditional=true draws without"),
     ({"truncation": 0.5}, "truncation=0.5: a prior has no such option; it has temperature"),

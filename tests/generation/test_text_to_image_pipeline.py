@@ -109,7 +109,7 @@ def test_what_cannot_be_drawn_is_one_line(prior: Path, dfgan: Path, vqgan: Path)
         ({"prompts": "a", "stages": 3}, "stages=3: there is no such option; there are temperature"),
         ({"prompts": "a", "steps": 3}, "steps=3: a prior has no such option; it has temperature"),
         ({"prompts": "a", "truncation": 1.0}, "a prior has no such option"),
-        ({"prompts": "a", "temperature": "hot"}, "temperature='hot': allowed are numbers"),
+        ({"prompts": "a", "temperature": "hot"}, "temperature='hot': allowed are finite numbers"),
         ({"prompts": "a", "negative": " "}, 'negative="" is empty'),
         ({"prompts": "a", "negative": "b", "guidance": 1}, "works by guidance"),
     ]

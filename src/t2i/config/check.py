@@ -345,7 +345,7 @@ def check_files(config: dict[str, Any]) -> list[str]:
         if path == "init" and any((Path(config["paths"]["runs"]) / config["name"]).glob("*.ckpt")):
             continue  # a run that goes on has its own weights
         others = sorted(str(p) for p in Path("runs").glob("**/*.ckpt")) if value.endswith(".ckpt") else []
-        problems.append(f"{path}={value}: no such file or folder ({what} is wanted)"
+        problems.append(f"{path}={value}: no such file or folder; wanted is {what}"
                         + (near(value, others) or (f"; there is {', '.join(others[:6])}" if others else "")))
     return problems
 
@@ -402,6 +402,9 @@ def check_keys(config: dict[str, Any], config_name: str) -> list[str]:
     for key, value in config.items():
         if key not in known:
             problems.append(unknown_key(key, names))
+        elif key not in GROUPS and known[key] and isinstance(known[key], dict) and not isinstance(value, dict):
+            inner = ", ".join(f"{key}.{name}=" for name in known[key])
+            problems.append(f"{key}={_shown(value)}: its keys take a value each: {inner}")
         elif isinstance(value, dict) and isinstance(known[key], dict) and "_target_" not in value:
             problems += [unknown_key(f"{key}.{inner}", names) for inner in value if inner not in known[key]]
     return problems

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from t2i.models.prior_any import PriorAny
 from t2i.types import Tokenizer
 
 MOST = 8192  # pixels on a side that `extend` adds
-LARGEST = 16_000_000  # pixels of a picture that is edited
+LARGEST = 16_000_000  # pixels of a picture that is edited, or drawn
 WAYS = ("mask", "box", "vary", "extend")
 
 
@@ -75,9 +76,9 @@ def read(node: Mapping[str, Any]) -> Edit | None:
     name = f"edit.image={called(node['image'])}"
     if len(given) != 1:
         raise ValueError(f"{name}: one of {', '.join(f'edit.{way}=' for way in WAYS)} is needed;"
-                         f" given {'are' if given else 'is'} {', '.join(given) or 'none'}")
+                         f" given {'are' if given else 'is'} {', '.join(f'edit.{way}' for way in given) or 'none'}")
     way, value = given[0], node[given[0]]
-    if way == "vary" and (type(value) not in (int, float) or not 0 < value <= 1):
+    if way == "vary" and not (_all_of(Real, [value]) and 0 < value <= 1):
         raise ValueError(f"edit.vary={value}: allowed are numbers above 0, to 1 (the share of the codes)")
     if way == "box":
         check_box(value)
@@ -93,7 +94,8 @@ def read(node: Mapping[str, Any]) -> Edit | None:
     elif way == "vary":
         found.vary = float(value)
     else:
-        found.extend = (value[0], value[1], value[2], value[3])
+        found.extend = left, top, right, bottom = (value[0], value[1], value[2], value[3])
+        check_area(image.shape[2] + left + right, image.shape[1] + top + bottom, f"edit.extend={value}")
     if found.new is not None and (some := bool(found.new.any())) == bool(found.new.all()):
         what, why = ("all", "there is nothing to keep: draw without edit.*") if some else ("nothing", "white is drawn")
         raise ValueError(f"edit.{way}={called(value)} covers {what} of the picture; {why}")
@@ -107,15 +109,20 @@ def check_pixels(image: UInt8[Tensor, "3 h w"], name: str) -> None:
                          " smaller, or cut out the part")
 
 
+def _all_of(kind: type, values: Sequence[Any]) -> bool:
+    """Whether all are of a kind of numbers, numpy's among them, and none is a bool."""
+    return all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
+
+
 def check_box(box: Any) -> None:
-    numbers = isinstance(box, list | tuple) and len(box) == 4 and all(type(x) in (int, float) for x in box)
+    numbers = isinstance(box, list | tuple) and len(box) == 4 and _all_of(Real, box)
     if not numbers or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
         raise ValueError(f"edit.box={box}: allowed are [x0,y0,x1,y1] with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1, in"
                          " shares of the side")
 
 
 def check_extend(extend: Any) -> None:
-    whole = isinstance(extend, list | tuple) and len(extend) == 4 and all(type(x) is int for x in extend)
+    whole = isinstance(extend, list | tuple) and len(extend) == 4 and _all_of(Integral, extend)
     if not whole or min(extend) < 0 or not 0 < max(extend) <= MOST:
         raise ValueError(f"edit.extend={extend}: allowed are [left,top,right,bottom], whole numbers of pixels from 0 to"
                          f" {MOST}, and not all 0")
@@ -138,7 +145,7 @@ def mask_of(pixels: UInt8[Tensor, "3 h2 w2"], height: int, width: int, name: str
     own_height, own_width = pixels.shape[1:]
     if abs(own_height * width / own_width - height) > max(1, height / own_height):  # a pixel of either
         raise ValueError(f"{name} has {own_width} x {own_height} pixels, another aspect than the picture's"
-                         f" {width} x {height}")
+                         f" {width} x {height}; allowed is any size of the same aspect")
     white = (pixels.float().mean(0, keepdim=True) >= 128).float()
     return F.adaptive_max_pool2d(white, (height, width))[0] > 0  # a thin line stays
 
@@ -221,7 +228,13 @@ def check_size(size: Any, model: Any, key: str = "size") -> tuple[int, int]:
     if min(width, height) < side or max(width, height) > MOST or width % patch or height % patch:
         raise ValueError(f"{key}={size}: allowed are multiples of {patch}, the pixels of a code, from {side} to"
                          f" {MOST // patch * patch} on each side")
+    check_area(width, height, f"{key}={size}")
     return width, height
+
+
+def check_area(width: int, height: int, name: str) -> None:
+    if width * height > LARGEST:
+        raise ValueError(f"{name} makes {width} x {height} pixels; at most {LARGEST:,} in all are drawn")
 
 
 def draw_sized(

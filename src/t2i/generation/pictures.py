@@ -15,6 +15,8 @@ from t2i.text_encoders.clip_folder import resize_and_crop
 
 def read_bytes(path: str | Path, key: str, background: int = 255) -> UInt8[Tensor, "3 h w"]:
     """All of a picture, on that grey where it is transparent; ValueError names the key that it was given by."""
+    if not isinstance(path, str | Path) or not str(path):
+        raise ValueError(f"{key}={path!r}: the path of a picture is wanted")
     try:
         data = Path(path).expanduser().read_bytes()
     except OSError as error:

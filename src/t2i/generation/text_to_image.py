@@ -154,6 +154,9 @@ def faults_of(cfg: dict[str, Any]) -> list[str]:
                       " (the checkpoint carries only CLIP's text half)")
     if isinstance(cfg["best_of"], int) and cfg["best_of"] > 1 and cfg["unconditional"]:
         faults.append(f"best_of={cfg['best_of']} compares with the caption; unconditional=true has none")
+    faults += not_numbers(cfg)
+    if cfg["negative"] is not None and not str(cfg["negative"]).strip():
+        faults.append('negative="" is empty: write what to lead away from, or leave it out')
     image, rows = cfg["completion"]["image"], cfg["completion"]["rows"]
     if cfg["size"] is not None:
         faults += [f"{name} does not go with size={cfg['size']}"
@@ -161,13 +164,20 @@ def faults_of(cfg: dict[str, Any]) -> list[str]:
                                         ("edit.image=", cfg["edit"]["image"] is not None)) if wanted]
     if (image is None) != (rows is None):
         faults.append(f"completion.image={image} and completion.rows={rows}: give both or none")
-    if image is not None and not Path(image).is_file():
+    if image is not None and not (isinstance(image, str | Path) and Path(image).is_file()):
         faults.append(f"completion.image={image}: no such file")
     if cfg["edit"]["image"] is not None:
         faults += [f"{name} does not go with edit.image={cfg['edit']['image']}"
                    for name, wanted in (("completion.image=", image is not None), ("nearest=true", cfg["nearest"]))
                    if wanted]
     return faults
+
+
+def not_numbers(given: Mapping[str, Any]) -> list[str]:
+    """What is wrong with options of drawing that are to be numbers, whichever the model."""
+    found = {name: given.get(name) for name in OPTIONS if name not in NAMED}
+    return [f"{name}={value!r}: allowed are finite numbers, or null" for name, value in found.items()
+            if value is not None and not (type(value) in (int, float) and math.isfinite(value))]
 
 
 def check_styles(texts: Sequence[str], config: Mapping[str, Any], ckpt: str | Path, name: str = "prompt") -> None:
@@ -191,13 +201,8 @@ def tell_not_seen(texts: Sequence[str], model: Any) -> None:
 def options_of(cfg: dict[str, Any], model: Any) -> dict[str, Any]:
     """The options for `model.sample`: the model's own where the config says null; all checked."""
     given = {name: cfg[name] for name in OPTIONS if cfg[name] is not None}
-    for name, value in given.items():
-        if name in NAMED:
-            continue
-        if type(value) not in (int, float):
-            raise ValueError(f"{name}={value!r}: allowed are numbers, or null")
-        if not math.isfinite(value):
-            raise ValueError(f"{name}={value}: allowed are finite numbers")
+    if faults := not_numbers(given):
+        raise ValueError(faults[0])
     given |= {"unconditional": True} if cfg.get("unconditional") else {}
     if strange := [name for name in given if name not in model.options]:
         raise ValueError(f"{strange[0]}={given[strange[0]]}: a {model.kind} has no such option; it has"
@@ -286,8 +291,6 @@ def run(cfg: dict[str, Any], model: Any = None, scorer: Any = None) -> dict[str,
     options, completion, negative = options_of(cfg, model), cfg["completion"], cfg["negative"]
     if negative is not None:
         negative = str(negative).strip()
-        if not negative:
-            raise ValueError('negative="" is empty: write what to lead away from, or leave it out')
         check_negative(f"negative={shown(negative)}", model, options.get("guidance"), cfg["unconditional"])
     given = None if completion["image"] is None else first_codes(model, completion["image"], completion["rows"])
     if best_of > 1 and scorer is None:
