@@ -1,7 +1,7 @@
 """What a GPU is there for, in one command of at most nine minutes: Markdown on the screen, the same as JSON in a file.
 
     python benchmarks/gpu.py [--json gpu.json] [PART …]        of: decoding prior compile vqgan quickstart quantizer
-                                                               amp_vqgan amp_prior amp_dfgan trace
+                                                               amp_vqgan amp_prior amp_dfgan trace fp16
     python benchmarks/gpu.py --device cpu --tiny         shows that all of it runs; its figures mean nothing
 
 `decoding`: 256 codes, eagerly and as a CUDA graph, against a net and loop like LlamaGen's.
@@ -12,6 +12,7 @@ discriminator, or not.
 `quickstart`: images a second of its three stages.
 `quantizer`: the nearest code and its memory, against taming's distance matrix.
 `amp_…`: 300 steps in fp32, TF32, fp16, bf16 and compiled: images a second, memory, and the loss against fp32's.
+`fp16`, only where it is named: 2,000 steps of the nets of `amp_…` in fp16; losses and weights that are not finite.
 `trace`: kernels and waits of the host a step of the VQGAN, losses read in every step or in those that are logged, and a
 code drawn.
 
@@ -426,6 +427,19 @@ def amp(name: str, bench: Bench) -> Iterator[Row]:
                   losses=[float(f"{value:.5g}") for value in losses[:: max(1, steps // 60)]])
 
 
+def fp16(bench: Bench) -> Iterator[Row]:
+    for name in ("vqgan", "prior", "dfgan"):
+        make, data, loss = learnable(bench, name)
+        model, steps = make(), 4 if bench.tiny else 2000
+        precision = bench.precisions.get("fp16", "32-true")
+        found = Steps(bench, model, data, steps, precision, loss, timed=False)
+        losses = torch.stack(found.losses).float()
+        wrong = [int((~one.isfinite()).sum()) for one in (losses, torch.cat([p.flatten() for p in model.parameters()]))]
+        yield row(f"fp16: {name}", f"batch {len(data[0].text)}, {steps:,} steps, {precision}", f"{loss} {losses[0]:.4g} to "
+                  f"{losses[-max(2, steps // 10):].mean():.4g}, {wrong[0]} losses and {wrong[1]} weights not finite",
+                  not_finite=sum(wrong))
+
+
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "aten::_local_scalar_dense")
 
 
@@ -474,7 +488,9 @@ PARTS: Parts = {
     "decoding": (decoding, 110), "prior": (prior, 45), "compile": (compile, 70), "vqgan": (vqgan_and_layout, 75),
     "quickstart": (quickstart, 60), "quantizer": (quantizer, 20), "amp_vqgan": (partial(amp, "vqgan"), 60),
     "amp_prior": (partial(amp, "prior"), 40), "amp_dfgan": (partial(amp, "dfgan"), 40), "trace": (trace, 20),
+    "fp16": (fp16, 240),
 }
+ON_REQUEST = {"fp16"}  # beside the nine minutes
 
 
 def measured(name: str, bench: Bench, parts: Parts = PARTS) -> Iterator[Row]:
@@ -551,7 +567,7 @@ def main(arguments: list[str] | None = None) -> int:
     note = " `--tiny`: the figures mean nothing." if args.tiny else ""
     rows = (apart(name, PARTS[name][1], *(["--tiny"] if args.tiny else [])) if args.device == "cuda" else
             list(measured(name, Bench(args.device, args.tiny)))  # one import of torch
-            for name in args.names or PARTS)
+            for name in args.names or [name for name in PARTS if name not in ON_REQUEST])
     return report(rows, f"{date.today()}, torch {torch.__version__}, {card}.{note}",
                   {"device": card, "tiny": args.tiny}, args.json)
 

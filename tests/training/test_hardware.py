@@ -126,6 +126,17 @@ def test_a_gpu_without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
                 precision("bf16-mixed", "gpu")
 
 
+def test_a_cpu_without_bf16_says_what_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert precision("auto", "cpu") == "32-true"
+    with pytest.warns(UserWarning, match=r"^trainer\.precision=bf16-mixed: this CPU has no AVX512-BF16, .*32-true"):
+        assert precision("bf16-mixed", "cpu") == "bf16-mixed"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert precision("bf16-mixed", "cpu") == precision("auto", "cpu") == "bf16-mixed"
+
+
 def test_compiling_without_a_compiler_goes_on_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     net, there = torch.nn.Linear(1, 1), ["clang"]
     monkeypatch.setattr(shutil, "which", lambda name: name if name in there else None)

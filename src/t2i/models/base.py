@@ -387,16 +387,19 @@ def set_accumulation_and_compile(model: Any, accumulate: int, compile: bool | st
             net.compile(backend="inductor" if compile is True else compile)
 
 
-def precision(wanted: Literal["auto"] | Precision, accelerator: str) -> Precision:
+def precision(wanted: Literal["auto"] | Precision, accelerator: str, key: str = "trainer.precision") -> Precision:
     """`auto` is bf16-mixed where the hardware multiplies in bf16, else float32."""
     on_gpu = torch.cuda.is_available() and accelerator != "cpu"
     if wanted == "16-mixed" and not on_gpu:
-        raise ValueError("trainer.precision=16-mixed needs a GPU; here bf16-mixed and 32-true are allowed")
+        raise ValueError(f"{key}=16-mixed needs a GPU; here bf16-mixed and 32-true are allowed")
     fast = (torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu
             else torch.cpu._is_avx512_bf16_supported())
     if wanted == "bf16-mixed" and on_gpu and not fast:
-        raise ValueError(f"trainer.precision=bf16-mixed: {torch.cuda.get_device_name()} has no bf16; 16-mixed and"
+        raise ValueError(f"{key}=bf16-mixed: {torch.cuda.get_device_name()} has no bf16; 16-mixed and"
                          " 32-true are allowed, or auto")
+    if wanted == "bf16-mixed" and not fast:
+        warnings.warn(f"{key}=bf16-mixed: this CPU has no AVX512-BF16, so products in bf16 take many times as"
+                      " long as in float32; 32-true is allowed, or auto, which takes it here", stacklevel=2)
     if wanted != "auto":
         return wanted
     return "bf16-mixed" if fast else "32-true"

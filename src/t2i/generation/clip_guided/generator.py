@@ -56,7 +56,7 @@ class ClipGuidedGenerator:
         if faults := settings.faults():
             raise ValueError("; ".join(faults))
         self.settings, self.device = settings, torch.device(device)
-        self.precision = cast(Precision, device_precision(settings.precision, self.device.type))
+        self.precision = cast(Precision, device_precision(settings.precision, self.device.type, "precision"))
         self.prior = model if isinstance(model, Prior) else None
         self.tokenizer: Tokenizer = model if self.prior is None else self.prior.tokenizer
         if settings.canvas == "vqgan" and model is None:
