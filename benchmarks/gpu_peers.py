@@ -112,8 +112,10 @@ class RandomLPIPS(nn.Module):
 
 
 class TamingStep(nn.Module):
-    """A batch as in taming's `training_step` with two optimisers: a forward of the autoencoder for each, λ by two
-    gradients of the last layer, Adam; with `dtype`, under autocast and with a loss scale."""
+    """A batch as in taming's `training_step` with two optimisers: for each a forward of the autoencoder and the perceptual
+    loss (its `VQLPIPSWithDiscriminator` computes it in both passes), gradients of the one optimiser's weights alone, as
+    Lightning 1.0 has them, λ by two gradients of the last layer, Adam; with `dtype`, under autocast and with a loss
+    scale."""
 
     def __init__(
         self, autoencoder: nn.Module, codes: tuple[int, int], discriminator: nn.Module, perceptual: nn.Module,
@@ -144,10 +146,14 @@ class TamingStep(nn.Module):
                                torch.optim.Adam(self.discriminator.parameters(), 4.5e-6, (0.5, 0.9)))
             self.scaler = torch.amp.GradScaler(image.device.type, enabled=self.dtype is not None)
         for number, optimizer in enumerate(self.optimizers):
+            for other in self.optimizers:
+                for group in other.param_groups:
+                    for weight in group["params"]:
+                        weight.requires_grad_(other is optimizer)
             with torch.autocast(image.device.type, self.dtype, enabled=self.dtype is not None):
                 fake, quantized = self.reconstruct(image)
+                nll = ((image - fake).abs() + self.perceptual(image, fake).view(-1, 1, 1, 1)).mean()
                 if number == 0:
-                    nll = ((image - fake).abs() + self.perceptual(image, fake).view(-1, 1, 1, 1)).mean()
                     g = -self.discriminator(fake).mean()
                     last = self.autoencoder.last_layer
                     sizes = [torch.autograd.grad(part, last, retain_graph=True)[0].norm() for part in (nll, g)]

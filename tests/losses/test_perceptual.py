@@ -67,16 +67,29 @@ def test_agrees_with_the_lpips_package(loss: LPIPS) -> None:
 
 
 @needs_heads
-def test_frozen_float32_and_finite_where_features_are_zero(loss: LPIPS) -> None:
+def test_frozen_and_finite_where_features_are_zero(loss: LPIPS) -> None:
     assert not any(p.requires_grad for p in loss.parameters())
     image = torch.zeros(1, 3, 16, 16, requires_grad=True)
-    target = torch.rand(1, 3, 16, 16)
-    with torch.autocast("cpu", torch.bfloat16):
-        value = loss(image, target)
+    value = loss(image, torch.rand(1, 3, 16, 16))
     assert value.dtype == torch.float32
-    torch.testing.assert_close(value, loss(image, target))
     value.sum().backward()
     assert image.grad.isfinite().all() and image.grad.abs().sum() > 0
+
+
+@needs_heads
+def test_vgg_follows_autocast_and_the_distance_is_in_float32(loss: LPIPS, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, target = torch.rand(2, 1, 3, 16, 16) * 2 - 1
+    image.requires_grad_()
+    exact = loss(image, target)
+    (wanted,) = torch.autograd.grad(exact.sum(), image)
+    seen: list[torch.dtype] = []
+    monkeypatch.setattr(loss.vgg, "forward", lambda x, of=loss.vgg.forward: [seen.append(f.dtype) or f for f in of(x)])
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(image, target)
+    (gradient,) = torch.autograd.grad(value.sum(), image)
+    assert set(seen) == {torch.bfloat16} and value.dtype == gradient.dtype == torch.float32
+    torch.testing.assert_close(value, exact, atol=0, rtol=0.02)
+    assert float((gradient - wanted).norm() / wanted.norm()) < 0.1
 
 
 def test_a_missing_file_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

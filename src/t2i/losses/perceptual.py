@@ -58,8 +58,9 @@ class VGG16Features(nn.Module):
 class LPIPS(nn.Module):
     """Distance of two pictures in [-1, 1], one number a picture: 0 for equal ones.
 
-    Frozen and computed in float32. The owner must hold it outside its own modules (a plain list or dict), so that 58
-    MB of public weights do not enter its checkpoints, its optimiser and its DDP buckets.
+    Frozen. Under autocast VGG's convolutions are in its precision, as where taming-transformers trains with it; what
+    follows is in float32. The owner must hold it outside its own modules (a plain list or dict), so that 58 MB of public
+    weights do not enter its checkpoints, its optimiser and its DDP buckets.
 
     Args:
         vgg_path: VGG16's weights as torchvision saves them; by default in the torch hub cache.
@@ -81,16 +82,17 @@ class LPIPS(nn.Module):
         self.eval().requires_grad_(False)
 
     def _features(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
-        return [_unit(f) for f in self.vgg((image.float() - self.shift) / self.scale)]
+        return [_unit(f.float()) for f in self.vgg((image.float() - self.shift) / self.scale)]
 
     def forward(self, image: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
         """The gradient reaches `image` only."""
         _check_shapes(image, target, "LPIPS", 16)
+        with torch.no_grad():
+            wanted = self._features(target)
+        found = self._features(image)
         with torch.autocast(image.device.type, enabled=False):
-            with torch.no_grad():
-                wanted = self._features(target)
             total = image.new_zeros(image.shape[0], dtype=torch.float32)
-            for f, g, head in zip(self._features(image), wanted, self.heads, strict=True):
+            for f, g, head in zip(found, wanted, self.heads, strict=True):
                 total = total + F.conv2d((f - g).square(), head).mean((1, 2, 3))
         return total
 

@@ -139,8 +139,8 @@ class VQGAN(GANModule):
             parts = {"l1": difference.abs().mean(), "l2": difference.square().mean()}
             pixel = sum(parts[name] for name in self.pixel_loss.split("+"))
             terms = {"loss/pixel": cast(Tensor, pixel)}  # not 0: there is a name
-            if self.frozen_parts[0] is not None:
-                terms["loss/perceptual"] = self.frozen_parts[0](reconstruction.float(), image.float()).mean()
+        if self.frozen_parts[0] is not None:
+            terms["loss/perceptual"] = self.frozen_parts[0](reconstruction.float(), image.float()).mean()
         return terms
 
     def reconstruction_loss(self, terms: dict[str, Tensor]) -> Tensor:
