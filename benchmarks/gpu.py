@@ -434,9 +434,11 @@ def fp16(bench: Bench) -> Iterator[Row]:
         precision = bench.precisions.get("fp16", "32-true")
         found = Steps(bench, model, data, steps, precision, loss, timed=False)
         losses = torch.stack(found.losses).float()
-        wrong = [int((~one.isfinite()).sum()) for one in (losses, torch.cat([p.flatten() for p in model.parameters()]))]
-        yield row(f"fp16: {name}", f"batch {len(data[0].text)}, {steps:,} steps, {precision}", f"{loss} {losses[0]:.4g} to "
-                  f"{losses[-max(2, steps // 10):].mean():.4g}, {wrong[0]} losses and {wrong[1]} weights not finite",
+        weights = torch.cat([weight.detach().flatten() for weight in model.parameters()])
+        end = float(losses[-max(2, steps // 10) :].mean())
+        wrong = [int((~values.isfinite()).sum()) for values in (losses, weights)]
+        yield row(f"fp16: {name}", f"batch {len(data[0].text)}, {steps:,} steps, {precision}",
+                  f"{loss} {losses[0]:.4g} to {end:.4g}, {wrong[0]} losses and {wrong[1]} weights not finite",
                   not_finite=sum(wrong))
 
 

@@ -112,10 +112,10 @@ class RandomLPIPS(nn.Module):
 
 
 class TamingStep(nn.Module):
-    """A batch as in taming's `training_step` with two optimisers: for each a forward of the autoencoder and the perceptual
-    loss (its `VQLPIPSWithDiscriminator` computes it in both passes), gradients of the one optimiser's weights alone, as
-    Lightning 1.0 has them, λ by two gradients of the last layer, Adam; with `dtype`, under autocast and with a loss
-    scale."""
+    """A batch as in taming's `training_step` with two optimisers: for each a forward of the autoencoder and the
+    perceptual loss (its `VQLPIPSWithDiscriminator` computes it in both passes), gradients of the one optimiser's
+    weights alone, as Lightning 1.0 has them, λ by two gradients of the last layer, Adam; with `dtype`, under autocast
+    and with a loss scale."""
 
     def __init__(
         self, autoencoder: nn.Module, codes: tuple[int, int], discriminator: nn.Module, perceptual: nn.Module,

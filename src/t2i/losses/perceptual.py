@@ -59,8 +59,8 @@ class LPIPS(nn.Module):
     """Distance of two pictures in [-1, 1], one number a picture: 0 for equal ones.
 
     Frozen. Under autocast VGG's convolutions are in its precision, as where taming-transformers trains with it; what
-    follows is in float32. The owner must hold it outside its own modules (a plain list or dict), so that 58 MB of public
-    weights do not enter its checkpoints, its optimiser and its DDP buckets.
+    follows is in float32. The owner must hold it outside its own modules (a plain list or dict), so that 58 MB of
+    public weights do not enter its checkpoints, its optimiser and its DDP buckets.
 
     Args:
         vgg_path: VGG16's weights as torchvision saves them; by default in the torch hub cache.
