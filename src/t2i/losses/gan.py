@@ -37,22 +37,19 @@ def vanilla_g(fake: Float[Tensor, "..."]) -> Float[Tensor, ""]:
 
 
 def adaptive_weight(
-    rec_loss: Float[Tensor, ""],
-    gan_loss: Float[Tensor, ""],
-    last_layer: Float[Tensor, "..."],
+    rec_grad: Float[Tensor, "..."],
+    gan_grad: Float[Tensor, "..."],
     eps: float = 1e-4,
     max_weight: float = 1e4,
 ) -> Float[Tensor, ""]:
     """How much longer the reconstruction's gradient on the decoder's last layer is than the adversary's.
 
-    The losses must not be scaled (fp16). Detached; both graphs are kept for the backward pass that follows. With
-    several ranks the gradients are those of the global batch.
+    Both are of losses that are not scaled (fp16). Detached; with several ranks the gradients are those of the global
+    batch.
     """
-    (rec_grad,) = torch.autograd.grad(rec_loss, last_layer, retain_graph=True)
-    (gan_grad,) = torch.autograd.grad(gan_loss, last_layer, retain_graph=True)
+    rec_grad, gan_grad = rec_grad.detach().float(), gan_grad.detach().float()
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        both = torch.stack([rec_grad.float(), gan_grad.float()])
+        both = torch.stack([rec_grad, gan_grad])
         dist.all_reduce(both)
         rec_grad, gan_grad = both / dist.get_world_size()
-    weight = rec_grad.float().norm() / (gan_grad.float().norm() + eps)
-    return weight.clamp(0.0, max_weight).detach()
+    return (rec_grad.norm() / (gan_grad.norm() + eps)).clamp(0.0, max_weight)

@@ -1,12 +1,14 @@
 """How a VQGAN trains (Esser et al. 2020, arXiv 2012.09841): reconstruction, perceptual, quantiser and GAN losses.
 
-Deviations: one autoencoder forward a step; the discriminator starts after a fraction of training; the logits'
+Deviations: one autoencoder forward a step, and one backward through what looks at pictures, whose gradients at the
+reconstruction give λ and go on into the autoencoder; the discriminator starts after a fraction of training; the logits'
 hinge is chosen by name; schedules are warm-up and cosine; the commitment weight sits on the commitment term
 (see `quantizers`). The perceptual net is frozen and held outside the module's state.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -173,37 +175,46 @@ class VQGAN(GANModule):
         image = batch.image.contiguous(memory_format=torch.channels_last)
         reconstruction, quantized = (self.tokenizer(image) if noise is None else
                                      self.tokenizer.with_noise(image, noise))
-        terms = self.reconstruction_terms(image, reconstruction)
+        seen = reconstruction.detach().float().requires_grad_()  # what looks at pictures goes backward once, to here
+        terms = self.reconstruction_terms(image, seen)
         rec = self.reconstruction_loss(terms)
+        gradient = _gradient(rec, seen)
         terms["loss/quantizer"] = quantized.loss
-        total = rec + self.quantizer_weight * quantized.loss
+        total = rec.detach() + self.quantizer_weight * quantized.loss.detach()
         d_loss = None
         logits: dict[str, Tensor] = {}
         if self.discriminator_on:
-            total, extra = self.add_gan_loss(total, rec, reconstruction)
-            terms.update(extra)
+            gan, gan_gradient, weight = self.adversary(seen, reconstruction, gradient)
+            terms |= {"loss/generator": gan, "lambda": weight}
+            total = total + self.discriminator_weight * weight * gan
+            gradient = gradient + self.discriminator_weight * weight * gan_gradient
 
             def d_loss() -> Tensor:
                 real = self.discriminator(image).float()
-                fake = self.discriminator(reconstruction.detach()).float()
+                fake = self.discriminator(seen.detach()).float()
                 logits.update({"logits/real": real.mean().detach(), "logits/fake": fake.mean().detach()})
                 return (hinge_d if self.gan_loss == "hinge" else vanilla_d)(real, fake)
 
         self.check_finite(terms, batch.key)
-        step_loss = self.backward_and_step(total, d_loss, batch.key)
+        of_picture = (reconstruction.float() * gradient).sum()  # has that gradient, whatever its value
+        step_loss = self.backward_and_step(of_picture + self.quantizer_weight * quantized.loss, d_loss, batch.key)
         if step_loss is not None:
             terms["loss/discriminator"] = step_loss
         terms |= {**logits, **quantized.metrics, "loss": total}
         return {f"train/{name}": value.detach() for name, value in terms.items()}, quantized.ids.detach()
 
-    def add_gan_loss(self, total: Tensor, rec: Tensor, reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = frozen_call(self.discriminator, reconstruction).float()
+    def adversary(self, seen: Tensor, reconstruction: Tensor, rec_gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The generator's loss, its gradient at `seen` (the reconstruction, cut off its graph), and λ, for which
+        `rec_gradient` is that of the reconstruction loss there."""
+        logits = frozen_call(self.discriminator, seen).float()
         gan = (hinge_g if self.gan_loss == "hinge" else vanilla_g)(logits)
+        gradient = _gradient(gan, seen)
         weight = torch.ones_like(gan)
         if self.use_adaptive_weight:
-            weight = adaptive_weight(rec, gan, self.tokenizer.autoencoder.last_layer)
-        total = total + self.discriminator_weight * weight * gan
-        return total, {"loss/generator": gan, "lambda": weight}
+            last = self.tokenizer.autoencoder.last_layer
+            weight = adaptive_weight(_gradient_through(reconstruction, rec_gradient, last),
+                                     _gradient_through(reconstruction, gradient, last))
+        return gan.detach(), gradient, weight
 
     def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         reconstruction, quantized = self.tokenizer(batch.image.contiguous(memory_format=torch.channels_last))
@@ -220,6 +231,22 @@ class VQGAN(GANModule):
         reconstruction = self.tokenizer.decode_ids(self.tokenizer.encode(image))
         return {"reconstructions": {"rows": [("input", image), ("reconstruction", reconstruction.float())],
                                     "captions": batch.text[:8]}}
+
+
+def _gradient(loss: Tensor, picture: Tensor) -> Tensor:
+    """Of a mean over pictures, in float32; on the way `_scale` times that, else fp16 could not hold a pixel's."""
+    return torch.autograd.grad(loss * _scale(picture), picture)[0].float() / _scale(picture)
+
+
+def _gradient_through(picture: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
+    """At a weight that the picture comes from, of the loss with that gradient at the picture; the graph is kept."""
+    upstream = (gradient * _scale(picture)).to(picture.dtype)
+    return torch.autograd.grad(picture, weight, upstream, retain_graph=True)[0].float() / _scale(picture)
+
+
+def _scale(picture: Tensor) -> float:
+    """A power of two, so that nothing else changes."""
+    return 2.0 ** int(math.log2(picture.numel()))
 
 
 def load_tokenizer(path: str | Path, image_size: int | None = None) -> ImageTokenizer:
