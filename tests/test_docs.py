@@ -38,6 +38,13 @@ def test_files_and_links_are_there(page: str) -> None:
     assert not gone + linked, f"{page} names {gone + linked}"
 
 
+def test_what_holds_a_decision_is_there() -> None:
+    text = (ROOT / "docs/decisions.md").read_text(encoding="utf-8")
+    held = " ".join(re.findall(r"^\*\*Held by\*\*:(.*)$", text, re.M))
+    named = re.findall(r"`((?:src|tests|docs|benchmarks)/[\w./]+\.(?:py|md))", held)
+    assert len(named) > 40 and not [name for name in named if not (ROOT / name).exists()]
+
+
 @pytest.mark.parametrize("page", TEXTS)
 def test_classes_are_there(page: str) -> None:
     for module, name in re.findall(r"\bt2i((?:\.[a-z_0-9]+)+)\.([A-Z]\w+)", TEXTS[page]):
