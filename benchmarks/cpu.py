@@ -161,7 +161,9 @@ PARTS: Parts = {"decoding": (decoding, 600), "vqgan": (vqgan, 400), "quantizer":
 
 def main(arguments: list[str] | None = None) -> int:
     threads = {"type": int, "default": torch.get_num_threads()}
-    _, args = command_line(__doc__.splitlines()[0], PARTS, arguments, threads=threads)
+    parser, args = command_line(__doc__.splitlines()[0], PARTS, arguments, threads=threads)
+    if args.threads < 1:
+        parser.error(f"--threads {args.threads}: a whole number from 1 is wanted")
     keep_freed_memory()  # as the apps do
     if args.child:
         for found in measured(args.child, CPUBench(args.tiny, args.threads), PARTS):

@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from datetime import date
@@ -228,6 +229,7 @@ class Steps:
         from t2i.config.quiet import quiet
 
         quiet()
+        warnings.filterwarnings("ignore", ".*no `val_dataloader`")  # there is none to time
         self.bench, self.loss, self.traced, self.steps, self.timed = bench, loss, traced, steps, timed
         self.losses: list[Tensor] = []
         self.times = [bench.now()]
@@ -531,8 +533,8 @@ def report(rows: Iterable[list[Row]], head: str, held: dict[str, Any], path: str
         seen += found
         print("\n".join(map(line, found)), flush=True)
         if path:
-            Path(path).write_text(json.dumps({"date": str(date.today()), "torch": torch.__version__, **held,
-                                              "rows": seen}, indent=1) + "\n")
+            known = {"date": str(date.today()), "torch": torch.__version__, **held, "rows": seen}
+            Path(path).expanduser().write_text(json.dumps(known, indent=1) + "\n")
     return int(any(str(found["measured"]).startswith(("failed", "stopped")) for found in seen))
 
 
@@ -551,6 +553,8 @@ def command_line(
     args = parser.parse_args(words)
     if unknown := [name for name in args.names if name not in parts]:
         parser.error(f"{', '.join(unknown)}: no such part; there are {', '.join(parts)}")
+    if args.json and not (folder := Path(args.json).expanduser().resolve().parent).is_dir():
+        parser.error(f"--json {args.json}: there is no folder {folder}")
     return parser, args
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,6 +119,22 @@ def test_what_does_not_render_is_a_fault(tmp_path: Path) -> None:
         Emoji("train", STYLES, folder)
     both = [Emoji(split, STYLES, folder, on_error="skip") for split in ("train", "val")]
     assert sum(map(len, both)) == 58 and len(both[0].faults) == 1
+
+
+def test_what_is_missing_for_all_is_no_fault_of_a_picture_and_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"icons": icons(tmp_path / "icons"), "image_size": 16, "cache": tmp_path / "cache"}
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: None if name == "resvg_py" else there(name, *of))
+    with pytest.raises(ValueError, match=r"^data=emoji needs the package resvg-py, .*: pip install resvg-py$"):
+        Emoji("train", STYLES, **options)
+    monkeypatch.undo()
+    assert len(Emoji("train", STYLES, **options)) > 40
+    cut = next(Path(icons(tmp_path / "cut")).rglob("icons.json"))
+    cut.write_bytes(cut.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"^data\.icons: .*icons\.json cannot be read: [^\n]*$"):
+        Emoji("train", STYLES, **options | {"icons": str(tmp_path / "cut")})
 
 
 @pytest.mark.parametrize("options, message", [

@@ -257,7 +257,7 @@ def test_what_is_wrong_with_a_folder_is_told(folder: Path, tmp_path: Path) -> No
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"has no config.json, no tokenizer.json: .* a fast tokenizer"):
         SentenceEncoder(path)
-    with pytest.raises(ValueError, match=r"nowhere': no folder of that name .* no config.json .*allow_download: true"):
+    with pytest.raises(ValueError, match=r"nowhere': no folder of that name .* no config.json .*allow_download to t"):
         SentenceEncoder(str(tmp_path / "nowhere"))
 
 
@@ -275,3 +275,14 @@ def test_the_package_is_missing_or_another(tmp_path: Path, monkeypatch: pytest.M
                 archive.writestr(name, b"")
         with pytest.raises(ValueError, match=message):
             SentenceEncoder()
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["model=dfgan", "text_encoder=sentence", "text_encoder.path=/nowhere"], r"^text_encoder\.path='/nowhere': no f"),
+    (["model=dfgan", "text_encoder=sentence", "text_encoder.max_length=9999"], r"^text_encoder\.max_length=9999: a"),
+    (["model=clip", "model/text_tower=sentence", "model.text_encoder.path=/nowhere"],
+     r"^model\.text_encoder\.path='/nowhere': no folder"),
+])  # fmt: skip
+def test_a_run_names_the_key_that_was_typed(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        building.build_model(compose([*words, "data=shapes"], files=False))

@@ -48,6 +48,12 @@ def build(node: Mapping[str, Any], /, at: str | None = None, **given: Any) -> An
             cause = cause.__cause__
         if str(error).startswith("Error locating target"):
             raise ValueError(f"_target_={node['_target_']} cannot be imported: {shown(cause)}") from error
+        if at is not None and isinstance(cause, ValueError) and (inner := FULL_KEY.search(str(error))):
+            part: Any = node
+            for key in inner[1].split("."):
+                part = part.get(key) if isinstance(part, Mapping) else None
+            if isinstance(part, Mapping) and str(cause).partition("=")[0] in part:
+                raise ValueError(f"{at}.{inner[1]}.{cause}") from error
         raise cause from None  # what a constructor says of its arguments
     try:
         return made if node.get("_partial_") else made(**given)
@@ -55,6 +61,17 @@ def build(node: Mapping[str, Any], /, at: str | None = None, **given: Any) -> An
         if at is None or str(error).partition("=")[0] not in node:
             raise
         raise ValueError(f"{at}.{error}") from error
+
+
+def build_model(config: Mapping[str, Any], /, **given: Any) -> Any:
+    """The model of a run's config; messages name an argument as one types it, `text_encoder.path` where `model` takes
+    that group over."""
+    try:
+        return build(config["model"], at="model", **given)
+    except ValueError as error:
+        if config.get("text_encoder") is None or not str(error).startswith("model.text_encoder."):
+            raise
+        raise ValueError(str(error).removeprefix("model.")) from error
 
 
 def _escaped(value: Any) -> Any:
@@ -68,6 +85,7 @@ def _escaped(value: Any) -> Any:
     return value
 
 
+FULL_KEY = re.compile(r"^full_key: (\S+)$", re.M)  # of an InstantiationException
 MAX_INTEGER = 2**32  # in a file's config; sizes are held against tensors, this keeps 2**n in bounds
 MAX_ITEMS = 1000  # of a list of arguments
 MAX_FAULTS = 8  # that a message lists

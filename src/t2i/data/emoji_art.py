@@ -26,7 +26,7 @@ from torch import Tensor
 
 from t2i.config.check import near
 from t2i.config.messages import quoted
-from t2i.data.emoji_font import FontArt
+from t2i.data.emoji_font import FontArt, Undrawable
 from t2i.data.emoji_names import key_of_hex, package_folder
 
 # Style -> pip package, its module, the folder of its SVGs, and the layers of each that are drawn (their first word).
@@ -52,7 +52,8 @@ class Art(Protocol):
     def keys(self) -> Set[str]: ...
 
     def pixels(self, key: str, side: int, background: str) -> UInt8[Tensor, "3 s s"]:
-        """One picture on a background such as `#ffffff`; ValueError names it where it cannot be drawn."""
+        """One picture on a background such as `#ffffff`; Undrawable names it where it alone cannot be drawn, ValueError
+        what is missing for all."""
         ...
 
 
@@ -105,13 +106,13 @@ class PackageArt(SvgArt):
             text = path.read_text(encoding="utf-8")
             return text if self.layer is None else layers_of(text, self.layer)
         except (OSError, UnicodeDecodeError, ElementTree.ParseError) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
+            raise Undrawable(f"{path} cannot be read: {error}") from error
 
 
 def layers_of(svg: str, name: str) -> str:
     """An SVG's outermost groups whose id begins with `name`, without all others."""
     if found := OUTSIDE.search(svg):  # before it is parsed: entities grow
-        raise ValueError(f"an SVG with {quoted(found[0])} is not read")
+        raise Undrawable(f"an SVG with {quoted(found[0])} is not read")
     root = ElementTree.fromstring(svg)
     for child in list(root):
         if not child.get("id", "").startswith(name):
@@ -143,11 +144,15 @@ class IconifyArt(SvgArt):
                 break
             flips = {flip: flips[flip] != bool(icon.get(flip, False)) for flip in flips}
             if "body" in icon:
-                left, top, width, height = (float(icon.get(side, found.get(side, other))) for side, other in
-                                            (("left", 0), ("top", 0), ("width", 16), ("height", 16)))
+                sides = [icon.get(side, found.get(side, other)) for side, other in
+                         (("left", 0), ("top", 0), ("width", 16), ("height", 16))]
+                if not all(isinstance(value, int | float) for value in sides):
+                    raise Undrawable(f"{self.path}/icons.json has {name} at left, top, width, height {sides}; four"
+                                     " numbers are wanted")
+                left, top, width, height = map(float, sides)
                 return svg_of(icon["body"], left, top, width, height, **flips)
             name = icon.get("parent")
-        raise ValueError(f"{self.path}/icons.json has no drawing for {self.names[key]} ({key})")
+        raise Undrawable(f"{self.path}/icons.json has no drawing for {self.names[key]} ({key})")
 
 
 def svg_of(body: str, left: float, top: float, width: float, height: float, hFlip: bool = False,
@@ -205,22 +210,22 @@ def prefix_of(path: Path) -> str:
 
 
 def render(svg: str, side: int, background: str, what: str) -> UInt8[Tensor, "3 s s"]:
-    """An SVG as a square picture; ValueError begins with `what` where it refers to something outside itself, cannot be
+    """An SVG as a square picture; Undrawable begins with `what` where it refers to something outside itself, cannot be
     rendered, or shows nothing."""
     if found := OUTSIDE.search(svg):
-        raise ValueError(f"{what} has {quoted(found[0])}, and what lies outside an SVG is not opened")
+        raise Undrawable(f"{what} has {quoted(found[0])}, and what lies outside an SVG is not opened")
     package_folder("resvg_py", "resvg-py")
     from resvg_py import svg_to_bytes
 
     try:
         png = svg_to_bytes(svg_string=square(svg, side), background=background, skip_system_fonts=True)
     except ValueError as error:
-        raise ValueError(f"{what} cannot be rendered: {error}") from error
+        raise Undrawable(f"{what} cannot be rendered: {error}") from error
     image = torch.from_numpy(np.array(Image.open(io.BytesIO(png)).convert("RGB"))).permute(2, 0, 1)
     if image.shape != (3, side, side):
-        raise ValueError(f"{what} cannot be rendered: it has no <svg> of a size or with a viewBox")
+        raise Undrawable(f"{what} cannot be rendered: it has no <svg> of a size or with a viewBox")
     if (image == image[:, :1, :1]).all():
-        raise ValueError(f"{what} is empty")
+        raise Undrawable(f"{what} is empty")
     return image
 
 

@@ -28,6 +28,11 @@ from t2i.viz.fonts import find_font, fitting_size, open_font
 MARGIN = 0.04  # of the canvas, on each side
 
 
+class Undrawable(ValueError):
+    """One picture of a style cannot be drawn; what is said of the others is another matter."""
+
+
+
 class FontArt:
     """The emoji of a colour font, as `t2i.data.emoji_art.Art` has them.
 
@@ -68,7 +73,7 @@ class FontArt:
     def pixels(self, key: str, side: int, background: str) -> UInt8[Tensor, "3 s s"]:
         image = draw(self.texts[key], open_font(self.path, self.size), background)
         if (image == image[:, :1, :1]).all():
-            raise ValueError(f"the emoji {key} of {self.path} cannot be drawn: Pillow {Image.__version__} leaves it"
+            raise Undrawable(f"the emoji {key} of {self.path} cannot be drawn: Pillow {Image.__version__} leaves it"
                              " empty")
         return fit(image, side, square=True)
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from t2i.data import cache
 from t2i.data.emoji_art import Art
+from t2i.data.emoji_font import Undrawable
 from t2i.data.emoji_names import share
 from t2i.data.image_dataset import assign_splits
 from t2i.data.seeds import derive_seed
@@ -85,7 +86,7 @@ def _compare(arts: Mapping[str, Art], keys: Sequence[str], background: str) -> t
                 try:
                     images.append(art.pixels(key, SIDE, background))
                     pairs.append((key, style))
-                except ValueError as error:
+                except Undrawable as error:
                     faults.setdefault(key, str(error))
             progress(len(images))
     near = near_duplicates(torch.stack(images)) if images else []

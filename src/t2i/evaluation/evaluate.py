@@ -92,9 +92,11 @@ class Evaluation:
         of_gallery = [name for name in ("nearest_render", "paraphrase") if name in metrics]
         if self.of_scenes:  # paraphrase has scenes of its own
             of_gallery = [name for name in of_gallery if name != "paraphrase"]
-            known = ((self.held or {}).get("data") or {}).get("phrasing", "grammar")
+            trained = (self.held or {}).get("data") or {}
+            known = trained.get("phrasing", "grammar")
             if "paraphrase" in metrics and self.held is not None and known != "english":
-                self.changed.append(f"asked in English of a model of data.phrasing={known}, which trained on none")
+                of = f"data.phrasing={known}" if compositions.is_scenes(trained) else "other data"
+                self.changed.append(f"asked in English of a model of {of}, which trained on none")
                 print(f"Note: {self.changed[-1]}", file=sys.stderr)
         if config["style_guidance"] and self.of_scenes and "paraphrase" in metrics and not of_gallery:
             raise ValueError("style_guidance=true: scenes have no styles; it is of data=emoji and its like")

@@ -192,7 +192,7 @@ def load_clip(path: str, allow_download: bool = False) -> tuple[CLIPModel, Capti
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ValueError(f"path={path!r} could not be read as a CLIP folder: {shown(first, 300)}") from error
         how = ("the download failed" if allow_download else f"train one ({program('train')} model=clip), name the"
-               " folder of one, or set allow_download: true")
+               " folder of one, or set its allow_download to true")
         raise ValueError(f"path={path!r}: no folder of that name (looked at {Path(path).absolute()}), and no such model"
                          f" in the Hugging Face cache; {how}") from error
     model, report = cast(tuple[CLIPModel, dict[str, Any]], loaded)  # typed as if there were no report

@@ -111,7 +111,7 @@ def _hub_file(name: str, file: str, allow_download: bool) -> Path:
             found = cached_file(name, file, local_files_only=not allow_download)
     except (OSError, ValueError) as error:
         how = (f"the download of {file} failed" if allow_download else
-               f"name the folder of one, leave path out (the package {PACKAGE}), or set allow_download: true")
+               f"name the folder of one, leave path out (the package {PACKAGE}), or set its allow_download to true")
         raise ValueError(f"path={name!r}: no folder of that name (looked at {Path(name).absolute()}), and no {file} of"
                          f" such a model in the Hugging Face cache; {how}") from error
     return Path(cast(str, found))  # what is missing raised

@@ -264,7 +264,7 @@ def measure(config: dict[str, Any], earlier: list[dict[str, Any]]) -> tuple[list
     config["trainer"] = {**t, "devices": 1, "num_nodes": 1, "strategy": "auto", "max_steps": 10**9,
                          "limit_val_batches": 0}
     pl.seed_everything(config["seed"], workers=False, verbose=False)
-    model = building.build(config["model"], at="model", **Parts(config, earlier).given())
+    model = building.build_model(config, **Parts(config, earlier).given())
     if hasattr(model, "prepare"):
         model.prepare(captions(64))
     set_accumulation_and_compile(model, t["accumulate_grad_batches"], t["compile"], config["data"]["batch_size"])

@@ -141,7 +141,7 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
     """Trains in a folder that was opened, from `resume` or from the start; returns as `run`."""
     started, t = time.monotonic(), config["trainer"]
     pl.seed_everything(config["seed"], workers=False, verbose=False)
-    model = building.build(config["model"], at="model")
+    model = building.build_model(config)
     set_accumulation_and_compile(model, t["accumulate_grad_batches"], t["compile"], config["data"]["batch_size"])
     freeze(model, config["freeze"])
     start = config["init"] if resume is None else None  # a run that goes on has its own weights
@@ -158,7 +158,8 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
     checkpoint = RunCheckpoint(run_dir, t["checkpoint_every_steps"], t["checkpoint_every_minutes"], t["monitor"],
                           t["monitor_mode"])
     given = [building.build(node) for node in config["callbacks"].values() if node]
-    trainer = make_trainer(config, run_dir, [StepSeed(config["seed"]), *given, Timer(t["max_minutes"]),
+    timer = Timer(t["max_minutes"])
+    trainer = make_trainer(config, run_dir, [StepSeed(config["seed"]), *given, timer,
                                              ConfigInCheckpoint(config), OptimizerSettings(config), checkpoint], model)
     checkpoint.attach(trainer)
     if resume is not None and is_first():
@@ -179,8 +180,8 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None) -> dict[st
         raise SystemExit(STOPPED)
     # Of a run that was broken off at its very end, those that came with its checkpoint.
     metrics = checkpoint.metrics | {name: float(value) for name, value in trainer.callback_metrics.items()}
-    result = {"run_dir": str(run_dir), "steps": trainer.global_step, "seconds": round(time.monotonic() - started, 1),
-              "metrics": metrics}
+    seconds = round(timer.before + time.monotonic() - started, 1)
+    result = {"run_dir": str(run_dir), "steps": trainer.global_step, "seconds": seconds, "metrics": metrics}
     if config["init"] is not None and before.is_file() and trainer.is_global_zero:
         result["before"] = first = read_table(before)
         if first.keys() & metrics.keys():  # none where training ended before its first validation

@@ -75,7 +75,10 @@ def test_a_broken_run_counts_on(tmp_path: Path, clock: list[float], monkeypatch:
             train.run(config(tmp_path, "broken"))
     assert not (tmp_path / "runs/broken/finished.json").exists()
     clock[0] += 1000  # between the two nothing is counted
-    assert train.run(config(tmp_path, "broken"))["steps"] == 6
+    spent = file_format.progress(file_format.read(tmp_path / "runs/broken/last.ckpt"), "x")[1] * 60
+    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    done = train.run(config(tmp_path, "broken"))
+    assert done["steps"] == 6 and spent >= 3 and done["seconds"] == pytest.approx(spent)  # of both sessions
     whole, broken = (file_format.read(tmp_path / f"runs/{name}/last.ckpt")["state_dict"] for name in ("whole",
                                                                                                       "broken"))
     assert all(torch.equal(whole[name], broken[name]) for name in whole)

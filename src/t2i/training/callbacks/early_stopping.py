@@ -44,13 +44,19 @@ class EarlyStopping(callbacks.EarlyStopping):
 class Timer(callbacks.Timer):
     """Lightning's, of `trainer.max_minutes`: counts training, validation and saving included, over breaks, and ends the
     run as finished when `minutes` are spent (None: never). What lies before the first batch (data, caches) is not
-    counted."""
+    counted. `before`: the seconds of a run's earlier sessions, as its checkpoint has them."""
+
+    before = 0.0
 
     def __init__(self, minutes: float | None = None) -> None:
         if minutes is not None and not minutes > 0:
             raise ValueError(f"trainer.max_minutes={minutes}: allowed are numbers > 0, or null")
         super().__init__(None if minutes is None else timedelta(minutes=minutes), verbose=False)
         self.minutes = minutes
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.before = float(state_dict["time_elapsed"].get("train", 0.0))
 
     def on_train_batch_end(self, trainer: pl.Trainer, *rest: Any) -> None:
         super().on_train_batch_end(trainer, *rest)
