@@ -83,15 +83,18 @@ class Bench:
             torch.cuda.synchronize()
         return time.perf_counter()
 
+    def of(self, taken: list[float]) -> float:
+        """One figure of several rounds: the median."""
+        return sorted(taken)[len(taken) // 2]
+
     def seconds(self, run: Callable[[], object], rounds: int = 5, warm_up: int = 2) -> float:
-        """The median."""
         taken = []
         for i in range((1 if self.tiny else rounds) + warm_up):
             start = self.now()
             run()
             if i >= warm_up:
                 taken.append(self.now() - start)
-        return sorted(taken)[len(taken) // 2]
+        return self.of(taken)
 
     def peak(self, run: Callable[[], object]) -> float | None:
         """MB at most allocated meanwhile; None without a GPU."""
@@ -240,8 +243,8 @@ class Steps:
                              enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=10 * steps)
         loader: Any = DataLoader([data[i % len(data)] for i in range(steps)], batch_size=None)  # type: ignore[arg-type]
         self.memory = bench.peak(lambda: trainer.fit(model, loader))
-        taken = sorted(b - a for a, b in pairwise(self.times[-1 - steps * 2 // 3 :]))
-        self.seconds = taken[len(taken) // 2] if taken else 0.0
+        taken = [b - a for a, b in pairwise(self.times[-1 - steps * 2 // 3 :])]
+        self.seconds = bench.of(taken) if taken else 0.0
 
     def before(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
         if index == 0:
