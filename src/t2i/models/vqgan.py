@@ -175,7 +175,8 @@ class VQGAN(GANModule):
         image = batch.image.contiguous(memory_format=torch.channels_last)
         reconstruction, quantized = (self.tokenizer(image) if noise is None else
                                      self.tokenizer.with_noise(image, noise))
-        seen = reconstruction.detach().float().requires_grad_()  # what looks at pictures goes backward once, to here
+        cut = reconstruction.detach().float().requires_grad_()
+        seen = cut.view_as(cut)  # what looks at pictures goes backward once, to here; torch counts no FLOPs to a leaf
         terms = self.reconstruction_terms(image, seen)
         rec = self.reconstruction_loss(terms)
         gradient = _gradient(rec, seen)
