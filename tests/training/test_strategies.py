@@ -99,6 +99,12 @@ def test_a_lost_rank_is_named() -> None:
     assert lost(held, RuntimeError("CUDA out of memory")) is None
 
 
+def test_several_devices_without_a_strategy_are_watched_too() -> None:
+    net = torch.nn.Linear(1, 1)
+    assert isinstance(strategy(compose([*MODELS["vqgan"], "trainer.devices=2"]), net), Replicated)
+    assert strategy(compose([*MODELS["vqgan"]]), net) == "auto"
+
+
 def _meets(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     check_finite({"loss": torch.tensor(1.0)}, 1, ["a"])

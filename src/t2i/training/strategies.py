@@ -143,9 +143,11 @@ def is_sharded(trainer: pl.Trainer) -> bool:
 
 def strategy(config: dict[str, Any], model: Any) -> Any:
     """The strategy of `trainer.strategy`, a name or a node; ValueError says all that does not go with fsdp."""
-    wanted = config["trainer"]["strategy"]
+    wanted, devices = config["trainer"]["strategy"], config["trainer"]["devices"]
     if isinstance(wanted, dict):
         return building.build(wanted)
+    if wanted == "auto" and (config["trainer"]["num_nodes"] > 1 or (isinstance(devices, int) and devices > 1)):
+        wanted = "ddp"  # as Lightning's auto has it, and watched
     if wanted != "fsdp":
         return Replicated() if wanted == "ddp" else wanted
     faults = {
