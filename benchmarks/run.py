@@ -225,10 +225,11 @@ class Decoder:
         """Seconds for all tokens but the first, which comes out of the prefix."""
         no_part = torch.zeros(self.batch, 0, dtype=torch.long)
         x, cache = self.gpt.prefill(*self.text, no_part)
-        logits = self.gpt.logits(x, no_part)
+        logits = self.gpt.logits(x, no_part, cache.heard)
         start = time.perf_counter()
         for _ in range(self.gpt.num_codes - 1):
-            logits = self.gpt.logits(self.gpt.step(logits.argmax(-1, keepdim=True), cache), no_part)
+            logits = self.gpt.logits(self.gpt.step(logits.argmax(-1, keepdim=True), cache), no_part,
+                                     cache.heard)
         return time.perf_counter() - start
 
     @torch.inference_mode()

@@ -105,8 +105,10 @@ def test_no_code_is_left_out(net, text, order: str) -> None:
     never.load_state_dict(net.state_dict())
 
     class NoNought(torch.nn.Module):
-        def forward(self, x, known):
-            logits = net.predict(x, known).clone()
+        hear = net.predict.hear
+
+        def forward(self, x, known, heard):
+            logits = net.predict(x, known, heard).clone()
             logits[..., 0] = -torch.inf
             return logits
 
@@ -146,7 +148,7 @@ def test_the_log_probability_under_the_cache_is_that_of_training(net, text) -> N
         for i in range(N):
             cell = cells[:, i : i + 1]
             each = unravel_index(ids.gather(1, cell), (CODES,))
-            cached += sum_of_logs([net.logits(net.ask(cell, cache)[:, 0], each[:, 0, :0])], each[:, 0])
+            cached += sum_of_logs([net.logits(net.ask(cell, cache)[:, 0], each[:, 0, :0], cache.heard)], each[:, 0])
             net.append(each, cell, cache)
     torch.testing.assert_close(cached, trained, atol=1e-4, rtol=1e-5)
 
@@ -178,7 +180,7 @@ def test_confidence_takes_the_surest_first_where_nothing_is_drawn_by_chance(net,
     with torch.no_grad():
         cells, no = torch.arange(N).expand(3, N), torch.zeros(3, dtype=torch.bool)
         cache = net.prefill(*text, no, cells[:, :0], cells[:, :0])
-        logits = net.predict(net.ask(cells, cache), cells[..., None][..., :0])
+        logits = net.predict(net.ask(cells, cache), cells[..., None][..., :0], cache.heard)
     best = logits.log_softmax(-1).amax(-1).topk(counts(N, 3, "arccos")[0], 1).indices
     assert torch.equal(first.gather(1, best), logits.argmax(-1).gather(1, best))
 

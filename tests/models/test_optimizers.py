@@ -111,7 +111,8 @@ def test_hidden_matrices() -> None:
     hidden = {name for name, parameter in net.named_parameters() if is_hidden_matrix(name, parameter)}
     assert hidden == {
         f"blocks.{i}.{name}.weight" for i in (0, 1) for name in ("qkv", "attention_out", "mlp_in", "mlp_out")
-    } | {f"predict.readers.0.{name}.weight" for name in ("mlp_in", "mlp_out")}
+    } | {f"predict.readers.0.{name}.weight" for name in ("mlp_in", "mlp_out", "caption.query", "caption.text_kv",
+                                                         "caption.attention_out")}
     for name, shape, expected in [
         ("encoder.levels.0.conv.weight", (32, 16, 3, 3), True),
         ("encoder.stem.weight", (32, 3, 3, 3), False),

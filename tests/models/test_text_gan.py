@@ -31,6 +31,7 @@ DFGAN_ = [*tiny.DFGAN, "data.image_size=16"]
 STACK1 = [*tiny.STACKGAN1, "data.image_size=16"]
 STACK2 = ["model=stackgan2", "model.generator.channels=4", "model.discriminator.channels=4", "data.image_size=64",
           "model.generator.condition_dim=8", "model.generator.text_dim=8", "model.generator.num_res_blocks=1"]
+OWN = "model.discriminator_text=own"
 UNET = ["model/discriminator=unet", "model.discriminator.channels=2", "model.cutmix_steps=1"]
 
 
@@ -59,7 +60,8 @@ def stage1(tmp_path_factory: pytest.TempPathFactory, clip: str) -> str:
 
 @pytest.mark.parametrize("model", [
     DFGAN_, [*DFGAN_, *UNET], [*DFGAN_, "model/generator=rdb", "data.image_size=32"], STACK1,
-    [*STACK1, *UNET]], ids=["dfgan", "unet", "rdb", "stackgan1", "stackgan1-unet"])  # fmt: skip
+    [*STACK1, *UNET], [*STACK1, OWN]],
+    ids=["dfgan", "unet", "rdb", "stackgan1", "stackgan1-unet", "stackgan1-own"])  # fmt: skip
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_every_system_trains_and_draws_from_its_file(
     tmp_path: Path, clip: str, model: list[str], precision: str
@@ -88,6 +90,25 @@ def test_the_penalty_works_where_the_discriminator_is_told_what_has_no_gradient(
             "model.generator.condition_start=0.1", "model.discriminator.batch_norm=false"]
     result = train.run(config(tmp_path, clip, STACK1, *more))
     assert result["metrics"]["train/loss/penalty"] > 0 and result["metrics"]["train/skipped"] == 0
+
+
+def test_stackgans_discriminator_can_read_captions_by_itself(tmp_path: Path, clip: str, stage1: str) -> None:
+    assert building.load(stage1).discriminator_text is None
+    made = {}
+    for steps in (1, 4):
+        train.run(config(tmp_path, clip, STACK1, f"name=own{steps}", OWN, steps=steps))
+        made[steps] = building.load(tmp_path / f"own{steps}/last.ckpt")
+    one, four = (made[steps].discriminator_text.linear.weight for steps in (1, 4))
+    assert one.shape == (made[1].discriminator.text_dim, 16) and not torch.equal(one, four)
+    generator, discriminator = made[1].optimized_modules()
+    assert any(one is p for p in discriminator.parameters()) and not any(one is p for p in generator.parameters())
+    pooled = made[1].text_encoder(["a red circle", "two blue squares"]).pooled
+    told = made[1].condition(pooled, made[1].draw(pooled, torch.zeros(2, made[1].noise_dim)))
+    torch.testing.assert_close(told, made[1].discriminator_text(pooled))
+    train.run(config(tmp_path, clip, STACK2, "name=two", f"model.stage1.path={stage1}", OWN, steps=2))
+    assert building.load(tmp_path / "two/last.ckpt").discriminator_text is not None
+    with pytest.raises(ValueError, match=r"discriminator_text=both: one of generator, own is needed"):
+        train.run(config(tmp_path, clip, STACK1, "name=both", "model.discriminator_text=both"))
 
 
 def test_a_skip_adds_stage_ones_picture() -> None:

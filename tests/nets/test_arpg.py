@@ -46,7 +46,7 @@ def test_cached_logits_are_the_uncached_ones(inputs, given: int, factors, captio
             x = net.ask(cell, cache)[:, 0]
             known = each.take_along_dim(cell[..., None], 1)
             for part, wanted in enumerate(expected):
-                found = net.logits(x, known[:, 0, :part])
+                found = net.logits(x, known[:, 0, :part], cache.heard)
                 torch.testing.assert_close(found, wanted.take_along_dim(cell[..., None], 1)[:, 0], atol=1e-5, rtol=1e-5)
             net.append(known, cell, cache)
 

@@ -55,7 +55,7 @@ def test_cached_logits_are_the_uncached_ones(inputs, dense: bool, given: int, fa
         place = cache.keys.data_ptr()
         for i in range(given, ids.shape[1]):
             for part, wanted in enumerate(expected):
-                found = net.logits(x, each[:, i, :part])
+                found = net.logits(x, each[:, i, :part], cache.heard)
                 torch.testing.assert_close(found, wanted[:, i], atol=1e-5, rtol=1e-5)
             if i + 1 < ids.shape[1]:
                 x = net.step(each[:, i], cache)
@@ -181,8 +181,8 @@ def test_padding_of_the_prefix_does_not_matter(inputs, caption: str) -> None:
     torch.testing.assert_close(net(ids[1:2], states[1:2], mask[1:2], no)[0], short, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(net(ids[1:2], other, mask[1:2], no)[0], short, atol=1e-5, rtol=1e-5)
     with torch.no_grad():
-        padded, _ = net.prefill(states[1:2], mask[1:2], no, ids[1:2, :2])
-        logits = net.logits(padded, torch.zeros(1, 0).long())
+        padded, cache = net.prefill(states[1:2], mask[1:2], no, ids[1:2, :2])
+        logits = net.logits(padded, torch.zeros(1, 0).long(), cache.heard)
         torch.testing.assert_close(logits, short[:, 2], atol=1e-5, rtol=1e-5)
 
 

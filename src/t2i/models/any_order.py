@@ -142,7 +142,7 @@ def generate_steps(
             asked = left[:, :count]
             of_step = uniform[:, : n * parts].view(b, n, parts).take_along_dim(asked[..., None], 1)
         x = model.ask(asked.repeat(times, 1), cache)
-        each, logits = sampler.draw(model, x.flatten(0, 1), of_step[..., :parts].flatten(0, 1))
+        each, logits = sampler.draw(model, x.flatten(0, 1), cache.heard, of_step[..., :parts].flatten(0, 1))
         each = each.view(times * b, -1, parts)
         if order == "confidence":
             drawn = each[:b].flatten(0, 1)

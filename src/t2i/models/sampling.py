@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from t2i.models.static_decoding import StaticDecoding
+from t2i.nets.factorised_head import Heard
 from t2i.nets.gpt import GPT, CodeTransformer
 from t2i.types import ravel_index
 
@@ -97,9 +98,11 @@ class Sampler:
     guidance: float = 1.0
     guided: bool = False
 
-    def logits(self, model: CodeTransformer, x: Float[Tensor, "r width"], each: Int[Tensor, "r i"], b: int) -> Tensor:
+    def logits(
+        self, model: CodeTransformer, x: Float[Tensor, "r width"], each: Int[Tensor, "r i"], heard: Heard, b: int
+    ) -> Tensor:
         """(b, k), of the next part of b codes."""
-        logits = model.logits(x, each)
+        logits = model.logits(x, each, heard)
         if not self.guided:
             return logits
         conditional, without, *away = logits.float().split(b)
@@ -107,19 +110,19 @@ class Sampler:
         return logits if not away else logits + (self.guidance - 1) * (conditional - away[0])
 
     def __call__(
-        self, model: CodeTransformer, x: Float[Tensor, "r width"], uniform: Float[Tensor, "b f"]
+        self, model: CodeTransformer, x: Float[Tensor, "r width"], heard: Heard, uniform: Float[Tensor, "b f"]
     ) -> Int[Tensor, "r f"]:
         """The parts of b codes, as `draw`."""
-        return self.draw(model, x, uniform)[0]
+        return self.draw(model, x, heard, uniform)[0]
 
     def draw(
-        self, model: CodeTransformer, x: Float[Tensor, "r width"], uniform: Float[Tensor, "b f"]
+        self, model: CodeTransformer, x: Float[Tensor, "r width"], heard: Heard, uniform: Float[Tensor, "b f"]
     ) -> tuple[Int[Tensor, "r f"], list[Float[Tensor, "b k"]]]:
         """Draws b codes part by part: the parts, repeated for every caption of a guided batch, and the logits of each.
         """
         b, each, seen = len(uniform), torch.empty(len(x), 0, dtype=torch.long, device=x.device), []
         for part in range(len(model.factors)):
-            logits = self.logits(model, x, each, b)
+            logits = self.logits(model, x, each, heard, b)
             if self.temperature == 0:
                 chosen = logits.argmax(-1)
             else:
@@ -208,7 +211,7 @@ def generate_steps(
         yield ids, known.fill_(True)
         return
     for i in range(m, model.num_codes):
-        each = sampler(model, x, uniform[:, i])
+        each = sampler(model, x, cache.heard, uniform[:, i])
         ids[:, i], known[:, i] = ravel_index(each[:b], model.factors), True
         yield ids, known
         if i + 1 < model.num_codes:

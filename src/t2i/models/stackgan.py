@@ -29,6 +29,8 @@ class StackGAN(TextGAN):
     Args:
         generator: `t2i.nets.stackgan.StageOne` or `StageTwo`, or one like it.
         kl_weight: of conditioning augmentation's divergence from N(0, 1).
+        discriminator_text: how the discriminator is told the caption: by the mean of the generator's conditioning
+            augmentation, as published, which the divergence can take to nothing; or by a linear layer of its own.
         Others: see `t2i.models.text_gan.TextGAN`.
     """
 
@@ -40,6 +42,7 @@ class StackGAN(TextGAN):
         max_steps: int,
         projection: Literal["linear", "none"] = "linear",
         kl_weight: float = 2.0,
+        discriminator_text: Literal["generator", "own"] = "generator",
         learning_rate: float = 2e-4,
         discriminator_learning_rate: float = 2e-4,
         betas: tuple[float, float] = (0.5, 0.999),
@@ -53,6 +56,8 @@ class StackGAN(TextGAN):
         max_skipped: int = 10,
         gradient_clip: float | None = None,
     ) -> None:
+        if discriminator_text not in ("generator", "own"):
+            raise ValueError(f"discriminator_text={discriminator_text!r}: one of generator, own is needed")
         if discriminator.text_dim != generator.condition_dim:
             raise ValueError(f"discriminator.text_dim={discriminator.text_dim}: the generator's condition_dim,"
                              f" {generator.condition_dim}, is needed, the width of the augmented condition's mean")
@@ -61,8 +66,19 @@ class StackGAN(TextGAN):
                          penalty_every, consistency_weight, cutmix_steps, max_skipped, gradient_clip)
         self.kl_weight = kl_weight
         self.noise_dim = generator.noise_dim
+        self.discriminator_text: nn.Module | None = None
+        if discriminator_text == "own":
+            self.discriminator_text = text_projection("linear", text_encoder.pooled_dim, discriminator.text_dim)
+
+    def optimized_modules(self) -> tuple[nn.ModuleList, nn.ModuleList]:
+        generator, discriminator = super().optimized_modules()
+        if self.discriminator_text is not None:
+            discriminator.append(self.discriminator_text)
+        return generator, discriminator
 
     def condition(self, pooled: Float[Tensor, "b p"], output: GeneratorOutput) -> Float[Tensor, "b c"]:
+        if self.discriminator_text is not None:
+            return self.discriminator_text(pooled)
         return cast(Tensor, output.mean).detach()
 
     def generator_terms(self, output: GeneratorOutput) -> dict[str, Tensor]:
@@ -144,6 +160,7 @@ class StackGAN2(StackGAN):
         text_encoder: TextEncoder | None = None,
         projection: Literal["linear", "none"] = "linear",
         kl_weight: float = 2.0,
+        discriminator_text: Literal["generator", "own"] = "generator",
         learning_rate: float = 2e-4,
         discriminator_learning_rate: float = 2e-4,
         betas: tuple[float, float] = (0.5, 0.999),
@@ -168,9 +185,9 @@ class StackGAN2(StackGAN):
         if own is not None and encoder is not own and cast(Any, encoder).hash() != own.hash():
             raise ValueError("text_encoder is not the one that stage1 was trained under: leave model.text_encoder out,"
                              " stage I brings its own")
-        super().__init__(generator, discriminator, encoder, max_steps, projection, kl_weight, learning_rate,
-                         discriminator_learning_rate, betas, halve_every, gan_loss, penalty_weight, penalty_power,
-                         penalty_every, consistency_weight, cutmix_steps, max_skipped, gradient_clip)
+        super().__init__(generator, discriminator, encoder, max_steps, projection, kl_weight, discriminator_text,
+                         learning_rate, discriminator_learning_rate, betas, halve_every, gan_loss, penalty_weight,
+                         penalty_power, penalty_every, consistency_weight, cutmix_steps, max_skipped, gradient_clip)
         self.frozen_parts = (encoder, stage1)
         self.noise_dim += stage1.generator.noise_dim
 

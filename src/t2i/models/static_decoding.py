@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from t2i.nets.factorised_head import Heard
 from t2i.nets.gpt import GPT, Cache
 from t2i.types import ravel_index
 
@@ -29,7 +30,7 @@ _COLUMNS = 8  # a multiple of so many: what the kernels of attention under a mas
 
 class Sampler(Protocol):
     def __call__(
-        self, model: GPT, x: Float[Tensor, "w width"], uniform: Float[Tensor, "b f"]
+        self, model: GPT, x: Float[Tensor, "w width"], heard: Heard, uniform: Float[Tensor, "b f"]
     ) -> Int[Tensor, "w f"]: ...
 
     def __hash__(self) -> int: ...
@@ -47,8 +48,8 @@ class StaticDecoder:
         spare = -cache.mask.shape[-1] % _COLUMNS
         self.model, self.sampler = model, sampler
         self.cache = Cache(F.pad(cache.keys, (0, 0, 0, spare)), F.pad(cache.values, (0, 0, 0, spare)),
-                           F.pad(cache.mask, (0, spare), value=-1e4), cache.turns, cache.inputs.clone(), cache.prefix,
-                           cache.length)
+                           F.pad(cache.mask, (0, spare), value=-1e4), cache.turns, cache.inputs.clone(),
+                           cache.heard.clone(), cache.prefix, cache.length)
         self.uniform = uniform.clone()
         self.ids = torch.zeros(uniform.shape[:2], dtype=torch.long, device=uniform.device)
         self.each = torch.zeros(cache.keys.shape[1], uniform.shape[2], dtype=torch.long, device=uniform.device)
@@ -62,6 +63,7 @@ class StaticDecoder:
         self.cache.values[:, :, :, :size] = cache.values
         self.cache.mask[..., :size] = cache.mask
         self.cache.inputs.copy_(cache.inputs)
+        self.cache.heard.copy_(cache.heard)
         self.uniform.copy_(uniform)
         self.ids.copy_(ids)
         self.each.copy_(each)
@@ -70,7 +72,7 @@ class StaticDecoder:
     def step(self) -> None:
         """Appends the last code to the cache and draws the next."""
         x = self.model.static_step(self.each, self.cache, self.index)
-        self.each.copy_(self.sampler(self.model, x, self.uniform.index_select(1, self.index)[:, 0]))
+        self.each.copy_(self.sampler(self.model, x, self.cache.heard, self.uniform.index_select(1, self.index)[:, 0]))
         self.ids.index_copy_(1, self.index, ravel_index(self.each[: len(self.ids)], self.model.factors)[:, None])
         self.index.add_(1)
 
@@ -149,7 +151,7 @@ class StaticDecoding:
             decoder = self.decoders.pop(key, None) or self.decoder(model, sampler, cache, uniform)
             if decoder is None:
                 return False
-            each = sampler(model, x, uniform[:, first])
+            each = sampler(model, x, cache.heard, uniform[:, first])
             decoder.load(cache, uniform, ids, each, first + 1)
             decoder.ids[:, first] = ravel_index(each[: len(ids)], model.factors)
             decoder.run(model.num_codes - first - 1)

@@ -97,7 +97,8 @@ class ARPG(CodeTransformer):
         for cross in self.second_half:
             y = cross(y, of_codes, wanted, x, turns, of_keys)
         y = y.take_along_dim(order.argsort(1)[..., None], 1)
-        return [self.predict(y, each[..., :i]) for i in range(len(self.factors))]
+        heard = self.predict.hear(text, mask)
+        return [self.predict(y, each[..., :i], heard) for i in range(len(self.factors))]
 
     def prefill(
         self, states: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"], null: Bool[Tensor, " b"],
@@ -114,7 +115,8 @@ class ARPG(CodeTransformer):
         size = (len(self.blocks), b, self.blocks[0].num_heads, total, 2 * table.shape[-1])
         keys = torch.zeros(size, dtype=dtype, device=x.device)
         after = F.pad(additive[:, :, -1:, :t], (0, total - t)).to(dtype)
-        cache = Cache(keys, torch.zeros_like(keys), after, table, inputs, t, t if self.keys else 0)
+        cache = Cache(keys, torch.zeros_like(keys), after, table, inputs, self.predict.hear(text, mask).to(dtype), t,
+                      t if self.keys else 0)
         if self.keys:
             for layer, block in enumerate(self.blocks):
                 cache.keys[layer, :, :, :t], cache.values[layer, :, :, :t] = block.of_text(text)

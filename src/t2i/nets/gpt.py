@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from t2i.nets.factorised_head import FactorisedHead
+from t2i.nets.factorised_head import FactorisedHead, Heard
 from t2i.nets.transformer import Block, attend, matrix_vector, rotary, wide_turns
 from t2i.types import unravel_index
 
@@ -32,7 +32,8 @@ class Cache:
 
     In float32 on a CPU (see `attend`), elsewhere in the precision of the net. `mask` is additive, (b, 1, 1, text +
     codes), over positions to come too; `turns` are the `wide_turns` of `GPT.turns`; `inputs` (b or 1, codes, width) is
-    what is added to the code before each place; `length` positions are filled, `prefix` of them by text.
+    what is added to the code before each place; `heard` is what `logits` takes; `length` positions are filled, `prefix`
+    of them by text.
     """
 
     keys: Tensor
@@ -40,6 +41,7 @@ class Cache:
     mask: Tensor
     turns: Tensor
     inputs: Tensor
+    heard: Heard
     prefix: int
     length: int
 
@@ -105,7 +107,7 @@ class CodeTransformer(nn.Module):
         kinds = self.block_kinds(num_layers)
         blocks = nn.ModuleList(kind(width, num_heads, dropout, of_text) for kind in kinds)
         self.blocks = cast(Sequence[Block], blocks)
-        self.predict = FactorisedHead(self.factors, width)
+        self.predict = FactorisedHead(self.factors, width, num_heads)
         self.initialise()
 
     def block_kinds(self, num_layers: int) -> Iterable[type[Block]]:
@@ -118,7 +120,8 @@ class CodeTransformer(nn.Module):
                 continue
             if name.endswith(("attention_out.weight", "mlp_out.weight")):
                 nn.init.zeros_(parameter)
-            elif name.endswith(("qkv.weight", "mlp_in.weight", "text_in.weight", "text_kv.weight", "mean_in.weight")):
+            elif name.endswith(("qkv.weight", "mlp_in.weight", "text_in.weight", "text_kv.weight", "query.weight",
+                                "mean_in.weight")):
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
             elif name.startswith("part_codes."):
                 nn.init.zeros_(parameter)
@@ -188,10 +191,12 @@ class CodeTransformer(nn.Module):
             mask = mask.to(torch.get_autocast_dtype(text.device.type))  # once, not in every block
         return mask, mask[:, :, text.shape[1] :]
 
-    def logits(self, x: Float[Tensor, "b width"], known: Int[Tensor, "b i"]) -> Float[Tensor, "b k"]:
-        """Logits of part i of the next code, given the i parts before it; `x` comes from `prefill` or `step`."""
+    def logits(self, x: Float[Tensor, "r width"], known: Int[Tensor, "r i"], heard: Heard) -> Float[Tensor, "r k"]:
+        """Logits of part i of codes, given the i parts before it; `x` has as many rows for every caption that `heard`
+        (of the cache) holds."""
+        by_caption = len(heard.mask), len(x) // len(heard.mask)
         with matrix_vector(x):
-            return self.predict(x[:, None], known[:, None])[:, 0]
+            return self.predict(x.unflatten(0, by_caption), known.unflatten(0, by_caption), heard).flatten(0, 1)
 
 
 class GPT(CodeTransformer):
@@ -230,7 +235,8 @@ class GPT(CodeTransformer):
         for block in self.blocks[:-1]:
             x = block(x, seen_by_all, turns, 0, of_keys)
         x = self.blocks[-1](x, seen_by_all, turns, start, of_keys)
-        return [self.predict(x, each[..., :i]) for i in range(len(self.factors))]
+        heard = self.predict.hear(text, mask)
+        return [self.predict(x, each[..., :i], heard) for i in range(len(self.factors))]
 
     def prefill(
         self, states: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"], null: Bool[Tensor, " b"],
@@ -252,7 +258,8 @@ class GPT(CodeTransformer):
                 after = F.pad(additive[:, :, -1:, :t], (0, self.num_codes)).to(dtype)
                 empty = k.new_zeros(size, dtype=dtype)
                 wide = wide_turns(turns).to(x.dtype)
-                cache = Cache(empty, torch.zeros_like(empty), after, wide, inputs, t, end)
+                heard = self.predict.hear(text, mask).to(dtype)
+                cache = Cache(empty, torch.zeros_like(empty), after, wide, inputs, heard, t, end)
             cache.keys[layer, :, :, :end] = k
             cache.values[layer, :, :, :end] = v
             x = block.finish(x, attend(q, k, v, additive))

@@ -114,6 +114,31 @@ def squared_relu(x: Tensor) -> Tensor:
     return _SquaredReLU.apply(x)
 
 
+class CaptionAttention(nn.Module):
+    """Attention of any places to the states of a caption; its output projection starts at zero."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.query = nn.Linear(width, width, bias=False)
+        self.text_kv = nn.Linear(width, 2 * width, bias=False)
+        self.norm_q = nn.LayerNorm(width // num_heads, bias=False)
+        self.norm_k = nn.LayerNorm(width // num_heads, bias=False)
+        self.attention_out = nn.Linear(width, width, bias=False)
+
+    def of_text(self, states: Float[Tensor, "b t width"]) -> tuple[Tensor, Tensor]:
+        """Caption states -> k and v, each (b, num_heads, t, head_dim)."""
+        k, v = self.text_kv(states).view(*states.shape[:2], 2, self.num_heads, -1).unbind(2)
+        return self.norm_k(k).transpose(1, 2).to(v.dtype), v.transpose(1, 2)
+
+    def forward(self, x: Float[Tensor, "b n width"], k: Tensor, v: Tensor, mask: Tensor) -> Float[Tensor, "b n width"]:
+        """What x hears of the caption; `mask` is additive, (b, 1, 1, t)."""
+        q = self.query(self.norm(x)).view(*x.shape[:2], self.num_heads, -1)
+        attended = attend(self.norm_q(q).transpose(1, 2).to(q.dtype), k, v, mask)
+        return self.attention_out(attended.to(q.dtype).transpose(1, 2).reshape(x.shape))
+
+
 class Block(Recomputed):
     """Attention and MLP with residual connections; both output projections start at zero. With `text_dim` the attention
     also sees the states of a caption, through keys and values of this block's own."""
