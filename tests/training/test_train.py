@@ -255,6 +255,40 @@ def test_settings_of_what_follows_the_stages_stay_with_the_pipeline() -> None:
     assert all("seed=4" in stage.overrides and "comparison" not in stage.command for stage in plan(words))
 
 
+@pytest.mark.parametrize(("word", "message"), [
+    ("metrics=[nonsense]", "metrics"), ("temperature=-1", "temperature=-1"), ("pairs=none", "pairs"),
+])  # fmt: skip
+def test_a_mistake_in_what_follows_the_stages_costs_no_training(
+    tmp_path: Path, monkeypatch: Any, word: str, message: str
+) -> None:
+    monkeypatch.setattr(train, "run", lambda *_: pytest.fail("a stage was trained"))
+    words = ["experiments=emoji4", "data.icons=icons", f"evaluation.{word}", *recipe(tmp_path)]
+    with pytest.raises(ValueError, match=message):
+        pipeline.run(compose(words, files=False), plan(words))
+
+
+def test_what_the_command_lets_be_opened_its_evaluation_may_open(tmp_path: Path, monkeypatch: Any) -> None:
+    """A folder of icons is named by the checkpoint, too, whose word alone opens nothing."""
+    asked: list[dict[str, Any]] = []
+
+    def evaluate(settings: dict[str, Any], ckpt: Path, out: Path) -> dict[str, Any]:
+        asked.append(compose(pipeline.asked(settings, ckpt, out), "evaluate", files=False))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "run", lambda config, command: {"run_dir": str(tmp_path)})
+    monkeypatch.setattr(pipeline, "evaluated", evaluate)
+    monkeypatch.setattr(pipeline, "compose", lambda words, name="train", files=True: compose(words, name, files=False))
+    for folder in ("icons", str(tmp_path / "my, own 'icons'")):
+        words = ["experiments=emoji4", f"data.icons={folder}", "trust=[mine]", *recipe(tmp_path)]
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run(compose(words, files=False), plan(words))
+        assert asked[-1]["trust"] == ["mine", folder]
+    words = ["experiments=quickstart", *recipe(tmp_path)]
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(compose(words, files=False), plan(words))
+    assert asked[-1]["trust"] == []
+
+
 def test_kill_9_then_the_same_command_gives_the_unbroken_weights(tmp_path: Path) -> None:
     words = [*VQ, *DATA, *TRAINER, "trainer.max_steps=60", *recipe(tmp_path)]
     train.run(compose([*words, "name=whole"]))

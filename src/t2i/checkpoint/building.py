@@ -163,6 +163,18 @@ def _value_faults(value: Any, where: str, role: str) -> Iterator[str]:
         yield f"{where}={value} is no finite number"
 
 
+def places(node: Any) -> list[str]:
+    """What the classes that a config names would open: files, folders, names on the hub."""
+    if isinstance(node, list | tuple):
+        return [place for item in node for place in places(item)]
+    if not isinstance(node, Mapping):
+        return []
+    entry, found = registry.find(node.get("_target_")), []
+    for asked in (node.get(place) for place in (entry.places if entry is not None else ())):
+        found += [word for word in (asked if isinstance(asked, list | tuple) else [asked]) if isinstance(word, str)]
+    return found + [place for item in node.values() for place in places(item)]
+
+
 class _NoInit(TorchFunctionMode):
     """Inside, no numbers are drawn for tensors of the meta device: torch's own stand-ins for that take seconds to
     import."""

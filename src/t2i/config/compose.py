@@ -36,8 +36,9 @@ from t2i.config.places import CONF, RECIPES, ROOT, program
 TEXTS = {"prompt", "negative", "clip_guided.extras", "clip_guided.excluded", "clip_guided.styles",
          "clip_guided.images"}  # to the letter
 # Text, or null; interpolations in it are followed.
-PATHS = {"ckpt", "out", "data.font", "prompts", "scorer", "init", "resume", "name", "group", "completion.image",
-         "edit.image", "edit.mask", "text_encoder.vocabulary", "clip_guided.clips", "clip_guided.start_image"}
+PATHS = {"ckpt", "out", "data.font", "data.icons", "prompts", "scorer", "init", "resume", "name", "group",
+         "completion.image", "edit.image", "edit.mask", "text_encoder.vocabulary", "clip_guided.clips",
+         "clip_guided.start_image"}
 PATH_ENDINGS = ("path", "root", "runs", "cache", "folder")
 HINTS = {
     "ckpt": "the checkpoint to use, for instance runs/<name>/last.ckpt",

@@ -7,6 +7,7 @@ the hash of the checkpoint that they scored.
 from __future__ import annotations
 
 import json
+import re
 import resource
 import sys
 import time
@@ -14,12 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from t2i.checkpoint import atomic, file_format
+from t2i.checkpoint import atomic, building, file_format
 from t2i.checkpoint.plain_files import read_table
 from t2i.config import quiet
 from t2i.config.compose import Stage, compose
 from t2i.config.places import program
 from t2i.evaluation import evaluate, nearest_render, paraphrase, scene_paraphrase
+from t2i.evaluation.protocols import settle
 from t2i.training import train
 from t2i.viz.progress import clock
 from t2i.viz.tables import Table
@@ -29,9 +31,14 @@ def heading(text: str) -> None:
     print(f"\n{text}", flush=True)
 
 
+def asked(settings: dict[str, Any], ckpt: Path, out: Path) -> list[str]:
+    """The command line of an evaluation."""
+    return [f"ckpt={ckpt}", f"out={out}", *(f"{key}={word(value)}" for key, value in settings.items())]
+
+
 def evaluated(settings: dict[str, Any], ckpt: Path, out: Path) -> dict[str, Any]:
     """The scores of a checkpoint, from `evaluation.json` if that is about this very file and these settings."""
-    overrides = [f"ckpt={ckpt}", f"out={out}"] + [f"{key}={word(value)}" for key, value in settings.items()]
+    overrides = asked(settings, ckpt, out)
     shown = " ".join([program("evaluate"), *overrides])
     heading(shown)
     if (found := out / "evaluation.json").is_file():
@@ -50,6 +57,8 @@ def word(value: Any) -> str:
     """A setting's value as it is written on a command line."""
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(word, value)) + "]"
+    if isinstance(value, str) and re.search(r"[^\w./:~@+-]", value):
+        return "'" + value.replace("'", r"\'") + "'"
     return "null" if value is None else str(value)
 
 
@@ -71,10 +80,15 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
         compare_stages.check(comparison, {s.name: compose(s.overrides, files=False) for s in stages})
     started = time.monotonic()
     folder = Path(config["paths"]["runs"]) / config["name"]
+    if settings is not None:  # and in these
+        given = compose(asked(settings, folder / "last.ckpt", folder), "evaluate", files=False)
+        settle(given, compose(stages[-1].overrides, files=False)["data"]["_target_"])
     trained: list[dict[str, Any]] = []
+    stage_config: dict[str, Any] = {}
     for i, stage in enumerate(stages, 1):
         heading(f"[{i}/{len(stages)}] {stage.command}")
-        result = train.run(compose(stage.overrides), stage.command)
+        stage_config = compose(stage.overrides)
+        result = train.run(stage_config, stage.command)
         trained.append({"name": stage.name, "command": stage.command, **result})
     done, scores, grids, notes = list(trained), None, [], []
     last = f"{trained[-1]['run_dir']}/last.ckpt"
@@ -83,7 +97,9 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
     prompt = "a caption of your own"
     following: list[str] = []
     if settings is not None:
-        result = evaluated(settings, Path(last), folder)
+        # What the command named may be opened for its own checkpoint, too.
+        trusted = list(dict.fromkeys([*stage_config["trust"], *building.places(stage_config["data"])]))
+        result = evaluated(settings | ({"trust": trusted} if trusted else {}), Path(last), folder)
         protocol = result["protocol"]
         done.append({"name": "evaluation", "run_dir": str(folder), "command": result["command"],
                      "seconds": result["seconds"]})
