@@ -49,6 +49,7 @@ DATA = {
 PRIOR_ROWS = {
     "prefix": ["model.caption=prefix"],
     "words alone": ["model.word_triples=false"],
+    "caption heads": ["model.caption_heads=true"],
     "no dropout": ["model.dropout=0.0"],
     "code dropout 0": ["model.code_dropout=0.0"],
     "code dropout 0.4": ["model.code_dropout=0.4"],

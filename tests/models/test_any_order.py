@@ -26,7 +26,7 @@ CODES, GRID, N = 13, (3, 4), 12
 
 def drawn(factors: tuple[int, ...] = (CODES,)) -> ARPG:
     torch.manual_seed(0)
-    made = ARPG(factors, GRID, text_dim=5, text_length=4, width=16, num_layers=2, num_heads=2)
+    made = ARPG(factors, GRID, text_dim=5, text_length=4, width=16, num_layers=2, num_heads=2, caption_heads=True)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return made.eval()

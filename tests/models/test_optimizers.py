@@ -107,7 +107,8 @@ def test_a_parameter_without_gradient_stays_as_it_is() -> None:
 
 
 def test_hidden_matrices() -> None:
-    net = GPT((64, 32), (4, 4), text_dim=32, text_length=8, width=32, num_layers=2, num_heads=2)
+    net = GPT((64, 32), (4, 4), text_dim=32, text_length=8, width=32, num_layers=2, num_heads=2,
+              caption_heads=True)
     hidden = {name for name, parameter in net.named_parameters() if is_hidden_matrix(name, parameter)}
     assert hidden == {
         f"blocks.{i}.{name}.weight" for i in (0, 1) for name in ("qkv", "attention_out", "mlp_in", "mlp_out")

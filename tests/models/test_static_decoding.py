@@ -21,7 +21,8 @@ N = 12
 
 def gpt(factors: tuple[int, ...] = (13,), caption: Any = "prefix") -> GPT:
     torch.manual_seed(0)
-    made = GPT(factors, GRID, TEXT, LENGTH, width=16, num_layers=2, num_heads=2, caption=caption)
+    made = GPT(factors, GRID, TEXT, LENGTH, width=16, num_layers=2, num_heads=2, caption=caption,
+               caption_heads=True)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return made.eval()

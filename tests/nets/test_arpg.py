@@ -33,10 +33,11 @@ def inputs():
 
 
 @pytest.mark.parametrize("caption", ["prefix", "keys"])
+@pytest.mark.parametrize("heads", [False, True])
 @pytest.mark.parametrize("factors", [WHOLE, PARTS])
 @pytest.mark.parametrize("given", [0, 1, 3, 5])
-def test_cached_logits_are_the_uncached_ones(inputs, given: int, factors, caption: str) -> None:
-    net, (ids, states, mask, null, order) = tiny(factors, caption=caption), inputs
+def test_cached_logits_are_the_uncached_ones(inputs, given: int, factors, heads: bool, caption: str) -> None:
+    net, (ids, states, mask, null, order) = tiny(factors, caption=caption, caption_heads=heads), inputs
     each = unravel_index(ids, factors)
     with torch.no_grad():
         expected = net(ids, states, mask, null, order=order)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from t2i.nets.factorised_head import FactorisedHead, Heard
+from t2i.nets.gpt import GPT
 
 FACTORS, WIDTH = (3, 4, 5), 16
 
@@ -73,13 +74,22 @@ def test_a_caption_is_heard_as_torchs_attention_computes_it(head: FactorisedHead
 
 
 def test_at_the_start_the_caption_is_not_heard_and_codes_of_one_part_have_no_such_head() -> None:
-    from t2i.nets.gpt import GPT
-
-    made = GPT(FACTORS, (2, 3), 5, 4, WIDTH, 1, 2)
+    made = GPT(FACTORS, (2, 3), 5, 4, WIDTH, 1, 2, caption_heads=True)
     assert all(not bool(reader.caption.attention_out.weight.any()) for reader in made.predict.readers)
-    plain = GPT((12,), (2, 3), 5, 4, WIDTH, 1, 2)
+    plain = GPT((12,), (2, 3), 5, 4, WIDTH, 1, 2, caption_heads=True)
     heard = plain.predict.hear(torch.zeros(1, 4, WIDTH), torch.ones(1, 4, dtype=torch.bool))
     assert heard.keys == [] and len(plain.predict.readers) == 0
+
+
+@torch.no_grad()
+def test_heads_hear_the_caption_only_where_they_are_asked_to() -> None:
+    x, text, known, mask = inputs()
+    deaf = FactorisedHead(FACTORS, WIDTH)
+    assert not any("caption" in name for name, _ in deaf.named_parameters())
+    for i in range(3):
+        heard = [deaf(x, known[..., :i], deaf.hear(states, mask)) for states in (text, text + 1)]
+        assert torch.equal(*heard)
+    assert deaf.hear(text, mask).keys == []
 
 
 def test_what_is_heard_is_copied_into_memory_of_its_own(head: FactorisedHead) -> None:

@@ -41,7 +41,9 @@ PLAIN = {"word_triples": False}
 KEYS = {**PLAIN, "caption": "keys"}
 
 
-@pytest.mark.parametrize("options", [{}, PLAIN, KEYS, {"caption": "keys"}], ids=["default", "plain", "keys", "both"])
+@pytest.mark.parametrize("options", [{}, PLAIN, KEYS, {"caption": "keys"}, {**KEYS, "caption_heads": True},
+                                     {"caption_heads": True}],
+                         ids=["default", "plain", "keys", "both", "heads", "prefix and heads"])
 @pytest.mark.parametrize("factors", [WHOLE, PARTS])
 @pytest.mark.parametrize("given", [0, 1, 3, 5])
 @pytest.mark.parametrize("dense", [True, False])

@@ -35,7 +35,7 @@ class Prior(BaseModule):
     Args:
         tokenizer: frozen; gives codebook size, grid and picture size.
         text_encoder: frozen; gives the prefix's width and length.
-        width, num_layers, num_heads, dropout, word_triples, caption: see `t2i.nets.gpt.GPT`.
+        width, num_layers, num_heads, dropout, word_triples, caption, caption_heads: see `t2i.nets.gpt.GPT`.
         code_dropout: in training, each picture's codes are shown with a share of them replaced, drawn from
             U(0, code_dropout): half by random others (pkeep of arXiv 2012.09841), half by a mask. The net learns to
             go on from its own errors, and to listen to the caption where it would follow the picture so far.
@@ -73,6 +73,7 @@ class Prior(BaseModule):
         checkpointing: bool = False,
         word_triples: bool = True,
         caption: Literal["prefix", "keys"] = "prefix",
+        caption_heads: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= caption_dropout < 1:
@@ -81,7 +82,8 @@ class Prior(BaseModule):
             raise ValueError(f"code_dropout={code_dropout} is a share, within [0, 1]")
         self.frozen_parts = (tokenizer, text_encoder)
         self.gpt = self.net(tokenizer.factors, tokenizer.grid, text_encoder.dim, text_encoder.max_length,
-                            width, num_layers, num_heads, dropout, word_triples, code_dropout > 0, caption)
+                            width, num_layers, num_heads, dropout, word_triples, code_dropout > 0, caption,
+                            caption_heads)
         self.gpt.start_from(tokenizer.codebooks())
         set_checkpointing(self.gpt, checkpointing)
         self.code_dropout = code_dropout

@@ -60,6 +60,7 @@ class CodeTransformer(nn.Module):
         word_triples: a word's state comes with those of its two neighbours, so that an adjective stands with its noun
             before any attention has learned to look there.
         caption: "prefix", which the blocks carry along, or "keys", see above.
+        caption_heads: whether the heads of a code's later parts attend to the caption (`nets/factorised_head.py`).
         masks: whether inputs may be masked (`forward`'s `masked`), by a learned code of their own.
 
     `dense_mask`: whether training's attention is given a mask of places x places; None: on a CPU, where it is quicker.
@@ -70,7 +71,7 @@ class CodeTransformer(nn.Module):
     def __init__(
         self, factors: Sequence[int], grid: tuple[int, int], text_dim: int, text_length: int, width: int = 256,
         num_layers: int = 6, num_heads: int = 4, dropout: float = 0.0, word_triples: bool = True, masks: bool = False,
-        caption: Literal["prefix", "keys"] = "prefix",
+        caption: Literal["prefix", "keys"] = "prefix", caption_heads: bool = False,
     ) -> None:
         super().__init__()
         if num_heads < 1 or num_layers < 1:
@@ -107,7 +108,7 @@ class CodeTransformer(nn.Module):
         kinds = self.block_kinds(num_layers)
         blocks = nn.ModuleList(kind(width, num_heads, dropout, of_text) for kind in kinds)
         self.blocks = cast(Sequence[Block], blocks)
-        self.predict = FactorisedHead(self.factors, width, num_heads)
+        self.predict = FactorisedHead(self.factors, width, num_heads if caption_heads else None)
         self.initialise()
 
     def block_kinds(self, num_layers: int) -> Iterable[type[Block]]:
