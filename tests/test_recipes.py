@@ -107,6 +107,9 @@ def build_all(config: dict[str, Any], clip_folder: str, pictures: str) -> Any:
                        "patch_size": size // 4, "mid_attention": False}  # fmt: skip
         node = {"_target_": "t2i.nets.tokenizer.ImageTokenizer", "autoencoder": autoencoder, "image_size": size,
                 "quantizer": {"_target_": "t2i.quantizers.fsq.FSQ", "levels": [4, 4]}}  # fmt: skip
+        if config["model"].get("caption_heads"):  # they are of codes with parts
+            node["quantizer"] = {"_target_": "t2i.quantizers.product.Product", "groups": 2,
+                                 "quantizer": node["quantizer"]}
         given["tokenizer"] = building.build(node)
     if "stage1" in config["model"]:
         given["stage1"] = stage1(config["data"]["image_size"] // 4, clip_folder)

@@ -123,6 +123,8 @@ def test_dropped_codes_are_replaced_or_masked_in_training_alone(made, toy, monke
     assert len(asked) > 1 and hidden.any() and not torch.equal(seen, toy.ids)
     with pytest.raises(ValueError, match=r"code_dropout=1.5 is a share, within \[0, 1\]"):
         prior(made, code_dropout=1.5)
+    with pytest.raises(ValueError, match="caption_heads=true: the tokenizer's codes have one part"):
+        prior(made, caption_heads=True)
 
 
 def test_ranks_share_out_what_one_alone_drops(made, toy, monkeypatch) -> None:

@@ -257,12 +257,13 @@ def test_settings_of_what_follows_the_stages_stay_with_the_pipeline() -> None:
 
 @pytest.mark.parametrize(("word", "message"), [
     ("metrics=[nonsense]", "metrics"), ("temperature=-1", "temperature=-1"), ("pairs=none", "pairs"),
+    ("ckpt=other.ckpt", r"evaluation\.ckpt=other\.ckpt: a pipeline scores its last stage"),
 ])  # fmt: skip
 def test_a_mistake_in_what_follows_the_stages_costs_no_training(
     tmp_path: Path, monkeypatch: Any, word: str, message: str
 ) -> None:
     monkeypatch.setattr(train, "run", lambda *_: pytest.fail("a stage was trained"))
-    words = ["experiments=emoji4", "data.icons=icons", f"evaluation.{word}", *recipe(tmp_path)]
+    words = ["experiments=emoji4", "data.icons=icons", f"++evaluation.{word}", *recipe(tmp_path)]
     with pytest.raises(ValueError, match=message):
         pipeline.run(compose(words, files=False), plan(words))
 
@@ -271,18 +272,19 @@ def test_what_the_command_lets_be_opened_its_evaluation_may_open(tmp_path: Path,
     """A folder of icons is named by the checkpoint, too, whose word alone opens nothing."""
     asked: list[dict[str, Any]] = []
 
-    def evaluate(settings: dict[str, Any], ckpt: Path, out: Path) -> dict[str, Any]:
-        asked.append(compose(pipeline.asked(settings, ckpt, out), "evaluate", files=False))
+    def evaluate(config: dict[str, Any]) -> dict[str, Any]:
+        asked.append(config)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "run", lambda config, command: {"run_dir": str(tmp_path)})
-    monkeypatch.setattr(pipeline, "evaluated", evaluate)
+    monkeypatch.setattr(pipeline.evaluate, "run", evaluate)
     monkeypatch.setattr(pipeline, "compose", lambda words, name="train", files=True: compose(words, name, files=False))
-    for folder in ("icons", str(tmp_path / "my, own 'icons'")):
-        words = ["experiments=emoji4", f"data.icons={folder}", "trust=[mine]", *recipe(tmp_path)]
+    for folder in ("icons", str(tmp_path / "my, own 'icons'"), "~/icons", "jürgen/絵", "2024", "true", "back\\"):
+        words = ["experiments=emoji4", f"data.icons={folder}", "trust=[mine]", "+evaluation.trust=[theirs]",
+                 *recipe(tmp_path)]
         with pytest.raises(KeyboardInterrupt):
             pipeline.run(compose(words, files=False), plan(words))
-        assert asked[-1]["trust"] == ["mine", folder]
+        assert asked[-1]["trust"] == ["theirs", "mine", folder]
     words = ["experiments=quickstart", *recipe(tmp_path)]
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(compose(words, files=False), plan(words))

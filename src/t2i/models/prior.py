@@ -80,6 +80,9 @@ class Prior(BaseModule):
             raise ValueError(f"caption_dropout={caption_dropout} is a probability, within [0, 1)")
         if not 0 <= code_dropout <= 1:
             raise ValueError(f"code_dropout={code_dropout} is a share, within [0, 1]")
+        if caption_heads and len(tokenizer.factors) == 1:
+            raise ValueError("caption_heads=true: the tokenizer's codes have one part, and only heads of later parts"
+                             " hear the caption; false is needed (model.caption_heads)")
         self.frozen_parts = (tokenizer, text_encoder)
         self.gpt = self.net(tokenizer.factors, tokenizer.grid, text_encoder.dim, text_encoder.max_length,
                             width, num_layers, num_heads, dropout, word_triples, code_dropout > 0, caption,

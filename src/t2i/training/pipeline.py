@@ -7,7 +7,6 @@ the hash of the checkpoint that they scored.
 from __future__ import annotations
 
 import json
-import re
 import resource
 import sys
 import time
@@ -36,10 +35,12 @@ def asked(settings: dict[str, Any], ckpt: Path, out: Path) -> list[str]:
     return [f"ckpt={ckpt}", f"out={out}", *(f"{key}={word(value)}" for key, value in settings.items())]
 
 
-def evaluated(settings: dict[str, Any], ckpt: Path, out: Path) -> dict[str, Any]:
-    """The scores of a checkpoint, from `evaluation.json` if that is about this very file and these settings."""
+def evaluated(settings: dict[str, Any], ckpt: Path, out: Path, trust: Sequence[str] = ()) -> dict[str, Any]:
+    """The scores of a checkpoint, from `evaluation.json` if that is about this very file and these settings; `trust`:
+    what else than the settings say it may build and open."""
     overrides = asked(settings, ckpt, out)
-    shown = " ".join([program("evaluate"), *overrides])
+    named = [f"trust=[{','.join(trust)}]"] if trust else []
+    shown = " ".join([program("evaluate"), *overrides, *named])
     heading(shown)
     if (found := out / "evaluation.json").is_file():
         held = read_table(found, protocol=dict, scores=dict)
@@ -47,7 +48,8 @@ def evaluated(settings: dict[str, Any], ckpt: Path, out: Path) -> dict[str, Any]
             print(f"already there:\n{evaluate.nested_tables(held['scores'])}", end="")
             return held
     started = time.monotonic()
-    result = evaluate.run(compose(overrides, "evaluate"))
+    config = compose(overrides, "evaluate")
+    result = evaluate.run(config | {"trust": [*config["trust"], *trust]})  # not as text: a folder may have any name
     result |= {"settings": settings, "seconds": round(time.monotonic() - started, 1), "command": shown}
     atomic.write_text(found, json.dumps(result, indent=1))
     return result
@@ -57,8 +59,6 @@ def word(value: Any) -> str:
     """A setting's value as it is written on a command line."""
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(word, value)) + "]"
-    if isinstance(value, str) and re.search(r"[^\w./:~@+-]", value):
-        return "'" + value.replace("'", r"\'") + "'"
     return "null" if value is None else str(value)
 
 
@@ -81,6 +81,10 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
     started = time.monotonic()
     folder = Path(config["paths"]["runs"]) / config["name"]
     if settings is not None:  # and in these
+        for key in ("ckpt", "out"):
+            if key in settings:
+                raise ValueError(f"evaluation.{key}={settings[key]}: a pipeline scores its last stage, in its own"
+                                 " folder; python evaluate.py scores any other")
         given = compose(asked(settings, folder / "last.ckpt", folder), "evaluate", files=False)
         settle(given, compose(stages[-1].overrides, files=False)["data"]["_target_"])
     trained: list[dict[str, Any]] = []
@@ -99,7 +103,7 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
     if settings is not None:
         # What the command named may be opened for its own checkpoint, too.
         trusted = list(dict.fromkeys([*stage_config["trust"], *building.places(stage_config["data"])]))
-        result = evaluated(settings | ({"trust": trusted} if trusted else {}), Path(last), folder)
+        result = evaluated(settings, Path(last), folder, trusted)
         protocol = result["protocol"]
         done.append({"name": "evaluation", "run_dir": str(folder), "command": result["command"],
                      "seconds": result["seconds"]})
