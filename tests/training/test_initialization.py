@@ -251,7 +251,7 @@ def test_finetuning_says_what_its_start_lacks(prior: Path, vqgan: Path, tmp_path
                                            r" for .*model\.width, .*: copy it from the run's folder, or give all")):
         compose([*words, f"init={alone}"])
     given = ["model.width=32", "model.num_layers=1", "model.num_heads=2", "model.caption=prefix",
-             "model.word_triples=true", "model.code_dropout=0.0", "data.image_size=16"]
+             "model.caption_heads=false", "model.word_triples=true", "model.code_dropout=0.0", "data.image_size=16"]
     assert compose([*words, f"init={alone}", *given])["model"]["width"] == 32
     with pytest.raises(ValueError, match=r"^text_encoder\.path=\S+ is a vqgan, which carries no text_encoder; a p"):
         train.run(compose([*words, *given, f"init={vqgan}", f"paths.runs={tmp_path / 'runs'}", "trainer=cpu"]))
