@@ -5,7 +5,7 @@ Images travel as float32 in [-1, 1], shape (b, 3, h, w); data sets yield uint8, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
@@ -138,7 +138,8 @@ def ravel_index(each: Int[Tensor, "... f"], factors: Sequence[int]) -> Int[Tenso
 class Autoencoder(Protocol):
     """A module's two halves: pictures to latents of `z_channels` channels, in `parts` equal groups, and back.
 
-    `factor`: pixels a side that one latent covers; `last_layer`: the decoder's last weight.
+    `factor`: pixels a side that one latent covers; `last_layer`: the decoder's last weight, which `decoder.compile`
+    leaves out, so that its gradient alone can be asked for.
     """
 
     factor: int
@@ -146,10 +147,10 @@ class Autoencoder(Protocol):
     parts: int
 
     @property
-    def encoder(self) -> Callable[[Tensor], Tensor]: ...
+    def encoder(self) -> nn.Module: ...
 
     @property
-    def decoder(self) -> Callable[[Tensor], Tensor]: ...
+    def decoder(self) -> nn.Module: ...
 
     @property
     def last_layer(self) -> Tensor: ...

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from t2i.nets.autoencoder import Autoencoder, Decoder, Encoder
-from t2i.nets.resnet_blocks import Downsample, Upsample
+from t2i.nets.resnet_blocks import Downsample, Upsample, norm_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -135,6 +136,28 @@ def test_channels_last_gives_the_same() -> None:
         plain = net(image)
         last = net.to(memory_format=torch.channels_last)(image.contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(plain, last, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_group_norm_and_its_gradients_are_torchs(dtype: torch.dtype, layout: Any, frozen: bool) -> None:
+    """Weights stay in float32 under autocast."""
+    generator = torch.Generator().manual_seed(0)
+    x, gradient = (torch.randn(2, 12, 6, 5, generator=generator).to(dtype).contiguous(memory_format=layout)
+                   for _ in range(2))
+    norm = norm_of(12, 4)
+    torch.nn.init.normal_(norm.weight, 1.0, generator=generator)
+    norm.requires_grad_(not frozen)
+    wanted, found = (x.clone().requires_grad_() for _ in range(2))
+    y = torch.nn.functional.group_norm(wanted, 4, norm.weight, norm.bias, 1e-6)
+    assert torch.equal(norm(found), y) and torch.equal(norm(x), y)
+    each = [norm.weight, norm.bias] if not frozen else []
+    a = torch.autograd.grad(y, [wanted, *each], gradient)
+    b = torch.autograd.grad(norm(found), [found, *each], gradient)
+    for one, other in zip(a, b, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.02, atol=0.02)
+    assert b[0].stride() == x.stride()
 
 
 def test_wrong_sizes_are_named() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.in_child import config, differing, in_child, result, rows
 
 from t2i.checkpoint import atomic, file_format, renames
@@ -189,6 +190,22 @@ def test_a_longer_run_begins_from_a_finished_one_and_goes_on_with_itself(tmp_pat
     assert [row["step"] for row in rows(tmp_path / "runs/longer")] == ["14", "15", "16", "18", "18", "20"]
     assert (tmp_path / "runs/longer/best.ckpt").is_file()
     assert train.run(config(tmp_path, *words))["steps"] == 20  # finished: said, and not trained again
+
+
+def test_a_run_goes_on_where_weights_lie_otherwise_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU (channels last) after a CPU, and back."""
+    for first in (False, True):
+        monkeypatch.setattr(VQGAN, "channels_last", first)
+        started = ("model.discriminator_start=0", "trainer.max_steps=4")
+        train.run(config(tmp_path, f"name={first}", *started))
+        begun = str(tmp_path / f"runs/{first}/last.ckpt")
+        for then in (False, True):
+            monkeypatch.setattr(VQGAN, "channels_last", then)
+            train.run(config(tmp_path, f"name={first}{then}", started[0], f"resume={begun}", "trainer.max_steps=8"))
+        one, other = (file_format.read(tmp_path / f"runs/{first}{then}/last.ckpt")["state_dict"]
+                      for then in (False, True))
+        for name, value in one.items():
+            torch.testing.assert_close(value, other[name], atol=1e-4, rtol=0, msg=lambda text, n=name: f"{n} {text}")
 
 
 def test_damaged_checkpoints_are_told(tmp_path: Path, capsys: Any) -> None:

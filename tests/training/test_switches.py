@@ -26,6 +26,7 @@ from t2i.nets.gpt import GPT
 from t2i.nets.patchgan import PatchGAN
 from t2i.nets.recompute import Recomputed, set_checkpointing
 from t2i.nets.tokenizer import ImageTokenizer
+from t2i.nets.two_colour import TwoColourAutoencoder
 from t2i.quantizers.fsq import FSQ
 from t2i.quantizers.vq import VQ
 from t2i.training import train
@@ -340,8 +341,7 @@ def test_compiled_nets_train_validate_and_draw(tmp_path: Path, monkeypatch: Any)
             ends[name, compiled] = held(tmp_path, f"{name}-{compiled}")["state_dict"]
         if compiled == "false":
             assert asked == []
-    assert {name for name, _ in asked} == {"CLIPVisionModel", "CLIPTextModel", "Level", "Middle",
-                                           "PatchGAN", "Block"}  # fmt: skip
+    assert {name for name, _ in asked} == {"CLIPVisionModel", "CLIPTextModel", "Encoder", "PatchGAN", "Block"}
     assert {backend for _, backend in asked} == {"aot_eager"}
     for name in ("clip", "vqgan", "prior"):
         a, b = ends[name, "false"], ends[name, "aot_eager"]
@@ -365,7 +365,7 @@ SMALL = {"clip": tiny.CLIP[1:], "dfgan": tiny.DFGAN[1:], "stackgan1": tiny.STACK
          **{name: SMALL_PRIOR for name in choices("model") if name.startswith("prior")}}
 COMPILED = {"clip": {"CLIPVisionModel": 1, "CLIPTextModel": 1}, "dfgan": {"DFGenerator": 1},
             "stackgan1": {"StageOne": 1}, "stackgan2": {"StageTwo": 1},
-            **{name: {"Level": 4, "Middle": 2, "PatchGAN": 1} for name in SMALL if name.startswith("vqgan")},
+            **{name: {"Encoder": 1, "Decoder": 1, "PatchGAN": 1} for name in SMALL if name.startswith("vqgan")},
             **{name: {"Block": 2} for name in SMALL if name.startswith("prior")},
             "prior_any": {"Block": 1, "CrossBlock": 1}}
 LIKE = {"prior_92m": "prior", "prior_305m": "prior", "vqgan_f16_1024": "vqgan", "vqgan_f16_16384": "vqgan"}
@@ -393,6 +393,39 @@ def of_yaml(name: str) -> tuple[Any, Any]:
     return model, Batch(torch.rand(4, 3, size, size) * 2 - 1, ["a", "red", "two", "blue"], ["1", "2", "3", "4"])
 
 
+def is_compiled(net: torch.nn.Module) -> bool:
+    """A decoder compiles all but its last layer."""
+    return "features" in vars(net) if type(net).__name__ == "Decoder" else net._compiled_call_impl is not None
+
+
+@pytest.mark.slow
+def test_a_compiled_tokenizer_of_two_colours_has_the_gradients_of_the_plain_one() -> None:
+    """And λ goes back through its last layer alone."""
+    graphs, image = [], torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        autoencoder = TwoColourAutoencoder(channels=8, z_channels=6, patch_size=8)
+        torch.nn.init.normal_(autoencoder.last_layer, std=0.1)
+        model = VQGAN(autoencoder, VQ(16, 6), image_size=16, max_steps=6)
+        if compiled:
+            torch.compiler.reset()
+            set_accumulation_and_compile(model, 1, backend, 2)
+        assert not graphs
+        reconstruction, _ = model.tokenizer(image)
+        alone = torch.autograd.grad(reconstruction.sum(), autoencoder.last_layer, retain_graph=True)[0]
+        reconstruction.square().mean().backward()
+        found.append([alone, *(parameter.grad for parameter in model.tokenizer.parameters())])
+    assert len(graphs) == 3  # the encoder, what is painted, and what the last layer is given
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", choices("model"))
 def test_every_models_nets_are_compiled_and_step_and_are_saved_as_before(tmp_path: Path, name: str) -> None:
@@ -413,7 +446,7 @@ def test_every_models_nets_are_compiled_and_step_and_are_saved_as_before(tmp_pat
     torch.compiler.reset()
     set_accumulation_and_compile(compiled, 1, backend, len(batch.text))
     for model, on in ((plain, False), (compiled, True)):
-        assert [net._compiled_call_impl is not None for net in model.nets()] == [on] * len(model.nets())
+        assert [is_compiled(net) for net in model.nets()] == [on] * len(model.nets())
         if model.batch == "codes":
             model.gpt.dense_mask = False  # as on a GPU
         fit(model, tmp_path, [batch])
@@ -439,7 +472,7 @@ def test_what_is_compiled() -> None:
     for on in (True, "aot_eager", False):
         set_accumulation_and_compile(Model(), 1, on, 1)
     assert backend == ["inductor", "aot_eager"]
-    assert sorted(type(net).__name__ for net in vqgan(discriminator=None).nets()) == ["Level"] * 4 + ["Middle"] * 2
+    assert [type(net).__name__ for net in vqgan(discriminator=None).nets()] == ["Encoder", "Decoder"]
     with pytest.raises(ConfigError, match="trainer.compile=yes please: true or false or aot_eager is needed"):
         compose(["model=vqgan", "trainer.compile='yes please'"])
 

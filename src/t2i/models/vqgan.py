@@ -22,7 +22,6 @@ from t2i.models import optimizers
 from t2i.models.base import GANModule, frozen_call
 from t2i.models.distributed import log_step, shared_rand
 from t2i.nets.recompute import set_checkpointing
-from t2i.nets.resnet_blocks import Level, Middle
 from t2i.nets.tokenizer import ImageTokenizer
 from t2i.types import Autoencoder, Batch, Quantizer
 
@@ -92,6 +91,8 @@ class VQGAN(GANModule):
         self.quantizer_start, self.latent_noise = quantizer_start, latent_noise
         self.tokenizer = ImageTokenizer(autoencoder, quantizer, image_size, bounded_latents=bounded_latents)
         self.tokenizer.to(memory_format=torch.channels_last)
+        if perceptual is not None:
+            perceptual.to(memory_format=torch.channels_last)
         set_checkpointing(self.tokenizer, checkpointing)
         self.discriminator: nn.Module = discriminator if discriminator is not None else nn.Identity()
         self.has_discriminator = discriminator is not None
@@ -123,10 +124,8 @@ class VQGAN(GANModule):
         return [generator, optimizers.make(discriminator, "adamw", self.discriminator_learning_rate, self.betas)]
 
     def nets(self) -> list[nn.Module]:
-        # Not encoder and decoder whole: λ asks for the gradient of the last layer alone, and a compiled net gives all
-        # or none.
-        levels: list[nn.Module] = [module for module in self.tokenizer.modules() if isinstance(module, Level | Middle)]
-        return [*levels, self.discriminator] if self.has_discriminator else levels
+        halves = [self.tokenizer.autoencoder.encoder, self.tokenizer.autoencoder.decoder]
+        return [*halves, self.discriminator] if self.has_discriminator else halves
 
     def convolutional(self) -> list[nn.Module]:
         return [self.discriminator]  # the tokenizer's always do

@@ -14,7 +14,9 @@ left out; the group count shrinks to the largest common divisor where a level ha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -139,11 +141,19 @@ class Decoder(_Pyramid):
         """The weight on which the adaptive weight of the adversarial loss is measured."""
         return self.head.weight
 
-    def forward(self, z: Float[Tensor, "b z gh gw"]) -> Float[Tensor, "b c h w"]:
+    def compile(self, *args: Any, **options: Any) -> None:
+        """All but the last layer, of whose weight λ asks the gradient: a compiled net gives all gradients or none."""
+        self.features = torch.compile(self.features, *args, **options)  # type: ignore[method-assign]
+
+    def features(self, z: Float[Tensor, "b z gh gw"]) -> Float[Tensor, "b d h2 w2"]:
+        """What the last layer is given."""
         h = self.middle(self.stem(z))
         for level in reversed(self.levels):
             h = level(h)
-        h = self.head(F.silu(self.norm(h)))
+        return F.silu(self.norm(h))
+
+    def forward(self, z: Float[Tensor, "b z gh gw"]) -> Float[Tensor, "b c h w"]:
+        h = self.head(self.features(z))
         return F.pixel_shuffle(h, self.patch_size) if self.patch_size > 1 else h
 
 

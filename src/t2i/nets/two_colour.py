@@ -13,6 +13,8 @@ decoder, which sees the neighbours, makes of the same latent: seams and soft edg
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -99,12 +101,21 @@ class TwoColourDecoder(nn.Module):
         """The weight on which the adaptive weight of the adversarial loss is measured."""
         return self.refine.last_layer
 
-    def forward(self, z: Float[Tensor, "b z gh gw"]) -> Float[Tensor, "b 3 h w"]:
+    def compile(self, *args: Any, **options: Any) -> None:
+        """All but the last layer; see `Decoder.compile`."""
+        self.painted = torch.compile(self.painted, *args, **options)  # type: ignore[method-assign]
+        self.refine.compile(*args, **options)
+
+    def painted(self, z: Float[Tensor, "b z gh gw"]) -> Float[Tensor, "b 3 h w"]:
+        """Each patch from its form and its two colours."""
         form, first, second = z.chunk(3, 1)
         share = self.form_out(form)[:, None]
         a, b = self.colour_out(first)[:, :, None], self.colour_out(second)[:, :, None]
-        painted = a + share * (b - a)  # (b, 3, patch_size², gh, gw)
-        return F.pixel_shuffle(painted.flatten(1, 2), self.patch_size) + self.refine(z)
+        pixels = a + share * (b - a)  # (b, 3, patch_size², gh, gw)
+        return F.pixel_shuffle(pixels.flatten(1, 2), self.patch_size)
+
+    def forward(self, z: Float[Tensor, "b z gh gw"]) -> Float[Tensor, "b 3 h w"]:
+        return self.painted(z) + self.refine(z)
 
 
 @register("autoencoder")

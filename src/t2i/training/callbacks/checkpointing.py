@@ -41,7 +41,8 @@ class ConfigInCheckpoint(pl.Callback):
 
 class OptimizerSettings(pl.Callback):
     """Lets a continued run train as its config says: learning rates, decay, betas and schedules of this run are written
-    over those that came with the optimisers' state. Raises ValueError where the checkpoint has another optimiser."""
+    over those that came with the optimisers' state, which is laid out in memory as the weights are here (channels last
+    or first). Raises ValueError where the checkpoint has another optimiser."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.optimizer = config["model"].get("optimizer")
@@ -67,6 +68,10 @@ class OptimizerSettings(pl.Callback):
         for optimizer, wanted in zip(trainer.optimizers, self.wanted, strict=True):
             for group, values in zip(optimizer.param_groups, wanted, strict=True):
                 group.update(values)
+            for parameter, state in optimizer.state.items():  # else torch's fused AdamW on a CPU mixes up the elements
+                for name, value in state.items():
+                    if value.shape == parameter.shape and value.stride() != parameter.stride():
+                        state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):
             groups = scheduler.optimizer.param_groups
             scheduler.base_lrs = [group["initial_lr"] for group in groups]
