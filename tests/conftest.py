@@ -17,6 +17,7 @@ import pickle
 import random
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -56,6 +57,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
     # Long ones first, so that none is left to one worker at the end; groups begin before what stands alone.
     items.sort(key=lambda item: bool(item.get_closest_marker("xdist_group")) or not item.get_closest_marker("slow"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """What compiles runs in a process of its own: it starts threads of autograd's, with which later tests could not
+    fork."""
+    if pyfuncitem.get_closest_marker("compiles") is None:
+        return None
+    from tests.in_child import in_child
+
+    given = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        code = in_child(lambda: pyfuncitem.obj(**given), log)
+        if code:
+            pytest.fail(f"in its own process, exit code {code}:\n{log.read_text()}", pytrace=False)
+    return True
 
 
 def _seed() -> None:
@@ -123,6 +141,8 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     torch.set_float32_matmul_precision("highest")
     if torch.are_deterministic_algorithms_enabled():  # setting it imports torch's compiler, five seconds
         torch.use_deterministic_algorithms(False)
+    if dynamo := sys.modules.get("torch._dynamo.utils"):
+        assert not dynamo.counters["stats"].get("unique_graphs"), "something was compiled: @pytest.mark.compiles"
     scratch = str(tmp_path_factory.getbasetemp())
     for name in set(sys.modules) - modules:  # of a test's own folder: the next one may have another of that name
         if str(sys.modules[name].__dict__.get("__file__")).startswith(scratch):

@@ -291,6 +291,7 @@ def test_squared_relu_and_its_gradient() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.compiles
 def test_compiled_blocks_are_compiled_once_more_for_captions_of_all_lengths() -> None:
     """For the length that comes first, and for any; all blocks share both."""
     from torch._dynamo.testing import CompileCounterWithBackend

@@ -114,6 +114,7 @@ def test_a_pipeline_has_a_table_a_stage(folder: Path, capsys: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.compiles
 @pytest.mark.usefixtures("few")
 def test_compiled(folder: Path) -> None:
     """About 20 s."""

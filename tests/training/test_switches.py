@@ -320,6 +320,7 @@ def test_a_net_with_nothing_to_compute_again() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.compiles
 @pytest.mark.timeout(600)
 def test_compiled_nets_train_validate_and_draw(tmp_path: Path, monkeypatch: Any) -> None:
     """About 40 s. With aot_eager, which traces forward and backward as inductor does, and generates no code."""
@@ -399,6 +400,7 @@ def is_compiled(net: torch.nn.Module) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.compiles
 def test_a_compiled_tokenizer_of_two_colours_has_the_gradients_of_the_plain_one() -> None:
     """And λ goes back through its last layer alone."""
     graphs, image = [], torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -427,6 +429,7 @@ def test_a_compiled_tokenizer_of_two_colours_has_the_gradients_of_the_plain_one(
 
 
 @pytest.mark.slow
+@pytest.mark.compiles
 @pytest.mark.parametrize("name", choices("model"))
 def test_every_models_nets_are_compiled_and_step_and_are_saved_as_before(tmp_path: Path, name: str) -> None:
     """With a backend that counts what was traced of each net, and runs it as it stands; every net is traced whole."""
