@@ -175,6 +175,7 @@ def test_named_protocols_are_settled_with_what_was_changed(capsys: Any) -> None:
     _, changed = settle({**base, "protocol": "shapes", "size": 32, "prefix": "A ", "resize": "antialias"}, None)
     assert changed == ["size=32 instead of the model's", "prefix=A  instead of none",
                        "resize=antialias instead of clean"]
+    assert settle({**base, "metrics": "composition"}, None)[0].metrics == ("composition",)  # without brackets
     former, _ = settle({**base, "metrics": ["prc", "fid", "prc_clip"]}, None)
     assert former.metrics == ("precision_recall", "fid", "precision_recall_clip")
     assert "metrics=[prc] is now called precision_recall" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hydra.utils import get_object
 from torch import Tensor
 
 from t2i.checkpoint import atomic, building, file_format
@@ -38,12 +39,20 @@ from t2i.evaluation.generated_images import GeneratedImages, largest_batch
 from t2i.evaluation.protocols import BACK, DRAWN, NEEDS_EFFICIENTNET, OF_OWN_CAPTIONS, settle
 from t2i.evaluation.reference_images import Reference
 from t2i.generation.editing import Edit, edited, of_box
-from t2i.generation.text_to_image import KINDS, PRIORS, check_negative, device_of, options_of, set_weights
+from t2i.generation.text_to_image import (
+    KINDS,
+    PRIORS,
+    check_negative,
+    device_of,
+    given_options,
+    options_of,
+    set_weights,
+)
 from t2i.losses.perceptual import LPIPS, EfficientNetDistance
 from t2i.metrics.efficientnet import EfficientNetFeatures
 from t2i.metrics.features import FeatureNet
 from t2i.models.distributed import barrier, first_error, local_device, rank_and_world_size
-from t2i.types import Gallery
+from t2i.types import Gallery, HasGallery
 from t2i.version import code_version, version
 from t2i.viz.grids import to_uint8
 from t2i.viz.progress import counter
@@ -59,6 +68,63 @@ def place(config: Mapping[str, Any]) -> Path:
     if config["out"] or config["ckpt"]:
         return Path(config["out"] or Path(config["ckpt"]).parent)
     return Path(f"{str(config['images']).rstrip('/')}-evaluation")
+
+
+def kinds_for(metrics: Sequence[str]) -> tuple[str, ...]:
+    """The kinds of model that have these metrics. A tokenizer draws nothing, but its reconstructions have their nearest
+    renders, too."""
+    drawing = any(name not in (*BACK, "nearest_render") for name in metrics)
+    kinds = KINDS if drawing else (*KINDS, "vqgan")
+    return tuple(kind for kind in kinds if kind in (*PRIORS, "vqgan") or not set(BACK) & set(metrics))
+
+
+def gallery_metrics(metrics: Sequence[str], data: Mapping[str, Any] | None) -> list[str]:
+    """Those that compare with all true pictures of concepts in styles; scenes have a paraphrase of their own."""
+    of_scenes = data is not None and compositions.is_scenes(data)
+    return [name for name in ("nearest_render", *(() if of_scenes else ("paraphrase",))) if name in metrics]
+
+
+def check_fit(config: Mapping[str, Any], metrics: Sequence[str], data: Mapping[str, Any] | None) -> None:
+    """ValueError for settings that do not fit the metrics or the data (their node)."""
+    of_scenes, of_gallery = data is not None and compositions.is_scenes(data), gallery_metrics(metrics, data)
+    if config["style_guidance"] and of_scenes and "paraphrase" in metrics and not of_gallery:
+        raise ValueError("style_guidance=true: scenes have no styles; it is of data=emoji and its like")
+    if config["style_guidance"] and (not of_gallery or config["ckpt"] is None or "clip_guided" in config):
+        raise ValueError("style_guidance=true is of metrics=[nearest_render], [paraphrase] and ckpt=, without"
+                         " method=clip_guided")
+    if "editing" in metrics and (config["ckpt"] is None or not of_scenes):
+        raise ValueError("metrics=[editing] is of ckpt=, a prior_any of data=shapes, whose pictures it edits")
+    if config["pairs"] != "all" and "nearest_render" not in metrics:
+        raise ValueError(f"pairs={config['pairs']} is of metrics=[nearest_render]")
+    if config["n_per_task"] < 2:
+        raise ValueError(f"n_per_task={config['n_per_task']}: at least 2 (the floor exchanges captions)")
+
+
+def check_kind(config: Mapping[str, Any], metrics: Sequence[str], model: Any) -> None:
+    """ValueError for a model, or a class of models, that has not what a metric judges."""
+    if "editing" in metrics and model.kind != "prior_any":
+        raise ValueError(f"metrics=[editing]: {config['ckpt']} holds a {model.kind}, which draws pictures as a"
+                         " whole; a prior_any edits (model=prior_any)")
+
+
+def check_ahead(config: Mapping[str, Any], data: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    """What can be told before there is a checkpoint: ValueError for settings that do not fit the data or the model
+    (their nodes), and where weights of Inception or VGG are asked for and not there."""
+    protocol, _ = settle(config, data["_target_"])
+    metrics, made, pictures = protocol.metrics, *map(get_object, (model["_target_"], data["_target_"]))
+    check_fit(config, metrics, data)
+    if (kind := getattr(made, "kind", None)) is not None:  # of what a function makes nothing is known yet
+        if kind not in (kinds := kinds_for(metrics)):
+            raise ValueError(f"metrics={list(metrics)}: of a {', '.join(kinds)}; here a {kind} is trained")
+        check_kind(config, metrics, made)
+        if kind != "vqgan":
+            given_options(config, made)
+    if isinstance(pictures, type) and not issubclass(pictures, HasGallery):
+        for metric in gallery_metrics(metrics, data):
+            raise nearest_render.without_gallery(pictures, metric)
+    open_inception(config, protocol, torch.device("cpu"))
+    if "lpips" in metrics:
+        LPIPS(config["vgg"])
 
 
 class Evaluation:
@@ -89,26 +155,15 @@ class Evaluation:
         self.protocol, self.changed = settle(config, node["_target_"] if node is not None else None)
         metrics = self.metrics = self.protocol.metrics
         self.of_scenes = node is not None and compositions.is_scenes(node)
-        of_gallery = [name for name in ("nearest_render", "paraphrase") if name in metrics]
-        if self.of_scenes:  # paraphrase has scenes of its own
-            of_gallery = [name for name in of_gallery if name != "paraphrase"]
+        of_gallery = gallery_metrics(metrics, node)
+        if self.of_scenes:
             trained = (self.held or {}).get("data") or {}
             known = trained.get("phrasing", "grammar")
             if "paraphrase" in metrics and self.held is not None and known != "english":
                 of = f"data.phrasing={known}" if compositions.is_scenes(trained) else "other data"
                 self.changed.append(f"asked in English of a model of {of}, which trained on none")
                 print(f"Note: {self.changed[-1]}", file=sys.stderr)
-        if config["style_guidance"] and self.of_scenes and "paraphrase" in metrics and not of_gallery:
-            raise ValueError("style_guidance=true: scenes have no styles; it is of data=emoji and its like")
-        if config["style_guidance"] and (not of_gallery or config["ckpt"] is None or "clip_guided" in config):
-            raise ValueError("style_guidance=true is of metrics=[nearest_render], [paraphrase] and ckpt=, without"
-                             " method=clip_guided")
-        if "editing" in metrics and (config["ckpt"] is None or not self.of_scenes):
-            raise ValueError("metrics=[editing] is of ckpt=, a prior_any of data=shapes, whose pictures it edits")
-        if config["pairs"] != "all" and "nearest_render" not in metrics:
-            raise ValueError(f"pairs={config['pairs']} is of metrics=[nearest_render]")
-        if config["n_per_task"] < 2:
-            raise ValueError(f"n_per_task={config['n_per_task']}: at least 2 (the floor exchanges captions)")
+        check_fit(config, metrics, node)
         if node is None and (config["images"] is None or set(metrics) - {"clip_score", "r_precision"}):
             raise ValueError("data= is needed: whose captions and real pictures to compare with (data=shapes, data=coco"
                              " data.root=…)")
@@ -148,15 +203,12 @@ class Evaluation:
             self._take()
 
     def _open_model(self) -> None:
-        # A tokenizer draws nothing, but its reconstructions have their nearest renders, too.
         config, drawing = self.config, any(name not in (*BACK, "nearest_render") for name in self.metrics)
-        kinds: tuple[str, ...] = KINDS if drawing else (*KINDS, "vqgan")
-        if any(name in BACK for name in self.metrics):
-            kinds = tuple(kind for kind in kinds if kind in (*PRIORS, "vqgan"))
-        self.model = building.load(config["ckpt"], kind=kinds).to(self.device)
+        self.model = building.load(config["ckpt"], kind=kinds_for(self.metrics)).to(self.device)
         if hasattr(self.model, "place"):
             self.model.place()
         set_weights(self.model, config["weights"])
+        check_kind(config, self.metrics, self.model)
         self.generator = self.model
         if drawing or ("nearest_render" in self.metrics and self.model.kind != "vqgan"):
             wanted = self.protocol.truncation
@@ -164,9 +216,6 @@ class Evaluation:
                 self.changed.append(f"no truncation instead of {wanted}: a {self.model.kind} has no noise to truncate")
                 wanted = None
             self.options = options_of({**config, "truncation": wanted}, self.model)
-        if "editing" in self.metrics and self.model.kind != "prior_any":
-            raise ValueError(f"metrics=[editing]: {config['ckpt']} holds a {self.model.kind}, which draws pictures as a"
-                             " whole; a prior_any edits (model=prior_any)")
         if config["style_guidance"]:
             check_negative("style_guidance=true", self.model, self.options.get("guidance"), False)
         if "clip_guided" in config:

@@ -43,6 +43,11 @@ RENDERS = ("ceiling_renders", "floor_other_style", "floor_other_concept")
 LOWER = ("median_rank", "perceptual")
 
 
+def without_gallery(data: type, metric: str) -> ValueError:
+    return ValueError(f"metrics=[{metric}] is of data with concepts drawn in styles, such as data=emoji;"
+                      f" {data.__name__} has none")
+
+
 def open_gallery(
     config: dict[str, Any], size: int, trained: Mapping[str, Any] | None, metric: str = "nearest_render"
 ) -> Gallery:
@@ -54,8 +59,7 @@ def open_gallery(
     """
     made = dataset({**config, "data": {**config["data"], "image_size": size}}, "val")
     if not isinstance(made, HasGallery):
-        raise ValueError(f"metrics=[{metric}] is of data with concepts drawn in styles, such as data=emoji;"
-                         f" {type(made).__name__} has none")
+        raise without_gallery(type(made), metric)
     if trained is not None and trained["_target_"] != config["data"]["_target_"]:
         names = [node["_target_"].rpartition(".")[2] for node in (trained, config["data"])]
         raise ValueError(f"metrics=[{metric}]: the checkpoint was trained on {names[0]}, not on {names[1]}; images="

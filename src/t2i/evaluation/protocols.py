@@ -86,7 +86,8 @@ def settle(config: Mapping[str, Any], data: str | None) -> tuple[Protocol, list[
                          f" {data.rpartition('.')[2]} (give data=… or another protocol)")
     usual = ("nearest_render",) if wanted is None and data == EMOJI else base.metrics
     fitting = tuple(name for name in usual if name != "composition" or data in (None, SHAPES))
-    metrics = fitting if config["metrics"] is None else tuple(config["metrics"])
+    asked = [config["metrics"]] if isinstance(config["metrics"], str) else config["metrics"]
+    metrics = fitting if asked is None else tuple(asked)
     for name in (name for name in metrics if name in FORMER):
         print(f"metrics=[{name}] is now called {FORMER[name]}", file=sys.stderr)
     metrics = tuple(FORMER.get(name, name) for name in metrics)

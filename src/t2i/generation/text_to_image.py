@@ -198,8 +198,8 @@ def tell_not_seen(texts: Sequence[str], model: Any) -> None:
             print(f"caption '{shown(text, 60)}': {told}", file=sys.stderr)
 
 
-def options_of(cfg: dict[str, Any], model: Any) -> dict[str, Any]:
-    """The options for `model.sample`: the model's own where the config says null; all checked."""
+def given_options(cfg: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """The options that a config gives for the `sample` of a model, or of a class of models, which must have them."""
     given = {name: cfg[name] for name in OPTIONS if cfg[name] is not None}
     if faults := not_numbers(given):
         raise ValueError(faults[0])
@@ -207,6 +207,12 @@ def options_of(cfg: dict[str, Any], model: Any) -> dict[str, Any]:
     if strange := [name for name in given if name not in model.options]:
         raise ValueError(f"{strange[0]}={given[strange[0]]}: a {model.kind} has no such option; it has"
                          f" {', '.join(model.options)}")
+    return given
+
+
+def options_of(cfg: dict[str, Any], model: Any) -> dict[str, Any]:
+    """The options for `model.sample`: the model's own where the config says null; all checked."""
+    given = given_options(cfg, model)
     options = {name: value for name, value in {**model.options, **given}.items() if value is not None}
     model.check_options(**options)
     return options

@@ -7,6 +7,7 @@ the hash of the checkpoint that they scored.
 from __future__ import annotations
 
 import json
+import re
 import resource
 import sys
 import time
@@ -20,10 +21,11 @@ from t2i.config import quiet
 from t2i.config.compose import Stage, compose
 from t2i.config.places import program
 from t2i.evaluation import evaluate, nearest_render, paraphrase, scene_paraphrase
-from t2i.evaluation.protocols import settle
 from t2i.training import train
 from t2i.viz.progress import clock
 from t2i.viz.tables import Table
+
+KEY = re.compile(r"[\w.]+=")  # with which a message begins that names one
 
 
 def heading(text: str) -> None:
@@ -85,8 +87,13 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
             if key in settings:
                 raise ValueError(f"evaluation.{key}={settings[key]}: a pipeline scores its last stage, in its own"
                                  " folder; python evaluate.py scores any other")
-        given = compose(asked(settings, folder / "last.ckpt", folder), "evaluate", files=False)
-        settle(given, compose(stages[-1].overrides, files=False)["data"]["_target_"])
+        last = compose(stages[-1].overrides, files=False)
+        try:
+            given = compose(asked(settings, folder / "last.ckpt", folder), "evaluate", files=False)
+            evaluate.check_ahead(given, last["data"], last["model"])
+        except ValueError as error:
+            raise ValueError("\n".join(f"evaluation{'.' if KEY.match(line) else ': '}{line}"
+                                       for line in str(error).splitlines())) from error
     trained: list[dict[str, Any]] = []
     stage_config: dict[str, Any] = {}
     for i, stage in enumerate(stages, 1):
@@ -95,7 +102,7 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
         result = train.run(stage_config, stage.command)
         trained.append({"name": stage.name, "command": stage.command, **result})
     done, scores, grids, notes = list(trained), None, [], []
-    last = f"{trained[-1]['run_dir']}/last.ckpt"
+    ckpt = f"{trained[-1]['run_dir']}/last.ckpt"
     tables: list[Table] = []
     overall: dict[str, float] = {}
     prompt = "a caption of your own"
@@ -103,7 +110,7 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
     if settings is not None:
         # What the command named may be opened for its own checkpoint, too.
         trusted = list(dict.fromkeys([*stage_config["trust"], *building.places(stage_config["data"])]))
-        result = evaluated(settings, Path(last), folder, trusted)
+        result = evaluated(settings, Path(ckpt), folder, trusted)
         protocol = result["protocol"]
         done.append({"name": "evaluation", "run_dir": str(folder), "command": result["command"],
                      "seconds": result["seconds"]})
@@ -115,7 +122,7 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
                                                                                 ("heldout", "held-out"))]
             notes.append(f"Composition: {protocol['n_per_task']} pictures a task; reader: {protocol['reader']}.")
             recipe = "shapes" if config["group"] == "quickstart" else "pictures data.root=FOLDER"
-            following = [f"{program('evaluate')} ckpt={last} n_per_task=200",
+            following = [f"{program('evaluate')} ckpt={ckpt} n_per_task=200",
                          f"{program('train')} experiments={recipe}"]
             overall |= {f"composition_{split}": kinds["score"]["overall"] for split, kinds in scores.items()}
         if "nearest_render" in result["scores"]:
@@ -135,8 +142,8 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
             overall |= {f"paraphrase_{name}": kinds["score"]["overall"]["value"]
                         for name, kinds in result["scores"]["wordings"].items()}
     shown = scores
-    commands = [f'{program("sample")} ckpt={last} prompt="{prompt}" n=8',
-                f"{program('sample')} ckpt={last} prompts=prompts.txt out=drawings", *following]
+    commands = [f'{program("sample")} ckpt={ckpt} prompt="{prompt}" n=8',
+                f"{program('sample')} ckpt={ckpt} prompts=prompts.txt out=drawings", *following]
     if comparison is not None:
         heading("Comparison")
         since = time.monotonic()
