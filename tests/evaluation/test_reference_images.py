@@ -179,7 +179,7 @@ def test_named_protocols_are_settled_with_what_was_changed(capsys: Any) -> None:
     former, _ = settle({**base, "metrics": ["prc", "fid", "prc_clip"]}, None)
     assert former.metrics == ("precision_recall", "fid", "precision_recall_clip")
     assert "metrics=[prc] is now called precision_recall" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="resize=linear: allowed with protocol=None is clean, tensorflow"):
+    with pytest.raises(ValueError, match="resize=linear: allowed with protocol=null is clean, tensorflow"):
         settle({**base, "resize": "linear"}, None)
     with pytest.raises(ValueError, match="resize=clean: allowed with protocol=dfgan is null"):
         settle({**base, "protocol": "dfgan", "resize": "clean"}, None)

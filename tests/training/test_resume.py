@@ -192,20 +192,36 @@ def test_a_longer_run_begins_from_a_finished_one_and_goes_on_with_itself(tmp_pat
     assert train.run(config(tmp_path, *words))["steps"] == 20  # finished: said, and not trained again
 
 
-def test_a_run_goes_on_where_weights_lie_otherwise_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_run_goes_on_where_weights_lie_otherwise_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, first: bool
+) -> None:
     """As on a GPU (channels last) after a CPU, and back."""
-    for first in (False, True):
-        monkeypatch.setattr(VQGAN, "channels_last", first)
-        started = ("model.discriminator_start=0", "trainer.max_steps=4")
-        train.run(config(tmp_path, f"name={first}", *started))
-        begun = str(tmp_path / f"runs/{first}/last.ckpt")
-        for then in (False, True):
-            monkeypatch.setattr(VQGAN, "channels_last", then)
-            train.run(config(tmp_path, f"name={first}{then}", started[0], f"resume={begun}", "trainer.max_steps=8"))
-        one, other = (file_format.read(tmp_path / f"runs/{first}{then}/last.ckpt")["state_dict"]
-                      for then in (False, True))
-        for name, value in one.items():
-            torch.testing.assert_close(value, other[name], atol=1e-4, rtol=0, msg=lambda text, n=name: f"{n} {text}")
+    words = ("model.discriminator_start=0", f"model.optimizer={optimizer}")
+    monkeypatch.setattr(VQGAN, "channels_last", first)
+    train.run(config(tmp_path, "name=begun", *words, "trainer.max_steps=4"))
+    for then in (False, True):
+        monkeypatch.setattr(VQGAN, "channels_last", then)
+        train.run(config(tmp_path, f"name={then}", *words, f"resume={tmp_path / 'runs/begun/last.ckpt'}",
+                         "trainer.max_steps=8"))
+    one, other = (file_format.read(tmp_path / f"runs/{then}/last.ckpt")["state_dict"] for then in (False, True))
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], atol=1e-4, rtol=0, msg=lambda text, n=name: f"{n} {text}")
+
+
+def test_killed_with_muon_the_same_command_gives_what_an_unbroken_run_gives(tmp_path: Path) -> None:
+    words = ("model.optimizer=muon", "trainer.max_steps=8")
+    train.run(config(tmp_path, "name=whole", *words))
+
+    def broken() -> None:
+        in_validation(6, signal.SIGKILL)
+        train.run(config(tmp_path, "name=broken", *words))
+
+    assert in_child(broken, tmp_path / "log") == -signal.SIGKILL
+    assert file_format.read(tmp_path / "runs/broken/last.ckpt")["global_step"] == 4
+    train.run(config(tmp_path, "name=broken", *words))
+    assert differing(result(tmp_path / "runs/whole"), result(tmp_path / "runs/broken")) == []
 
 
 def test_damaged_checkpoints_are_told(tmp_path: Path, capsys: Any) -> None:

@@ -260,6 +260,8 @@ def test_settings_of_what_follows_the_stages_stay_with_the_pipeline() -> None:
     ("metrics=nonsense", r"metrics=\['nonsense'\]: nonsense unknown"),
     ("temperature=-1", "temperature=-1: a number"), ("pairs=none", "pairs=none"),
     ("ckpt=other.ckpt", r"ckpt=other\.ckpt: a pipeline scores its last stage"),
+    ("export=folder", "export=folder: a pipeline scores its last stage"), ("size=big", "size=big: a number is wanted"),
+    ("images=folder", "images=folder: a pipeline scores its last stage"), ("metrics=5", "metrics=5: one or more of"),
     ("n_per_task=1", "n_per_task=1: at least 2"), ("steps=4", "steps=4: a prior has no such option"),
     ("style_guidance=true", r"style_guidance=true is of metrics=\[nearest_render\]"),
     ("pairs=test", r"pairs=test is of metrics=\[nearest_render\]"),
@@ -275,6 +277,12 @@ def test_a_mistake_in_what_follows_the_stages_costs_no_training(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # no weights lie there
     words = ["experiments=quickstart", f"++evaluation.{word}", *recipe(tmp_path)]
     with pytest.raises(ValueError, match=rf"^evaluation(\.|(?=:)){message}"):
+        pipeline.run(compose(words, files=False), plan(words))
+
+
+def test_an_evaluation_that_is_no_list_of_keys_is_told(tmp_path: Path) -> None:
+    words = ["experiments=quickstart", "evaluation=5", *recipe(tmp_path)]
+    with pytest.raises(ValueError, match=r"^evaluation=5: keys of evaluate\.py are wanted"):
         pipeline.run(compose(words, files=False), plan(words))
 
 

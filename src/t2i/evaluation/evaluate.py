@@ -87,6 +87,8 @@ def gallery_metrics(metrics: Sequence[str], data: Mapping[str, Any] | None) -> l
 def check_fit(config: Mapping[str, Any], metrics: Sequence[str], data: Mapping[str, Any] | None) -> None:
     """ValueError for settings that do not fit the metrics or the data (their node)."""
     of_scenes, of_gallery = data is not None and compositions.is_scenes(data), gallery_metrics(metrics, data)
+    if isinstance(config["size"], str):
+        raise ValueError(f"size={shown(config['size'])}: a number is wanted, the side of square pictures")
     if config["style_guidance"] and of_scenes and "paraphrase" in metrics and not of_gallery:
         raise ValueError("style_guidance=true: scenes have no styles; it is of data=emoji and its like")
     if config["style_guidance"] and (not of_gallery or config["ckpt"] is None or "clip_guided" in config):
@@ -118,7 +120,10 @@ def check_ahead(config: Mapping[str, Any], data: Mapping[str, Any], model: Mappi
             raise ValueError(f"metrics={list(metrics)}: of a {', '.join(kinds)}; here a {kind} is trained")
         check_kind(config, metrics, made)
         if kind != "vqgan":
-            given_options(config, made)
+            options = {**made.options, **given_options(config, made)}
+            if config["style_guidance"]:
+                check_negative("style_guidance=true", made, options.get("guidance"), False)
+    device_of(config["device"])
     if isinstance(pictures, type) and not issubclass(pictures, HasGallery):
         for metric in gallery_metrics(metrics, data):
             raise nearest_render.without_gallery(pictures, metric)
@@ -141,8 +146,6 @@ class Evaluation:
         self.images: GeneratedImages | None = None  # of a folder
         self.measured: GeneratedImages | None = None
         self.reconstructions: tuple[Tensor, Tensor] | None = None
-        if isinstance(config["size"], str):
-            raise ValueError(f"size={shown(config['size'])}: a number is wanted, the side of square pictures")
         exporting = config["export"] is not None
         asked = [key for key in ("ckpt", "images") if config[key] is not None]
         if len(asked) != 1 and not exporting:

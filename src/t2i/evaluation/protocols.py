@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from t2i.config.messages import shown
+
 # Of captions' pictures, and of a tokenizer's reconstructions.
 DRAWN = ("fid", "kid", "precision_recall", "fd_clip", "kd_clip", "precision_recall_clip", "fd_efficientnet",
          "clip_score", "r_precision")
@@ -87,6 +89,8 @@ def settle(config: Mapping[str, Any], data: str | None) -> tuple[Protocol, list[
     usual = ("nearest_render",) if wanted is None and data == EMOJI else base.metrics
     fitting = tuple(name for name in usual if name != "composition" or data in (None, SHAPES))
     asked = [config["metrics"]] if isinstance(config["metrics"], str) else config["metrics"]
+    if asked is not None and not isinstance(asked, list | tuple):
+        raise ValueError(f"metrics={shown(asked)}: one or more of {', '.join(METRICS)} are wanted, or null")
     metrics = fitting if asked is None else tuple(asked)
     for name in (name for name in metrics if name in FORMER):
         print(f"metrics=[{name}] is now called {FORMER[name]}", file=sys.stderr)
@@ -99,7 +103,7 @@ def settle(config: Mapping[str, Any], data: str | None) -> tuple[Protocol, list[
     given = {key: config[key] for key in OVERRIDES if config[key] is not None}
     if "resize" in given and (given["resize"] not in RESIZES or base.resize is None):
         allowed = "null: it has its own" if base.resize is None else f"{', '.join(RESIZES)}, or null"
-        raise ValueError(f"resize={given['resize']}: allowed with protocol={wanted} is {allowed}")
+        raise ValueError(f"resize={given['resize']}: allowed with protocol={wanted or 'null'} is {allowed}")
     # A CLIP where the protocol names none, and the sampler of a model that it says nothing of, change nothing.
     changed = [f"{key}={value} instead of {getattr(base, key) or OPEN[key]}" for key, value in given.items()
                if wanted is not None and value != getattr(base, key) and (getattr(base, key) or key in OPEN)]

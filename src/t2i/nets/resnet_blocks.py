@@ -7,7 +7,6 @@ anti-aliased (Making Convolutional Networks Shift-Invariant Again, arXiv 1904.11
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,35 +16,16 @@ from torch import Tensor, nn
 from t2i.nets.recompute import Recomputed
 
 
-class _Normalised(torch.autograd.Function):
-    """Group norm whose backward works with channels first."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-        sizes = len(x), x.shape[1], x[0, 0].numel(), groups
-        y, mean, rstd = torch.native_group_norm(x, weight, bias, *sizes, eps)
-        ctx.save_for_backward(x, weight, mean, rstd)
-        ctx.sizes = sizes
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight, mean, rstd = ctx.saved_tensors
-        found = torch.ops.aten.native_group_norm_backward(gradient.contiguous(), x.contiguous(), mean, rstd, weight,
-                                                          *ctx.sizes, list(ctx.needs_input_grad[:3]))
-        return (None if found[0] is None else found[0].contiguous(memory_format=torch.channels_last), *found[1:],
-                None, None)
-
-
 class GroupNorm(nn.GroupNorm):
-    """torch's. On a CPU, with channels last, its backward takes 2 (float32) to 12 times (bf16) what it takes with
-    channels first and both ways there (docs/log.md, 2026-12-01)."""
+    """torch's. With channels last its backward in bf16 on a CPU takes ten times as long as with channels first and both
+    ways there (docs/log.md, 2026-12-01)."""
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        slow = x.dtype == torch.bfloat16 and not x.is_cuda and x.is_contiguous(memory_format=torch.channels_last)
-        if not slow or not torch.is_grad_enabled():
-            return super().forward(x)
-        return _Normalised.apply(x, self.weight, self.bias, self.num_groups, self.eps)  # type: ignore[no-any-return]
+        last = torch.channels_last
+        slow = self.training and x.dtype == torch.bfloat16 and not x.is_cuda
+        if slow and x.is_contiguous(memory_format=last):
+            return super().forward(x.contiguous()).contiguous(memory_format=last)
+        return super().forward(x)
 
 
 def norm_of(channels: int, num_groups: int) -> nn.Module:

@@ -83,9 +83,12 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
     started = time.monotonic()
     folder = Path(config["paths"]["runs"]) / config["name"]
     if settings is not None:  # and in these
-        for key in ("ckpt", "out"):
+        if not isinstance(settings, dict):
+            raise ValueError(f"evaluation={word(settings)}: keys of evaluate.py are wanted, such as"
+                             " evaluation.metrics=[composition], or null")
+        for key in ("ckpt", "images", "out", "export"):
             if key in settings:
-                raise ValueError(f"evaluation.{key}={settings[key]}: a pipeline scores its last stage, in its own"
+                raise ValueError(f"evaluation.{key}={word(settings[key])}: a pipeline scores its last stage, in its own"
                                  " folder; python evaluate.py scores any other")
         last = compose(stages[-1].overrides, files=False)
         try:

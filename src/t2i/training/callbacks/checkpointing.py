@@ -70,7 +70,8 @@ class OptimizerSettings(pl.Callback):
                 group.update(values)
             for parameter, state in optimizer.state.items():  # else torch's fused AdamW on a CPU mixes up the elements
                 for name, value in state.items():
-                    if value.shape == parameter.shape and value.stride() != parameter.stride():
+                    like = torch.is_tensor(value) and value.shape == parameter.shape
+                    if like and value.stride() != parameter.stride():
                         state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):
             groups = scheduler.optimizer.param_groups
