@@ -76,6 +76,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
+def _compiled() -> int:
+    """How many graphs torch.compile has made in this process."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return 0 if dynamo is None else dynamo.counters["stats"]["unique_graphs"]
+
+
 def _seed() -> None:
     import numpy as np
     import torch
@@ -124,6 +130,7 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     environment, words, path, folder, modules = dict(os.environ), sys.argv[:], sys.path[:], Path.cwd(), set(sys.modules)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     root, level, logged = logging.getLogger(), logging.getLogger().level, logging.getLogger().handlers[:]
+    compiled = _compiled()
     _seed()
     yield
     os.environ.clear()
@@ -141,8 +148,7 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     torch.set_float32_matmul_precision("highest")
     if torch.are_deterministic_algorithms_enabled():  # setting it imports torch's compiler, five seconds
         torch.use_deterministic_algorithms(False)
-    if dynamo := sys.modules.get("torch._dynamo.utils"):
-        assert not dynamo.counters["stats"].get("unique_graphs"), "something was compiled: @pytest.mark.compiles"
+    assert _compiled() == compiled, "something was compiled: @pytest.mark.compiles"
     scratch = str(tmp_path_factory.getbasetemp())
     for name in set(sys.modules) - modules:  # of a test's own folder: the next one may have another of that name
         if str(sys.modules[name].__dict__.get("__file__")).startswith(scratch):
