@@ -1,10 +1,11 @@
 """Each addition to the plain nets by itself, at equal training time, on two kinds of data: a Markdown table.
 
     python benchmarks/ablations.py [--data emoji scenes] [--rows plain prefix …] [--seeds 0 1] [--minutes 4]
-                                   [--tokenizer-minutes 4] [--tokenizers emoji=FILE …] [--out runs/ablations]
+                                   [--tokenizer-minutes 4] [--tokenizers emoji=FILE …] [--alone] [--out runs/ablations]
 
 A row trains a tokenizer (rows of the prior share that of `plain`, made in `tokenizer minutes`) and a prior for so many
-minutes, and judges what the prior draws: on emoji by `metrics=[nearest_render]`, on scenes by `metrics=[composition]`.
+minutes, and judges what the prior draws: on emoji by `metrics=[nearest_render]`, on scenes by `metrics=[composition]`; with `--alone` it trains a
+tokenizer only, and judges its reconstructions likewise, and by PSNR and SSIM.
 How many steps fit into the minutes is measured by `estimate=true` once a row, so that schedules end when the time does
 and seeds take the same steps; the machine should have nothing else to do. What was finished (`scores.json` in a row's
 folder) is not run again, so several of these commands may share the work. The table is of all that is finished.
@@ -34,6 +35,8 @@ class Data:
     prior: list[str]
     evaluation: list[str]
     scores: tuple[str, ...]
+    alone: list[str]
+    of_alone: tuple[str, ...]
 
 
 DATA = {
@@ -41,10 +44,14 @@ DATA = {
                   ["metrics=[nearest_render]", "n_pairs=300", "pairs=val", "temperature=0.5", "guidance=2"],
                   ("nearest_render_seen_pair", "nearest_render_heldout_pair", "nearest_render_seen_top5",
                    "nearest_render_heldout_top5", "nearest_render_seen_median_rank",
-                   "nearest_render_heldout_median_rank")),
+                   "nearest_render_heldout_median_rank"),
+                  ["metrics=[nearest_render,reconstruction]", "n_pairs=300", "pairs=val"],
+                  ("nearest_render_seen_pair", "nearest_render_heldout_pair", "psnr", "ssim")),
     "scenes": Data(["experiments=shapes/vqgan"], ["experiments=shapes/prior"],
                    ["metrics=[composition]", "n_per_task=40", "temperature=0.7", "guidance=1.5"],
-                   ("composition_seen_overall", "composition_heldout_overall")),
+                   ("composition_seen_overall", "composition_heldout_overall"),
+                   ["metrics=[composition,reconstruction]", "n_per_task=100"],
+                   ("composition_seen_overall", "composition_heldout_overall", "psnr", "ssim")),
 }
 PRIOR_ROWS = {
     "prefix": ["model.caption=prefix"],
@@ -63,7 +70,14 @@ CONV = ["model/autoencoder=conv", "model.autoencoder.channels=96", "model.autoen
         "model.autoencoder.local_encoder=true", "model.bounded_latents=true", "model.quantizer_start=0.7",
         "model.weight_decay=0.1", "~model.quantizer.parts"]  # fmt: skip
 TOKENIZER_ROWS = {f"conv {name}": [*CONV, f"model/quantizer={name}"]
-                  for name in ("product", "residual", "simvq", "fsq")}
+                  for name in ("product", "residual", "simvq", "fsq", "vq")}
+WIDE = [*(word for word in CONV if "local_encoder" not in word and "num_groups" not in word), "model/quantizer=product"]
+ALONE_ROWS = TOKENIZER_ROWS | {
+    "conv product no bounds": [*(word for word in TOKENIZER_ROWS["conv product"] if "bounded" not in word)],
+    "conv product wide": [*WIDE, "model.autoencoder.num_groups=0"],
+    "conv product wide norms": [*WIDE, "model.autoencoder.num_groups=32"],
+    "two colour adamw": ["model.optimizer=adamw", "model.learning_rate=1e-3"],
+}
 
 
 def command(app: str, *words: str) -> str:
@@ -83,6 +97,16 @@ def train(words: list[str], minutes: float, rate: Path) -> None:
         rate.write_text(found[1])
     steps = max(10, round(60 * minutes * float(rate.read_text())))
     command("train", *words, f"trainer.max_steps={steps}", f"trainer.val_every_steps={steps}")
+
+
+def alone(name: str, data: Data, seed: int, folder: Path, args: argparse.Namespace) -> dict[str, float]:
+    """Trains and judges one tokenizer; its scores."""
+    own = folder / f"{name.replace(' ', '-')}-{seed}"
+    own.mkdir(parents=True, exist_ok=True)
+    train([*data.vqgan, *ALONE_ROWS.get(name, []), f"paths.runs={own}", "name=vqgan", f"seed={seed}", "logger=none"],
+          args.tokenizer_minutes, folder / f"{name.replace(' ', '-')}.rate")
+    command("evaluate", f"ckpt={own}/vqgan/last.ckpt", f"out={own}/evaluation", f"seed={seed}", *data.alone)
+    return flat(json.loads((own / "evaluation/evaluation.json").read_text())["scores"], data.of_alone)
 
 
 def row(name: str, data: Data, seed: int, folder: Path, args: argparse.Namespace) -> dict[str, float]:
@@ -116,14 +140,14 @@ def flat(scores: dict[str, Any], wanted: tuple[str, ...]) -> dict[str, float]:
     return {name: float(found[name]["value"] if isinstance(found[name], dict) else found[name]) for name in wanted}
 
 
-def table(folder: Path, data: str) -> str:
+def table(folder: Path, title: str, scores: tuple[str, ...]) -> str:
     """All finished rows: the mean over seeds, its difference to `plain` over the same seeds, and each."""
-    scores, rows = DATA[data].scores, {}
+    rows: dict[str, dict[str, dict[str, float]]] = {}
     for file in sorted(folder.glob("*/scores.json")):
         name, _, seed = file.parent.name.rpartition("-")
         rows.setdefault(name.replace("-", " "), {})[seed] = json.loads(file.read_text())
-    lines = [f"| {data} | " + " | ".join(scores) + " |", "| --- |" + " --- |" * len(scores)]
-    for name in [name for name in ["plain", *PRIOR_ROWS, *TOKENIZER_ROWS] if name in rows]:
+    lines = [f"| {title} | " + " | ".join(scores) + " |", "| --- |" + " --- |" * len(scores)]
+    for name in [name for name in ["plain", *PRIOR_ROWS, *ALONE_ROWS] if name in rows]:
         cells = []
         for score in scores:
             values = [each[score] for each in rows[name].values()]
@@ -136,27 +160,32 @@ def table(folder: Path, data: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ["plain", *PRIOR_ROWS, *TOKENIZER_ROWS]
+    names = ["plain", *PRIOR_ROWS, *ALONE_ROWS]
     parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
-    parser.add_argument("--rows", nargs="*", choices=names, default=names)
+    parser.add_argument("--rows", nargs="*", choices=names,
+                        help="all that there are, where nothing is said")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--tokenizer-minutes", type=float, default=4.0)
     parser.add_argument("--tokenizers", nargs="*", type=lambda text: text.split("=", 1), default=[],
                         metavar="DATA=FILE", help="a trained tokenizer in the place of that of plain")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/ablations")
+    parser.add_argument("--alone", action="store_true", help="tokenizers alone, judged by their reconstructions")
     args = parser.parse_args()
+    known = ["plain", *ALONE_ROWS] if args.alone else ["plain", *PRIOR_ROWS, *TOKENIZER_ROWS]
+    if unknown := set(args.rows or []) - set(known):
+        parser.error(f"--rows {' '.join(unknown)}: {'with' if args.alone else 'without'} --alone there are {known}")
     print(f"{date.today()}, {args.tokenizer_minutes:g} + {args.minutes:g} min a row, seeds {args.seeds}", flush=True)
     for data in args.data:
-        folder = args.out.resolve() / data
+        folder = args.out.resolve() / (f"{data}-tokenizers" if args.alone else data)
         for seed in args.seeds:
-            for name in args.rows:
+            for name in args.rows or known:
                 kept = folder / f"{name.replace(' ', '-')}-{seed}" / "scores.json"
                 if not kept.exists():
-                    scores = row(name, DATA[data], seed, folder, args)
+                    scores = (alone if args.alone else row)(name, DATA[data], seed, folder, args)
                     kept.write_text(json.dumps(scores, indent=1))
                     print(data, name, seed, scores, flush=True)
-        print(table(folder, data), flush=True)
+        print(table(folder, folder.name, DATA[data].of_alone if args.alone else DATA[data].scores), flush=True)
 
 
 if __name__ == "__main__":

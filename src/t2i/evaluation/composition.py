@@ -110,6 +110,13 @@ def composed(
     return result
 
 
+def through(tokenizer: Any, image_size: int, n_per_task: int, seed: int, world: shapes.World) -> Paint:
+    """A tokenizer's reconstructions in place of drawings."""
+    asked = {name: prompts(split, tasks, n_per_task, seed, world)[1] for name, split, tasks in KINDS}
+    return lambda name, text: reconstructed(
+        tokenizer, torch.stack([torch.from_numpy(render(scene, image_size)) for scene in asked[name]]))
+
+
 def listed(images: GeneratedImages, metric: str = "composition") -> Paint:
     """Pictures of a folder by a metric's captions; the k-th of equal captions is the k-th picture with it."""
     places: dict[str, list[int]] = defaultdict(list)

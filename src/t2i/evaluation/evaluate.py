@@ -72,8 +72,8 @@ def place(config: Mapping[str, Any]) -> Path:
 
 def kinds_for(metrics: Sequence[str]) -> tuple[str, ...]:
     """The kinds of model that have these metrics. A tokenizer draws nothing, but its reconstructions have their nearest
-    renders, too."""
-    drawing = any(name not in (*BACK, "nearest_render") for name in metrics)
+    renders, and can be read, too."""
+    drawing = any(name not in (*BACK, "nearest_render", "composition") for name in metrics)
     kinds = KINDS if drawing else (*KINDS, "vqgan")
     return tuple(kind for kind in kinds if kind in (*PRIORS, "vqgan") or not set(BACK) & set(metrics))
 
@@ -307,8 +307,11 @@ class Evaluation:
     def judge_composition(self) -> Judgement:
         """Of scenes, of a prior also after guided drawing."""
         def found(guided: bool) -> dict[str, Any]:
-            return composed(self.painter("composition", guided), self.image_size,
-                            getattr(self.model, "tokenizer", None), n_per_task, self.seed, world_of(self.data["data"]))
+            paint, tokenizer = self.painter("composition", guided), getattr(self.model, "tokenizer", None)
+            world = world_of(self.data["data"])
+            if self.model is not None and self.model.kind == "vqgan":
+                paint, tokenizer = compositions.through(tokenizer, self.image_size, n_per_task, self.seed, world), None
+            return composed(paint, self.image_size, tokenizer, n_per_task, self.seed, world)
 
         n_per_task = self.config["n_per_task"]
         both = refined(found(False), found(True)) if "clip_guided" in self.config else found(False)
