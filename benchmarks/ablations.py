@@ -4,8 +4,8 @@
                                    [--tokenizer-minutes 4] [--tokenizers emoji=FILE …] [--alone] [--out runs/ablations]
 
 A row trains a tokenizer (rows of the prior share that of `plain`, made in `tokenizer minutes`) and a prior for so many
-minutes, and judges what the prior draws: on emoji by `metrics=[nearest_render]`, on scenes by `metrics=[composition]`; with `--alone` it trains a
-tokenizer only, and judges its reconstructions likewise, and by PSNR and SSIM.
+minutes, and judges what the prior draws: on emoji by `metrics=[nearest_render]`, on scenes by `metrics=[composition]`.
+With `--alone` it trains tokenizers only, and judges reconstructions likewise, and by PSNR and SSIM.
 How many steps fit into the minutes is measured by `estimate=true` once a row, so that schedules end when the time does
 and seeds take the same steps; the machine should have nothing else to do. What was finished (`scores.json` in a row's
 folder) is not run again, so several of these commands may share the work. The table is of all that is finished.

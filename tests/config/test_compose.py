@@ -349,6 +349,21 @@ def test_paths_are_relative_to_the_users_folder(tmp_path: Path, monkeypatch: pyt
     assert os.listdir(tmp_path) == []
 
 
+def test_of_a_missing_checkpoint_those_that_can_draw_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, kind in (("clip", "clip.CLIP"), ("prior", "prior.Prior"), ("vqgan", "vqgan.VQGAN"), ("unknown", None)):
+        folder = tmp_path / "runs/a" / name
+        folder.mkdir(parents=True)
+        for file in ("best", "last", "previous"):
+            (folder / f"{file}.ckpt").touch()
+        held = "[" if kind is None else json.dumps({"model": {"_target_": f"t2i.models.{kind}"}})
+        (folder / "config.json").write_text(held)
+    with pytest.raises(ConfigError, match=r"; there is runs/a/prior/last\.ckpt, runs/a/unknown/last\.ckpt$"):
+        compose(["ckpt=x.ckpt", "prompt=a"], "sample")
+    with pytest.raises(ConfigError, match=r"; there is runs/a/clip/last\.ckpt, .*vqgan/last\.ckpt$"):
+        compose(["ckpt=x.ckpt"], "evaluate")
+
+
 @pytest.mark.parametrize(("key", "value"), [("edit", "null"), ("edit", "abc"), ("completion", "3")])
 def test_a_group_of_keys_takes_no_value(key: str, value: str) -> None:
     with pytest.raises(ConfigError, match=rf"{key}={value}: its keys take a value each: {key}\.image="):

@@ -179,6 +179,9 @@ def test_a_tokenizer_is_judged_by_what_comes_back(place: Path, tmp_path: Path, m
     assert scores["psnr"]["n"] == 12 and scores["psnr"]["low"] < scores["psnr"]["value"] < scores["psnr"]["high"]
     assert scores["rfd_clip"]["better"] == "lower" and result["protocols"]["psnr"]["split"] == "val"
     assert (tmp_path / "vq/evaluation-reconstructions.png").is_file()
+    read = evaluate.run(config(place, *own, "metrics=[composition]", "n_per_task=2"))["scores"]["composition"]
+    assert list(read["seen"]) == ["score", "ceiling_renders", "floor_shuffled_captions"]
+    assert read["seen"]["ceiling_renders"]["overall"] == 1 and read["seen"]["score"]["overall"] < 1
     made = gallery(6, 32)
     monkeypatch.setattr(nearest_render, "dataset", lambda config, split: SimpleNamespace(gallery=lambda: made))
     judged = evaluate.run(config(place, *own, "metrics=[nearest_render]", "n_pairs=1"))["scores"]

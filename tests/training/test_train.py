@@ -266,7 +266,10 @@ def test_settings_of_what_follows_the_stages_stay_with_the_pipeline() -> None:
     ("style_guidance=true", r"style_guidance=true is of metrics=\[nearest_render\]"),
     ("pairs=test", r"pairs=test is of metrics=\[nearest_render\]"),
     ("metrics=nearest_render", r"metrics=\[nearest_render\] is of data with concepts .*; Shapes has none"),
-    ("metrics=[editing]", r"metrics=\[editing\]: .* a prior, .* a prior_any edits"),
+    ("metrics=[editing]", r"metrics=\[editing\]: here is trained a prior, .* a prior_any edits"),
+    ("pairz=all", r"pairz: there is no such key \(did you mean evaluation\.pairs"),
+    ("metrics=[clip_score]", r"metrics=\[clip_score\] need clip_model="),
+    ("{metrics:[clip_score],clip_model:/nowhere}", "clip_model=/nowhere: "),
     ("metrics=[fid]", ": FID and KID need Inception's weights"),
     ("metrics=[lpips]", ": LPIPS needs VGG16's weights"),
 ])  # fmt: skip
@@ -275,9 +278,45 @@ def test_a_mistake_in_what_follows_the_stages_costs_no_training(
 ) -> None:
     monkeypatch.setattr(train, "run", lambda *_: pytest.fail("a stage was trained"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # no weights lie there
-    words = ["experiments=quickstart", f"++evaluation.{word}", *recipe(tmp_path)]
+    key = f"evaluation={word}" if word.startswith("{") else f"evaluation.{word}"
+    words = ["experiments=quickstart", key, *recipe(tmp_path)]
     with pytest.raises(ValueError, match=rf"^evaluation(\.|(?=:)){message}"):
         pipeline.run(compose(words, files=False), plan(words))
+
+
+@pytest.mark.parametrize(("word", "message"), [
+    ("metrics=[fid]", r"pairs=test is of metrics=\[nearest_render\]; here metrics=\[fid\]"),
+    ("metrics=[composition]", r"metrics=\[composition\] reads scenes, of data=shapes; here the data are Emoji"),
+])  # fmt: skip
+def test_a_metric_that_does_not_fit_a_recipe_is_named(tmp_path: Path, word: str, message: str) -> None:
+    words = ["experiments=emoji", "evaluation.style_guidance=false", f"evaluation.{word}", *recipe(tmp_path)]
+    with pytest.raises(ValueError, match=rf"^evaluation\.{message}"):
+        pipeline.run(compose(words, files=False), plan(words))
+
+
+def test_a_clip_that_a_stage_is_to_train_need_not_be_there_yet(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(train, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    words = ["experiments=quickstart", "evaluation.metrics=[clip_score]",
+             f"evaluation.clip_model={tmp_path}/runs/quickstart/clip/hf", *recipe(tmp_path)]
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(compose(words, files=False), plan(words))
+
+
+@pytest.mark.parametrize("words", [["experiments=pictures", "data.root=."], ["experiments=quickstart"]])
+def test_a_recipes_evaluation_takes_any_key_of_evaluate(words: list[str], tmp_path: Path) -> None:
+    config = compose([*words, "evaluation.metrics=[fd_efficientnet]", "evaluation.n=64"], files=False)
+    assert (config["evaluation"]["metrics"], config["evaluation"]["n"]) == (["fd_efficientnet"], 64)
+    assert compose([*words, "evaluation=null"], files=False)["evaluation"] is None
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["model=vqgan", "data=shapes", "evaluation.metrics=[fid]"], r"evaluation\.metrics= is of recipes with stages"),
+    (["experiments=quickstart/prior", "evaluation=5"], "evaluation= is of recipes with stages"),
+    (["experiments=quickstart", "stages=[]"], r"stages=\[\]: one or more recipes"),
+])  # fmt: skip
+def test_an_evaluation_without_stages_and_no_stages_are_told(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        compose(words, files=False)
 
 
 def test_an_evaluation_that_is_no_list_of_keys_is_told(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -330,13 +331,32 @@ def check_start(config: dict[str, Any]) -> list[str]:
                         " checkpoint; give one of the two")
     if config["init_allow"] and init is None:
         problems.append(f"init_allow={_shown(config['init_allow'])} says what need not fit init=, which is not given")
+    if config["evaluation"] is not None and not config["stages"]:
+        given = [f"evaluation.{key}" for key in config["evaluation"]] if isinstance(config["evaluation"], dict) else []
+        problems.append(f"{', '.join(given) or 'evaluation'}= is of recipes with stages, such as"
+                        " experiments=quickstart; python evaluate.py ckpt=… scores what one run has trained")
     if config["stages"]:
         problems += [f"{key}={_shown(config[key])} is one stage's: give it to one of"
                      f" experiments={', '.join(config['stages'])}" for key in ("init", "freeze") if config[key]]
     return problems
 
 
-def check_files(config: dict[str, Any]) -> list[str]:
+def trained(drawing: bool) -> list[str]:
+    """The last checkpoint of each run below runs/; `drawing`: without what config.json says is no model that draws."""
+    found = sorted(Path("runs").glob("**/last.ckpt")) or sorted(Path("runs").glob("**/*.ckpt"))
+    return [str(path) for path in found if not drawing or not _cannot_draw(path.with_name("config.json"))]
+
+
+def _cannot_draw(config: Path) -> bool:
+    try:
+        held = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    there, target = at(held, "model._target_")
+    return there and str(target).startswith(("t2i.models.vqgan.", "t2i.models.clip."))
+
+
+def check_files(config: dict[str, Any], config_name: str) -> list[str]:
     problems = []
     for path, what in FILES.items():
         present, value = at(config, path)
@@ -344,7 +364,7 @@ def check_files(config: dict[str, Any]) -> list[str]:
             continue
         if path == "init" and any((Path(config["paths"]["runs"]) / config["name"]).glob("*.ckpt")):
             continue  # a run that goes on has its own weights
-        others = sorted(str(p) for p in Path("runs").glob("**/*.ckpt")) if value.endswith(".ckpt") else []
+        others = trained(path == "ckpt" and config_name == "sample") if value.endswith(".ckpt") else []
         problems.append(f"{path}={value}: no such file or folder; wanted is {what}"
                         + (near(value, others) or (f"; there is {', '.join(others[:6])}" if others else "")))
     return problems
@@ -416,5 +436,6 @@ def check(config: dict[str, Any], config_name: str, files: bool = True) -> list[
     problems += check_keys(config, config_name)
     problems += check_values(config) + check_names(config) + check_sizes(config)
     problems += check_start(config) if config_name == "train" else []
-    # An estimate works out of what is there: it says itself what it needs.
-    return problems + (check_extras(config) + check_files(config) if files and not config.get("estimate") else [])
+    if files and not config.get("estimate"):  # an estimate works out of what is there: it says itself what it needs
+        problems += check_extras(config) + check_files(config, config_name)
+    return problems

@@ -168,6 +168,8 @@ def quoted(overrides: Sequence[str]) -> list[str]:
             key = "experiments"
         if override == "data.batch_size=auto":
             key, value = "trainer.scale_batch_size", "auto"
+        if key.partition(".")[0] == "evaluation":  # a recipe says some of evaluate.py's keys, a command any of them
+            key = f"++{key}"
         bare = key.lstrip("+~")
         if bare == "name" and equals and value in ("", "null"):
             continue
@@ -186,6 +188,8 @@ def quoted(overrides: Sequence[str]) -> list[str]:
 
 def plain(override: str) -> str:
     """The inverse of `quoted`: as a person types it."""
+    if override.startswith("++evaluation"):
+        return override.removeprefix("++")
     key, _, value = override.partition("=")
     if value[:1] != '"' or not (is_path(key) or key in TEXTS):
         return override
@@ -337,6 +341,9 @@ def resolved(config: DictConfig, config_name: str, files: bool = True) -> dict[s
     bare.pop("hydra", None)
     try:
         with open_dict(config):
+            if bare.get("stages") == []:
+                raise ConfigError("stages=[]: one or more recipes are wanted, as in [pictures/clip,pictures/vqgan];"
+                                  " experiments=pictures/vqgan is a stage by itself")
             needed = {"train": "model", "prepare": "data"}.get(config_name)
             if needed and needed not in bare and not bare.get("stages"):
                 recipe = f"; or a recipe, experiments= one of {', '.join(choices('experiments'))}"
@@ -381,8 +388,8 @@ def plan(overrides: Sequence[str]) -> list[Stage]:
     """The stages of a pipeline's recipe. Other overrides go to every stage, but for those of what follows the stages;
     `name=` names the pipeline's folder."""
     stages = compose(overrides, files=False)["stages"]
-    own = ("experiments=", "experiment=", "evaluation.", "comparison.", "hydra.", "hydra/")
-    others = [o for o in overrides if not o.startswith(own)]
+    own = re.compile(r"\+*(experiments?=|(evaluation|comparison)[.=]|hydra[./])")
+    others = [o for o in overrides if not own.match(o)]
     others = ["group=" + o.partition("=")[2] if o.startswith("name=") else o for o in others]
     found = []
     for stage in stages:

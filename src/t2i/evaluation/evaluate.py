@@ -87,38 +87,46 @@ def gallery_metrics(metrics: Sequence[str], data: Mapping[str, Any] | None) -> l
 def check_fit(config: Mapping[str, Any], metrics: Sequence[str], data: Mapping[str, Any] | None) -> None:
     """ValueError for settings that do not fit the metrics or the data (their node)."""
     of_scenes, of_gallery = data is not None and compositions.is_scenes(data), gallery_metrics(metrics, data)
+    here = f"here metrics=[{', '.join(metrics)}]"
     if isinstance(config["size"], str):
         raise ValueError(f"size={shown(config['size'])}: a number is wanted, the side of square pictures")
     if config["style_guidance"] and of_scenes and "paraphrase" in metrics and not of_gallery:
         raise ValueError("style_guidance=true: scenes have no styles; it is of data=emoji and its like")
     if config["style_guidance"] and (not of_gallery or config["ckpt"] is None or "clip_guided" in config):
         raise ValueError("style_guidance=true is of metrics=[nearest_render], [paraphrase] and ckpt=, without"
-                         " method=clip_guided")
+                         f" method=clip_guided; {here}")
+    if "composition" in metrics and data is not None and not of_scenes:
+        raise ValueError("metrics=[composition] reads scenes, of data=shapes; here the data are"
+                         f" {data['_target_'].rpartition('.')[2]}")
     if "editing" in metrics and (config["ckpt"] is None or not of_scenes):
         raise ValueError("metrics=[editing] is of ckpt=, a prior_any of data=shapes, whose pictures it edits")
     if config["pairs"] != "all" and "nearest_render" not in metrics:
-        raise ValueError(f"pairs={config['pairs']} is of metrics=[nearest_render]")
+        raise ValueError(f"pairs={config['pairs']} is of metrics=[nearest_render]; {here}")
     if config["n_per_task"] < 2:
         raise ValueError(f"n_per_task={config['n_per_task']}: at least 2 (the floor exchanges captions)")
 
 
-def check_kind(config: Mapping[str, Any], metrics: Sequence[str], model: Any) -> None:
-    """ValueError for a model, or a class of models, that has not what a metric judges."""
+def check_kind(metrics: Sequence[str], model: Any, what: str) -> None:
+    """ValueError for a model, or a class of models, that has not what a metric judges; `what` says where it is."""
     if "editing" in metrics and model.kind != "prior_any":
-        raise ValueError(f"metrics=[editing]: {config['ckpt']} holds a {model.kind}, which draws pictures as a"
-                         " whole; a prior_any edits (model=prior_any)")
+        raise ValueError(f"metrics=[editing]: {what} a {model.kind}, which draws pictures as a whole; a prior_any edits"
+                         " (model=prior_any)")
 
 
-def check_ahead(config: Mapping[str, Any], data: Mapping[str, Any], model: Mapping[str, Any]) -> None:
-    """What can be told before there is a checkpoint: ValueError for settings that do not fit the data or the model
-    (their nodes), and where weights of Inception or VGG are asked for and not there."""
+def check_ahead(config: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], trusted: Sequence[str]) -> None:
+    """What can be told before the last of some stages (their configs) has trained the model: ValueError for settings
+    that do not fit its data or it, and where weights of Inception, VGG or a CLIP are asked for and not there.
+
+    `trusted` names places besides `trust=` that may be opened. A CLIP may be one that a stage trains.
+    """
+    data, model = stages[-1]["data"], stages[-1]["model"]
     protocol, _ = settle(config, data["_target_"])
     metrics, made, pictures = protocol.metrics, *map(get_object, (model["_target_"], data["_target_"]))
     check_fit(config, metrics, data)
     if (kind := getattr(made, "kind", None)) is not None:  # of what a function makes nothing is known yet
         if kind not in (kinds := kinds_for(metrics)):
             raise ValueError(f"metrics={list(metrics)}: of a {', '.join(kinds)}; here a {kind} is trained")
-        check_kind(config, metrics, made)
+        check_kind(metrics, made, "here is trained")
         if kind != "vqgan":
             options = {**made.options, **given_options(config, made)}
             if config["style_guidance"]:
@@ -128,6 +136,10 @@ def check_ahead(config: Mapping[str, Any], data: Mapping[str, Any], model: Mappi
         for metric in gallery_metrics(metrics, data):
             raise nearest_render.without_gallery(pictures, metric)
     open_inception(config, protocol, torch.device("cpu"))
+    folders = [Path(stage["paths"]["runs"], stage["name"]).absolute() for stage in stages]
+    if not any(Path(str(protocol.clip_model)).absolute().is_relative_to(folder) for folder in folders):
+        trust([*config["trust"], *trusted])  # until a stage says what it trusts
+        open_clip_model(config, protocol, stages[-1], torch.device("cpu"))
     if "lpips" in metrics:
         LPIPS(config["vgg"])
 
@@ -206,14 +218,14 @@ class Evaluation:
             self._take()
 
     def _open_model(self) -> None:
-        config, drawing = self.config, any(name not in (*BACK, "nearest_render") for name in self.metrics)
+        config = self.config
         self.model = building.load(config["ckpt"], kind=kinds_for(self.metrics)).to(self.device)
         if hasattr(self.model, "place"):
             self.model.place()
         set_weights(self.model, config["weights"])
-        check_kind(config, self.metrics, self.model)
+        check_kind(self.metrics, self.model, f"{config['ckpt']} holds")
         self.generator = self.model
-        if drawing or ("nearest_render" in self.metrics and self.model.kind != "vqgan"):
+        if self.model.kind != "vqgan" and not set(self.metrics) <= set(BACK):
             wanted = self.protocol.truncation
             if config["truncation"] is None and wanted is not None and "truncation" not in self.model.options:
                 self.changed.append(f"no truncation instead of {wanted}: a {self.model.kind} has no noise to truncate")

@@ -188,9 +188,9 @@ def _check_least(height: int, width: int, name: str, least: int) -> None:
 def _find_vgg(path: str | None) -> Path:
     found = Path(path or Path(torch.hub.get_dir()) / "checkpoints" / _VGG_FILE)
     if not found.is_file():
-        where = "the torch hub cache" if path is None else f"vgg_path={path}"
-        raise ValueError(f"LPIPS needs VGG16's weights; there is no file {found} ({where}). Put torchvision's"
-                         f" {_VGG_FILE} there, or give its place as vgg_path {_OFF}")
+        where = " (the torch hub cache)" if path is None else ""
+        raise ValueError(f"LPIPS needs VGG16's weights; there is no file {found}{where}. Put torchvision's {_VGG_FILE}"
+                         f" there, or give its place: vgg= to evaluate, model.perceptual.vgg_path= to train {_OFF}")
     return found
 
 

@@ -57,6 +57,11 @@ def evaluated(settings: dict[str, Any], ckpt: Path, out: Path, trust: Sequence[s
     return result
 
 
+def let_open(config: dict[str, Any]) -> list[str]:
+    """What a stage's command named may be opened for its own checkpoint, too."""
+    return list(dict.fromkeys([*config["trust"], *building.places(config["data"])]))
+
+
 def word(value: Any) -> str:
     """A setting's value as it is written on a command line."""
     if isinstance(value, list | tuple):
@@ -90,10 +95,10 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
             if key in settings:
                 raise ValueError(f"evaluation.{key}={word(settings[key])}: a pipeline scores its last stage, in its own"
                                  " folder; python evaluate.py scores any other")
-        last = compose(stages[-1].overrides, files=False)
+        configs = [compose(stage.overrides, files=False) for stage in stages]
         try:
             given = compose(asked(settings, folder / "last.ckpt", folder), "evaluate", files=False)
-            evaluate.check_ahead(given, last["data"], last["model"])
+            evaluate.check_ahead(given, configs, let_open(configs[-1]))
         except ValueError as error:
             raise ValueError("\n".join(f"evaluation{'.' if KEY.match(line) else ': '}{line}"
                                        for line in str(error).splitlines())) from error
@@ -111,9 +116,7 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
     prompt = "a caption of your own"
     following: list[str] = []
     if settings is not None:
-        # What the command named may be opened for its own checkpoint, too.
-        trusted = list(dict.fromkeys([*stage_config["trust"], *building.places(stage_config["data"])]))
-        result = evaluated(settings, Path(ckpt), folder, trusted)
+        result = evaluated(settings, Path(ckpt), folder, let_open(stage_config))
         protocol = result["protocol"]
         done.append({"name": "evaluation", "run_dir": str(folder), "command": result["command"],
                      "seconds": result["seconds"]})
