@@ -221,7 +221,7 @@ def recipe(tmp_path: Path) -> list[str]:
     return [f"paths.runs={tmp_path / 'runs'}", f"paths.cache={tmp_path / 'cache'}"]
 
 
-def test_the_three_stages_and_their_report(tmp_path: Path, capsys: Any) -> None:
+def test_the_three_stages_and_their_report(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     """What experiments/quickstart does, at a few steps a stage; twice: the second time nothing is done again."""
     train.run(config(tmp_path, tiny.CLIP, "name=clip", trainer=tiny.TRAINER))  # with all callbacks, as by default
     train.run(config(tmp_path, VQ, "name=vqgan", trainer=tiny.TRAINER))
@@ -239,6 +239,16 @@ def test_the_three_stages_and_their_report(tmp_path: Path, capsys: Any) -> None:
     capsys.readouterr()
     assert pipeline.evaluated(settings, tmp_path / "runs/prior/last.ckpt", out)["scores"] == scored["scores"]
     assert "already there" in capsys.readouterr().out
+
+    monkeypatch.setattr(train, "run", lambda config, _: {"run_dir": str(runs / Path(config["name"]).name)})
+    monkeypatch.setattr(pipeline, "compose", lambda words, name="train", files=True: compose(words, name, files=False))
+    words = ["experiments=quickstart", "name=all", "evaluation.metrics=[composition,reconstruction]",
+             "evaluation.n_per_task=2", *recipe(tmp_path)]
+    found = pipeline.run(compose(words, files=False), plan(words))
+    assert {"composition_seen", "composition_heldout", "psnr", "ssim"} <= set(found)
+    report = Path(found["report"]).read_text()
+    for wanted in ("<td>psnr</td>", "for captions of held-out combinations", "the first ones", "attribution"):
+        assert wanted in report
 
 
 def test_a_pipeline_composes_its_stages_under_one_group(tmp_path: Path) -> None:

@@ -162,7 +162,9 @@ def judgement(found: dict[str, Any], n_per_task: int, seed: int) -> Judgement:
         pictures, captions, right = kinds.pop("examples")
         hits = torch.tensor(right, dtype=torch.float64)
         values.append((f"composition_{split}", bootstrap(hits, seed), "higher", len(right)))
-        sheets[split] = grids.grid(pictures, captions, columns=len(captions) // 2), f"{split}: two of each task"
+        of = "held-out" if split == "heldout" else split
+        sheets[split] = (grids.grid(pictures, captions, columns=len(captions) // 2),
+                         f"for captions of {of} combinations, two of each task")
     return Judgement("Composition", found, values, {**READ_BY, "interval": "bootstrap, 1000", "n_per_task": n_per_task},
                      composition_tables(found), sheets)
 

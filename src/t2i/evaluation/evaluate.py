@@ -501,9 +501,9 @@ def nested_tables(scores: Mapping[str, Any]) -> str:
 def run(config: dict[str, Any]) -> dict[str, Any]:
     """Scores, tables, and `evaluation.json`, `evaluation.html` and grids beside the checkpoint or in `out`.
 
-    Returns what `evaluation.json` holds, with `out`; where `missing` in it is not empty, some metric that was asked for
-    could not be had, and a command ends with exit code 1. What breaks off in between leaves an `evaluation.json` of the
-    scores that there are.
+    Returns what `evaluation.json` holds, with `out` and `sheets` (names of grids, with what they show); where `missing`
+    in it is not empty, some metric that was asked for could not be had, and a command ends with exit code 1. What
+    breaks off in between leaves an `evaluation.json` of the scores that there are.
     """
     quiet()
     trust(config["trust"])
@@ -524,6 +524,8 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
             from t2i.evaluation.page import write
 
             result, path = task.save()
-            print("\n".join(f"Written: {shown(file)}" for file in (path, *write(task, result))))
+            page, sheets = write(task, result)
+            print("\n".join(f"Written: {shown(file)}" for file in (path, page, *sheets)))
+            result["sheets"] = {file.name: caption for file, caption in sheets.items()}
         barrier()  # who goes on may read what was written
     return {**result, "out": str(task.out)}

@@ -56,16 +56,17 @@ def neighbours(task: Evaluation, images: GeneratedImages) -> Image.Image | None:
     return grids.rows([("drawn", pictures), ("trained on", found)], under)
 
 
-def write(task: Evaluation, result: Mapping[str, Any]) -> list[Path]:
-    """Writes the grids and the page, and returns their paths."""
+def write(task: Evaluation, result: Mapping[str, Any]) -> tuple[Path, dict[Path, str]]:
+    """Writes the grids and the page, and returns its path and theirs, with what they show."""
     protocol = result["protocol"]
     facts = f"{time.strftime('%Y-%m-%d %H:%M')} · protocol {protocol['protocol'] or 'the model’s own data'}"
     facts += f" · changed: {', '.join(protocol['changed'])}" if protocol["changed"] else ""
-    written: list[Path] = []
+    written: dict[Path, str] = {}
 
     def show(name: str, image: Image.Image, caption: str) -> Picture:
-        written.append(grids.save(image, task.out / f"evaluation-{name}.png"))
-        return picture(written[-1], caption)
+        path = grids.save(image, task.out / f"evaluation-{name}.png")
+        written[path] = caption
+        return picture(path, caption)
 
     sections: list[tuple[str, list[Table], list[Picture]]] = [
         (found.title, found.tables, [show(name, *sheet) for name, sheet in found.sheets.items()])
@@ -92,4 +93,4 @@ def write(task: Evaluation, result: Mapping[str, Any]) -> list[Path]:
         scores=Table("", ["score", *evaluator.HEAD], evaluator.rows(result["scores"]), strong_columns=[1]),
         protocols={name: json.dumps(held, indent=1, ensure_ascii=False, default=str)
                    for name, held in result["protocols"].items()})
-    return [page, *written]
+    return page, written

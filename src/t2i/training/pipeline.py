@@ -20,7 +20,10 @@ from t2i.checkpoint.plain_files import read_table
 from t2i.config import quiet
 from t2i.config.compose import Stage, compose
 from t2i.config.places import program
-from t2i.evaluation import evaluate, nearest_render, paraphrase, scene_paraphrase
+from t2i.evaluation import evaluate
+from t2i.evaluation.evaluator import HEAD
+from t2i.evaluation.evaluator import rows as score_rows
+from t2i.evaluation.protocols import OF_OWN_CAPTIONS
 from t2i.training import train
 from t2i.viz.progress import clock
 from t2i.viz.tables import Table
@@ -46,7 +49,8 @@ def evaluated(settings: dict[str, Any], ckpt: Path, out: Path, trust: Sequence[s
     heading(shown)
     if (found := out / "evaluation.json").is_file():
         held = read_table(found, protocol=dict, scores=dict)
-        if held["protocol"].get("hash") == file_format.file_hash(ckpt) and held.get("settings") == settings:
+        same = held["protocol"].get("hash") == file_format.file_hash(ckpt) and held.get("settings") == settings
+        if same and "sheets" in held:  # without them before 2026-12
             print(f"already there:\n{evaluate.nested_tables(held['scores'])}", end="")
             return held
     started = time.monotonic()
@@ -123,9 +127,6 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
         notes.append(f"Sampler: {protocol['sampler']}, seed {protocol['seed']}.")
         if "composition" in result["scores"]:
             scores, prompt = result["scores"]["composition"], "two red circles above a blue square"
-            grids += [(f"Drawn for captions of {name} combinations, two of each task",
-                       folder / f"evaluation-{split}.png") for split, name in (("seen", "seen"),
-                                                                                ("heldout", "held-out"))]
             notes.append(f"Composition: {protocol['n_per_task']} pictures a task; reader: {protocol['reader']}.")
             recipe = "shapes" if config["group"] == "quickstart" else "pictures data.root=FOLDER"
             following = [f"{program('evaluate')} ckpt={ckpt} n_per_task=200",
@@ -133,20 +134,21 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
             overall |= {f"composition_{split}": kinds["score"]["overall"] for split, kinds in scores.items()}
         if "nearest_render" in result["scores"]:
             judged = result["scores"]["nearest_render"]
-            tables += nearest_render.tables(judged)
-            grids += [(text, folder / f"evaluation-{name}.png") for name, text in nearest_render.CAPTIONS.items()
-                      if name == "styles" or name.removeprefix("nearest_render_") in judged]
             overall |= {f"nearest_render_{split}": kinds["score"]["plain"]["pair"]["value"]
                         for split, kinds in judged.items()}
         if "paraphrase" in result["scores"]:
-            tables += paraphrase.tables(result["scores"]["paraphrase"])
-            grids.append((paraphrase.SHEET, folder / "evaluation-paraphrase.png"))
             overall |= {name: result["scores"][name]["value"] for name in ("paraphrase_names", "paraphrase_words")}
         if "wordings" in result["scores"]:
-            tables += scene_paraphrase.tables(result["scores"]["wordings"])
-            grids.append((scene_paraphrase.SHEET, folder / "evaluation-paraphrase.png"))
             overall |= {f"paraphrase_{name}": kinds["score"]["overall"]["value"]
                         for name, kinds in result["scores"]["wordings"].items()}
+        of_others = {name: each for name, each in result["scores"].items()
+                     if not name.startswith((*OF_OWN_CAPTIONS, "editing")) and "value" in each}
+        overall |= {name: each["value"] for name, each in of_others.items()}
+        tables += [table for name, judged in result["scores"].items() if name in evaluate.TABLES
+                   for table in evaluate.TABLES[name](judged)]
+        if of_others:
+            tables.append(Table("Scores", ["score", *HEAD], score_rows(of_others), strong_columns=[1]))
+        grids += [(text, folder / name) for name, text in result["sheets"].items()]
     shown = scores
     commands = [f'{program("sample")} ckpt={ckpt} prompt="{prompt}" n=8',
                 f"{program('sample')} ckpt={ckpt} prompts=prompts.txt out=drawings", *following]
