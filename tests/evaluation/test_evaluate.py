@@ -193,6 +193,8 @@ def test_a_tokenizer_is_judged_by_what_comes_back(place: Path, tmp_path: Path, m
         evaluate.run(config(place, *own, "metrics=[reconstruction]", "style_guidance=true"))
     with pytest.raises(ValueError, match=r"^pairs=val is of metrics=\[nearest_render\]"):
         evaluate.run(config(place, *own, "metrics=[reconstruction]", "pairs=val"))
+    with pytest.raises(ValueError, match=r"^export= writes captions, and metrics=\[reconstruction\] have none"):
+        evaluate.run(config(place, *own, "metrics=[reconstruction]", f"export={tmp_path / 'export'}"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(ValueError, match=r"vgg16-397923af\.pth"):
         evaluate.run(config(place, *own, "metrics=[lpips]"))

@@ -245,10 +245,19 @@ def test_the_three_stages_and_their_report(tmp_path: Path, capsys: Any, monkeypa
     words = ["experiments=quickstart", "name=all", "evaluation.metrics=[composition,reconstruction]",
              "evaluation.n_per_task=2", *recipe(tmp_path)]
     found = pipeline.run(compose(words, files=False), plan(words))
+    assert not found["missing"]
     assert {"composition_seen", "composition_heldout", "psnr", "ssim"} <= set(found)
     report = Path(found["report"]).read_text()
-    for wanted in ("<td>psnr</td>", "for captions of held-out combinations", "the first ones", "attribution"):
+    for wanted in ("for captions of held-out combinations", "Reconstructions: the first ones", "attribution"):
         assert wanted in report
+    assert report.index("Composition score") < report.index("<h2>Scores</h2>") < report.index("<td>psnr</td>")
+    words[2] = "evaluation.metrics=[composition,fd_efficientnet]"  # of one picture it cannot be had
+    found = pipeline.run(compose([*words, "evaluation.n=1"], files=False), plan([*words, "evaluation.n=1"]))
+    assert list(found["missing"]) == ["fd_efficientnet"]
+    assert "Without fd_efficientnet" in Path(found["report"]).read_text()
+    monkeypatch.setattr(pipeline.rank_zero_only, "rank", 1)  # the second of two processes leaves it to the first
+    monkeypatch.setattr(pipeline, "evaluated", lambda *_: pytest.fail("both evaluate"))
+    assert set(pipeline.run(compose(words, files=False), plan(words))) == {"name", "command", "run_dir"}
 
 
 def test_a_pipeline_composes_its_stages_under_one_group(tmp_path: Path) -> None:
@@ -327,6 +336,25 @@ def test_a_recipes_evaluation_takes_any_key_of_evaluate(words: list[str], tmp_pa
 def test_an_evaluation_without_stages_and_no_stages_are_told(words: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         compose(words, files=False)
+
+
+def test_an_evaluations_settings_reach_it_as_they_are(tmp_path: Path) -> None:
+    settings = {"prefix": "a picture, of ", "clip_model": "12", "n": 4, "top_p": None, "metrics": ["fid"],
+                "data": {"size": 3}}
+    words = ["data=shapes", *pipeline.asked(settings, tmp_path / "last.ckpt", tmp_path)]
+    held = compose(words, "evaluate", files=False)
+    assert held["data"]["size"] == 3
+    assert {key: held[key] for key in settings if key != "data"} == {k: v for k, v in settings.items() if k != "data"}
+
+
+@pytest.mark.parametrize(("word", "message"), [
+    ("comparison=5", "comparison=5: its keys take a value each: models"),
+    ("comparison.models=null", "comparison.models=None.*: labels with stages are wanted"),
+])  # fmt: skip
+def test_a_comparison_that_is_none_is_told(tmp_path: Path, word: str, message: str) -> None:
+    words = ["experiments=baselines_shapes", word, *recipe(tmp_path)]
+    with pytest.raises(ValueError, match=message):
+        pipeline.run(compose(words, files=False), plan(words))
 
 
 def test_an_evaluation_that_is_no_list_of_keys_is_told(tmp_path: Path) -> None:

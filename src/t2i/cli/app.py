@@ -125,8 +125,9 @@ def prepared(config_name: str, words: Sequence[str]) -> list[str]:
     if args.multirun:
         overrides = prepared_sweep(config_name, overrides, args)
     elif several := [word for word in overrides if parsed(word).is_sweep_override()]:
-        raise ConfigError("\n".join(f"{word.partition('=')[0]} has several values: put -m before the settings to run"
-                                    " one after the other" for word in several))
+        keys = [word.partition("=")[0].lstrip("+") for word in several]
+        raise ConfigError("\n".join(f"{key} has several values: put -m before the settings to run one after the other"
+                                    for key in keys))
     else:
         config = composed(overrides, args.config_name or config_name, args.config_dir)
         if args.cfg is None and args.info is None:
@@ -255,7 +256,8 @@ def sample(config: dict[str, Any], overrides: list[str]) -> Any:
 def evaluate(config: dict[str, Any], overrides: list[str]) -> Any:
     from t2i.evaluation import evaluate
 
-    return evaluate.run(config)
+    result = evaluate.run(config)
+    return result | {name: each["value"] for name, each in result.get("scores", {}).items() if "value" in each}
 
 
 def prepare(config: dict[str, Any], overrides: list[str]) -> Any:

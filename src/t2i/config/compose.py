@@ -36,7 +36,8 @@ from t2i.config.places import CONF, RECIPES, ROOT, program
 TEXTS = {"prompt", "negative", "clip_guided.extras", "clip_guided.excluded", "clip_guided.styles",
          "clip_guided.images"}  # to the letter
 # Text, or null; interpolations in it are followed.
-PATHS = {"ckpt", "out", "data.font", "data.icons", "prompts", "scorer", "init", "resume", "name", "group",
+PATHS = {"ckpt", "out", "clip_model", "inception", "vgg", "data.font", "data.icons", "prompts", "scorer", "init",
+         "resume", "name", "group",
          "completion.image", "edit.image", "edit.mask", "text_encoder.vocabulary", "clip_guided.clips",
          "clip_guided.start_image"}
 PATH_ENDINGS = ("path", "root", "runs", "cache", "folder")
@@ -379,8 +380,8 @@ def compose(overrides: Sequence[str], config_name: str = "train", files: bool = 
     words = imply_model(quoted(overrides))
     for word in words:
         if parsed(word).is_sweep_override():
-            raise ConfigError(f"{word.partition('=')[0]} has several values: put -m before the settings to run one"
-                              " after the other")
+            raise ConfigError(f"{word.partition('=')[0].lstrip('+')} has several values: put -m before the settings to"
+                              " run one after the other")
     return resolved(composed(words, config_name), config_name, files)
 
 

@@ -14,6 +14,7 @@ VALUES: dict[str, tuple[str, float | None, float | None]] = {
     "batch_size": ("int | None", 1, None),
     "size": ("int | str | None", 8, None),
     "allow_download": ("bool", None, None),
+    "prefix": ("str | None", None, None),
     "n_per_task": ("int", 1, None),
     "n_pairs": ("int", 1, None),
     "pairs": ("Literal['all', 'val', 'test']", None, None),

@@ -88,6 +88,9 @@ def check_fit(config: Mapping[str, Any], metrics: Sequence[str], data: Mapping[s
     """ValueError for settings that do not fit the metrics or the data (their node)."""
     of_scenes, of_gallery = data is not None and compositions.is_scenes(data), gallery_metrics(metrics, data)
     here = f"here metrics=[{', '.join(metrics)}]"
+    if "composition" in metrics and data is not None and not of_scenes:
+        raise ValueError("metrics=[composition] reads scenes, of data=shapes; here the data are"
+                         f" {data['_target_'].rpartition('.')[2]}")
     if isinstance(config["size"], str):
         raise ValueError(f"size={shown(config['size'])}: a number is wanted, the side of square pictures")
     if config["style_guidance"] and of_scenes and "paraphrase" in metrics and not of_gallery:
@@ -95,9 +98,6 @@ def check_fit(config: Mapping[str, Any], metrics: Sequence[str], data: Mapping[s
     if config["style_guidance"] and (not of_gallery or config["ckpt"] is None or "clip_guided" in config):
         raise ValueError("style_guidance=true is of metrics=[nearest_render], [paraphrase] and ckpt=, without"
                          f" method=clip_guided; {here}")
-    if "composition" in metrics and data is not None and not of_scenes:
-        raise ValueError("metrics=[composition] reads scenes, of data=shapes; here the data are"
-                         f" {data['_target_'].rpartition('.')[2]}")
     if "editing" in metrics and (config["ckpt"] is None or not of_scenes):
         raise ValueError("metrics=[editing] is of ckpt=, a prior_any of data=shapes, whose pictures it edits")
     if config["pairs"] != "all" and "nearest_render" not in metrics:
@@ -119,7 +119,7 @@ def check_ahead(config: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], 
 
     `trusted` names places besides `trust=` that may be opened. A CLIP may be one that a stage trains.
     """
-    data, model = stages[-1]["data"], stages[-1]["model"]
+    data, model = config.get("data") or stages[-1]["data"], stages[-1]["model"]
     protocol, _ = settle(config, data["_target_"])
     metrics, made, pictures = protocol.metrics, *map(get_object, (model["_target_"], data["_target_"]))
     check_fit(config, metrics, data)
@@ -459,6 +459,8 @@ class Evaluation:
         if "editing" in self.metrics:
             raise ValueError("export= writes captions to draw; metrics=[editing] edits true pictures: leave it out")
         kinds = {name if name in OF_OWN_CAPTIONS else "captions" for name in self.metrics if name not in BACK}
+        if not kinds:
+            raise ValueError(f"export= writes captions, and metrics=[{', '.join(self.metrics)}] have none")
         if len(kinds) != 1:
             raise ValueError(f"export= writes one set of captions, but metrics={list(self.metrics)} have more:"
                              f" {' and '.join(OF_OWN_CAPTIONS)} have their own; export them one after the other")

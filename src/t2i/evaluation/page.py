@@ -63,30 +63,31 @@ def write(task: Evaluation, result: Mapping[str, Any]) -> tuple[Path, dict[Path,
     facts += f" · changed: {', '.join(protocol['changed'])}" if protocol["changed"] else ""
     written: dict[Path, str] = {}
 
-    def show(name: str, image: Image.Image, caption: str) -> Picture:
+    def show(of: str, name: str, image: Image.Image, caption: str) -> Picture:
         path = grids.save(image, task.out / f"evaluation-{name}.png")
-        written[path] = caption
+        written[path] = f"{of}: {caption}"
         return picture(path, caption)
 
     sections: list[tuple[str, list[Table], list[Picture]]] = [
-        (found.title, found.tables, [show(name, *sheet) for name, sheet in found.sheets.items()])
+        (found.title, found.tables, [show(found.title, name, *sheet) for name, sheet in found.sheets.items()])
         for found in task.judgements.values()]
     if (images := task.measured) is not None:
         some = range(min(2 * SHOWN, len(images)))
         under = [images.text[i] or "" for i in some]
-        shown = [show("drawn", grids.grid(torch.stack([images.picture(i) for i in some]), under, SHOWN),
+        of = "Drawn for the captions of the data"
+        shown = [show(of, "drawn", grids.grid(torch.stack([images.picture(i) for i in some]), under, SHOWN),
                       "the first ones, not chosen")]
         if (sheet := neighbours(task, images)) is not None:
-            shown.append(show("nearest", sheet, f"and the training pictures most like them, of the first {SCANNED:,}"
-                                                " (differences of 16 x 16 thumbnails in grey levels)"))
+            shown.append(show(of, "nearest", sheet, "and the training pictures most like them, of the first"
+                                                    f" {SCANNED:,} (differences of 16 x 16 thumbnails in grey levels)"))
         if task.scores.clip is not None:
-            shown += [show(heading.split()[0].lower(), sheet, heading)
+            shown += [show(of, heading.split()[0].lower(), sheet, heading)
                       for heading, sheet in extremes(images, task.scores.clip)]
-        sections.append(("Drawn for the captions of the data", [], shown))
+        sections.append((of, [], shown))
     if task.reconstructions is not None:
         before, after = (np.asarray(pictures) for pictures in task.reconstructions)
-        sections.append(("Reconstructions", [], [show(
-            "reconstructions", grids.rows([("picture", before), ("reconstruction", after)]), "the first ones")]))
+        sheet = grids.rows([("picture", before), ("reconstruction", after)])
+        sections.append(("Reconstructions", [], [show("Reconstructions", "reconstructions", sheet, "the first ones")]))
     page = write_page(
         task.out / "evaluation.html", "evaluation.html", facts=facts, sections=sections, missing=result["missing"],
         title=f"Evaluation of {protocol['checkpoint'] or protocol['images']}",

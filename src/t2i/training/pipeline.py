@@ -9,35 +9,44 @@ from __future__ import annotations
 import json
 import re
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from hydra.core.override_parser.types import Quote, QuotedString
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from t2i.checkpoint import atomic, building, file_format
 from t2i.checkpoint.plain_files import read_table
 from t2i.config import quiet
-from t2i.config.compose import Stage, compose
+from t2i.config.compose import Stage, compose, flat
 from t2i.config.places import program
 from t2i.evaluation import evaluate
-from t2i.evaluation.evaluator import HEAD
+from t2i.evaluation.evaluator import HEAD, table, without
 from t2i.evaluation.evaluator import rows as score_rows
 from t2i.evaluation.protocols import OF_OWN_CAPTIONS
 from t2i.training import train
+from t2i.viz.html import composition_tables
 from t2i.viz.progress import clock
 from t2i.viz.tables import Table
 
 KEY = re.compile(r"[\w.]+=")  # with which a message begins that names one
+PLAIN = re.compile(r"(?!(true|false|null|nan|inf)$)[a-z_/~.][\w./~-]*", re.IGNORECASE)  # text that is taken as it is
 
 
+@rank_zero_only
 def heading(text: str) -> None:
     print(f"\n{text}", flush=True)
 
 
 def asked(settings: dict[str, Any], ckpt: Path, out: Path) -> list[str]:
     """The command line of an evaluation."""
-    return [f"ckpt={ckpt}", f"out={out}", *(f"{key}={word(value)}" for key, value in settings.items())]
+    keys = {key: value for key, value in flat(settings).items() if not isinstance(value, dict)}
+    return [f"ckpt={ckpt}", f"out={out}", *(f"{key}={word(value)}" for key, value in keys.items())]
 
 
 def evaluated(settings: dict[str, Any], ckpt: Path, out: Path, trust: Sequence[str] = ()) -> dict[str, Any]:
@@ -45,13 +54,13 @@ def evaluated(settings: dict[str, Any], ckpt: Path, out: Path, trust: Sequence[s
     what else than the settings say it may build and open."""
     overrides = asked(settings, ckpt, out)
     named = [f"trust=[{','.join(trust)}]"] if trust else []
-    shown = " ".join([program("evaluate"), *overrides, *named])
+    shown = f"{program('evaluate')} {shlex.join([*overrides, *named])}"
     heading(shown)
     if (found := out / "evaluation.json").is_file():
-        held = read_table(found, protocol=dict, scores=dict)
+        held = read_table(found, protocol=dict, scores=dict, missing=dict)
         same = held["protocol"].get("hash") == file_format.file_hash(ckpt) and held.get("settings") == settings
         if same and "sheets" in held:  # without them before 2026-12
-            print(f"already there:\n{evaluate.nested_tables(held['scores'])}", end="")
+            print(f"already there:\n{evaluate.nested_tables(held['scores'])}{table(held['scores'], held['missing'])}")
             return held
     started = time.monotonic()
     config = compose(overrides, "evaluate")
@@ -70,6 +79,8 @@ def word(value: Any) -> str:
     """A setting's value as it is written on a command line."""
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(word, value)) + "]"
+    if isinstance(value, str) and not PLAIN.fullmatch(value):
+        return QuotedString(value, Quote.double).with_quotes()
     return "null" if value is None else str(value)
 
 
@@ -81,6 +92,8 @@ def peak_memory() -> float:
 
 def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
     """Runs the stages, evaluates the last one's model, compares several, if the recipe says how, and writes the report.
+
+    Of several processes the first does what follows the stages; the others return what the last stage did.
     """
     quiet.quiet()
     from t2i.evaluation.compare import stages as compare_stages
@@ -113,7 +126,10 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
         stage_config = compose(stage.overrides)
         result = train.run(stage_config, stage.command)
         trained.append({"name": stage.name, "command": stage.command, **result})
+    if getattr(rank_zero_only, "rank", 0):
+        return trained[-1]
     done, scores, grids, notes = list(trained), None, [], []
+    missing: dict[str, str] = {}
     ckpt = f"{trained[-1]['run_dir']}/last.ckpt"
     tables: list[Table] = []
     overall: dict[str, float] = {}
@@ -124,7 +140,8 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
         protocol = result["protocol"]
         done.append({"name": "evaluation", "run_dir": str(folder), "command": result["command"],
                      "seconds": result["seconds"]})
-        notes.append(f"Sampler: {protocol['sampler']}, seed {protocol['seed']}.")
+        missing = result["missing"]
+        notes += [f"Sampler: {protocol['sampler']}, seed {protocol['seed']}.", *without(missing)]
         if "composition" in result["scores"]:
             scores, prompt = result["scores"]["composition"], "two red circles above a blue square"
             notes.append(f"Composition: {protocol['n_per_task']} pictures a task; reader: {protocol['reader']}.")
@@ -144,8 +161,8 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
         of_others = {name: each for name, each in result["scores"].items()
                      if not name.startswith((*OF_OWN_CAPTIONS, "editing")) and "value" in each}
         overall |= {name: each["value"] for name, each in of_others.items()}
-        tables += [table for name, judged in result["scores"].items() if name in evaluate.TABLES
-                   for table in evaluate.TABLES[name](judged)]
+        tables += [each for name, judged in result["scores"].items() if name in evaluate.TABLES
+                   for each in evaluate.TABLES[name](judged)]
         if of_others:
             tables.append(Table("Scores", ["score", *HEAD], score_rows(of_others), strong_columns=[1]))
         grids += [(text, folder / name) for name, text in result["sheets"].items()]
@@ -156,7 +173,11 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
         heading("Comparison")
         since = time.monotonic()
         compared = compare_stages.run(comparison, trained, folder, config["seed"], config["paths"])
-        shown = compare_stages.scores(compared) if scores is None else scores
+        if scores is None:
+            shown = compare_stages.scores(compared)
+        else:
+            tables += [replace(each, title=f"Comparison: {each.title}")
+                       for each in composition_tables(compare_stages.scores(compared))]
         grids.insert(0, ("Models in rows, captions in columns", folder / "comparison.png"))
         done.append({"name": "comparison", "run_dir": str(folder), "seconds": round(time.monotonic() - since, 1)})
         runs = {stage["name"]: stage["run_dir"] for stage in trained}
@@ -169,4 +190,5 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
     heading(f"Done in {cost}")
     print(f"Pictures: {grids[0][1] if grids else done[-1]['run_dir']}\nReport:   {report}\nTry next:")
     print("\n".join(f"  {command}" for command in commands))
-    return {"report": str(report), "run_dir": trained[-1]["run_dir"], "seconds": round(total, 1), **overall}
+    return {"report": str(report), "run_dir": trained[-1]["run_dir"], "seconds": round(total, 1), **overall,
+            "missing": missing}

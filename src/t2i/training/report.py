@@ -69,5 +69,5 @@ def write_report(
     return write_page(
         Path(folder) / "report.html", "report.html", title=title, date=time.strftime("%Y-%m-%d %H:%M"),
         spent=clock(total) if total else "", notes=notes, grids=[picture(Path(path), text) for text, path in grids],
-        scores=[*(composition_tables(scores) if scores else []), *tables], next_commands=next_commands,
+        scores=composition_tables(scores) if scores else [], tables=tables, next_commands=next_commands,
         times=times if len(stages) > 1 else None, stages=[_stage(stage) for stage in stages])

@@ -55,10 +55,15 @@ def current(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def check(settings: Mapping[str, Any], stages: Mapping[str, dict[str, Any]]) -> None:
     """ValueError with everything that is wrong with a `comparison` node, before any stage (name -> config) runs."""
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"comparison={settings}: its keys take a value each: {', '.join(KEYS)}; or null")
     settings = current(settings)
     if set(settings) != set(KEYS):
         raise ValueError(f"comparison has the keys {', '.join(settings)}; it takes {', '.join(KEYS)}")
     models, includes, clip = settings["models"], settings["includes"] or {}, settings["clip_model"]
+    if not isinstance(models, Mapping) or not isinstance(includes, Mapping):
+        raise ValueError(f"comparison.models={models}, comparison.includes={includes}: labels with stages are wanted,"
+                         " as in {prior:baselines_shapes/prior}")
     faults = [f"comparison.{key}={settings[key]}: a whole number >= {least} is needed"
               for key, least in LEAST.items() if type(settings[key]) is not int or settings[key] < least]
     named = [*models.values(), *(stage for listed in includes.values() for stage in listed), clip]
