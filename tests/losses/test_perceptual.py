@@ -97,7 +97,7 @@ def test_a_missing_file_says_where_it_looked(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ValueError, match=r"checkpoints/vgg16-397923af.pth .*model.perceptual=null") as found:
         LPIPS()
     assert str(tmp_path) in str(found.value)
-    with pytest.raises(ValueError, match=r"vgg_path=nowhere.pth"):
+    with pytest.raises(ValueError, match=r"there is no file nowhere\.pth\. Put torchvision"):
         LPIPS(vgg_path="nowhere.pth")
 
 
