@@ -29,6 +29,7 @@ from t2i.evaluation import evaluate
 from t2i.evaluation.evaluator import HEAD, table, without
 from t2i.evaluation.evaluator import rows as score_rows
 from t2i.evaluation.protocols import OF_OWN_CAPTIONS
+from t2i.models.distributed import rank_and_world_size
 from t2i.training import train
 from t2i.viz.html import composition_tables
 from t2i.viz.progress import clock
@@ -66,7 +67,8 @@ def evaluated(settings: dict[str, Any], ckpt: Path, out: Path, trust: Sequence[s
     config = compose(overrides, "evaluate")
     result = evaluate.run(config | {"trust": [*config["trust"], *trust]})  # not as text: a folder may have any name
     result |= {"settings": settings, "seconds": round(time.monotonic() - started, 1), "command": shown}
-    atomic.write_text(found, json.dumps(result, indent=1))
+    if rank_and_world_size()[0] == 0:
+        atomic.write_text(found, json.dumps(result, indent=1))
     return result
 
 
@@ -93,7 +95,8 @@ def peak_memory() -> float:
 def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
     """Runs the stages, evaluates the last one's model, compares several, if the recipe says how, and writes the report.
 
-    Of several processes the first does what follows the stages; the others return what the last stage did.
+    Of several processes the first does what follows the stages, those of torchrun share the evaluation; the others
+    return what the last stage did.
     """
     quiet.quiet()
     from t2i.evaluation.compare import stages as compare_stages
@@ -126,7 +129,8 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
         stage_config = compose(stage.overrides)
         result = train.run(stage_config, stage.command)
         trained.append({"name": stage.name, "command": stage.command, **result})
-    if getattr(rank_zero_only, "rank", 0):
+    first = not getattr(rank_zero_only, "rank", 0)
+    if not first and (settings is None or rank_and_world_size()[1] == 1):
         return trained[-1]
     done, scores, grids, notes = list(trained), None, [], []
     missing: dict[str, str] = {}
@@ -137,6 +141,8 @@ def run(config: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
     following: list[str] = []
     if settings is not None:
         result = evaluated(settings, Path(ckpt), folder, let_open(stage_config))
+        if not first:
+            return trained[-1]
         protocol = result["protocol"]
         done.append({"name": "evaluation", "run_dir": str(folder), "command": result["command"],
                      "seconds": result["seconds"]})
